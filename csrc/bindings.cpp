@@ -1,0 +1,293 @@
+// The only file that knows Python. Calls that may block release the GIL; exceptions become those
+// of gpupool.errors.
+#include <pybind11/native_enum.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "driver/driver.h"
+#include "driver/fault.h"
+#include "image/image.h"
+#include "memory/memory.h"
+#include "swap/swap.h"
+#include "transfer/transfer.h"
+
+namespace py = pybind11;
+using namespace gpupool;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+namespace {
+
+// DLPack's managed tensor, as its specification lays it out (version 0.x, one dimension of bytes).
+struct DlDevice {
+  std::int32_t type;
+  std::int32_t id;
+};
+struct DlTensor {
+  void* data;
+  DlDevice device;
+  std::int32_t ndim;
+  struct {
+    std::uint8_t code;
+    std::uint8_t bits;
+    std::uint16_t lanes;
+  } dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;
+  std::uint64_t byte_offset;
+};
+struct DlManagedTensor {
+  DlTensor tensor;
+  void* manager;
+  void (*deleter)(DlManagedTensor*);
+};
+constexpr std::int32_t dl_cpu = 1;
+constexpr std::int32_t dl_cuda = 2;
+constexpr std::uint8_t dl_uint = 1;
+
+// Keeps the addresses reserved for as long as a tensor exists.
+struct TensorHold {
+  ReservationPtr reservation;
+  std::int64_t shape[1];
+  DlManagedTensor managed;
+};
+
+py::capsule to_dlpack(const Region& region, DlDevice device) {
+  auto hold = std::make_unique<TensorHold>();
+  hold->reservation = region.reservation();
+  hold->shape[0] = static_cast<std::int64_t>(region.bytes());
+  hold->managed = {
+      {reinterpret_cast<void*>(region.address()), device, 1, {dl_uint, 8, 1}, hold->shape, nullptr, 0},
+      hold.get(),
+      [](DlManagedTensor* self) { delete static_cast<TensorHold*>(self->manager); }};
+  py::capsule capsule(&hold->managed, "dltensor", [](PyObject* object) {
+    // A consumer renames the capsule and takes over the deleter.
+    if (!PyCapsule_IsValid(object, "dltensor")) return;
+    auto* managed = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
+    managed->deleter(managed);
+  });
+  static_cast<void>(hold.release());
+  return capsule;
+}
+
+// A model and its driver; a region remembers both so that it can speak for itself.
+struct Memory {
+  DriverPtr driver;
+  std::shared_ptr<ModelMemory> memory;
+};
+
+struct RegionHandle {
+  DriverPtr driver;
+  std::shared_ptr<ModelMemory> memory;
+  RegionPtr region;
+};
+
+// The host image as a writable buffer.
+struct ImageBuffer {
+  RegionPtr region;
+};
+
+DlDevice dl_device(const Driver& driver) {
+  return driver.kind() == DeviceKind::cuda ? DlDevice{dl_cuda, driver.ordinal()}
+                                           : DlDevice{dl_cpu, 0};
+}
+
+std::vector<Run> to_runs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
+  std::vector<Run> runs;
+  runs.reserve(pairs.size());
+  for (const auto& [offset, bytes] : pairs) {
+    if (offset + bytes < offset) throw UsageError("a run wraps around");
+    runs.push_back({offset, offset + bytes});
+  }
+  return runs;
+}
+
+void raise(const char* type, const py::tuple& arguments) {
+  const py::object error = py::module_::import("gpupool.errors").attr(type)(*arguments);
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const DriverError& error) {
+    raise("DriverError", py::make_tuple(error.what(), std::string(error.call()),
+                                        static_cast<int>(error.status())));
+  } catch (const UsageError& error) {
+    raise("UsageError", py::make_tuple(error.what()));
+  } catch (const std::system_error& error) {
+    raise("HostMemoryError", py::make_tuple(error.what()));
+  }
+}
+
+void bind_driver(py::module_& m) {
+  py::class_<Driver, DriverPtr>(m, "Driver", "Device work behind one interface.")
+      .def_property_readonly(
+          "kind",
+          [](const Driver& self) {
+            return std::string(self.kind() == DeviceKind::cuda ? "cuda" : "host");
+          },
+          "'cuda' or 'host'.")
+      .def_property_readonly("ordinal", &Driver::ordinal, "Index of the device.")
+      .def("page_granularity",
+           [](Driver& self) {
+             std::size_t bytes = 0;
+             GPUPOOL_CALL(&self, page_granularity, &bytes);
+             return bytes;
+           },
+           "Smallest page size in bytes; every page size is a multiple of it.");
+  m.def("open_host_driver", &open_host_driver,
+        "An emulation in host memory: pages are memfds, streams are threads.");
+  m.def("open_cuda_driver", &open_cuda_driver, py::arg("ordinal"),
+        "The CUDA driver of this machine. Raises RuntimeError where there is none.");
+  py::class_<FaultPlan, std::shared_ptr<FaultPlan>>(m, "FaultPlan",
+                                                    "Fails chosen driver calls, for tests.")
+      .def(py::init<>())
+      .def(
+          "arm",
+          [](FaultPlan& self, std::uint64_t nth, int code, bool persistent) {
+            self.arm(nth, static_cast<Status>(code), persistent);
+          },
+          py::arg("nth"), py::arg("code"), py::arg("persistent") = false,
+          "The nth call from now answers `code`; with `persistent` so do all after it.")
+      .def("disarm", &FaultPlan::disarm)
+      .def_property_readonly("injected", &FaultPlan::injected, "Calls failed since arm().");
+  m.def("with_faults", &with_faults, py::arg("driver"), py::arg("plan"),
+        "The same driver, failing as the plan says.");
+}
+
+void bind_memory(py::module_& m) {
+  py::class_<Page, std::shared_ptr<Page>>(m, "Page", "Physical device memory of one fixed size.")
+      .def_static(
+          "import_fd",
+          [](const DriverPtr& driver, int fd, std::size_t bytes) {
+            return std::const_pointer_cast<Page>(Page::import(driver, fd, bytes));
+          },
+          py::arg("driver"), py::arg("fd"), py::arg("bytes"), NoGil(),
+          "A page another process exported; `fd` stays the caller's.")
+      .def("export_fd", &Page::export_fd, "A new descriptor, owned by the caller.")
+      .def_property_readonly("bytes", &Page::bytes);
+  py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool",
+                                                  "The pages of one budget and who has them.")
+      .def(py::init<DriverPtr, std::size_t, std::size_t>(), py::arg("driver"),
+           py::arg("budget_bytes"), py::arg("page_bytes"))
+      .def("acquire", &PagePool::acquire, py::arg("owner"), py::arg("count"), NoGil(),
+           "`count` pages for `owner`, all or none.")
+      .def(
+          "give_back",
+          [](PagePool& self, OwnerId owner, const std::vector<PageId>& pages) {
+            self.give_back(owner, pages);
+          },
+          py::arg("owner"), py::arg("pages"), "Pages their owner no longer maps.")
+      .def("give_back_all", &PagePool::give_back_all, py::arg("owner"))
+      .def(
+          "page",
+          [](const PagePool& self, PageId id) {
+            return std::const_pointer_cast<Page>(self.page(id));
+          },
+          py::arg("id"))
+      .def("owned", &PagePool::owned, py::arg("owner"))
+      .def_property_readonly("free_pages", &PagePool::free_pages)
+      .def_property_readonly("created_pages", &PagePool::created_pages)
+      .def_property_readonly("total_pages", &PagePool::total_pages)
+      .def_property_readonly("page_bytes", &PagePool::page_bytes);
+}
+
+void bind_swap(py::module_& m) {
+  py::native_enum<Tag>(m, "Tag", "enum.Enum", "What a region holds.")
+      .value("weights", Tag::weights)
+      .value("runtime", Tag::runtime)
+      .value("cudagraph", Tag::cudagraph)
+      .value("kv_cache", Tag::kv_cache)
+      .value("workspace", Tag::workspace)
+      .finalize();
+  py::class_<SwapReport>(m, "SwapReport", "What one swap took and moved.")
+      .def_property_readonly("map_s", [](const SwapReport& r) { return 1e-9 * double(r.map_ns); })
+      .def_property_readonly("copy_s", [](const SwapReport& r) { return 1e-9 * double(r.copy_ns); })
+      .def_property_readonly("total_s",
+                             [](const SwapReport& r) { return 1e-9 * double(r.total_ns); })
+      .def_readonly("copied_bytes", &SwapReport::copied_bytes)
+      .def_readonly("filled_bytes", &SwapReport::filled_bytes)
+      .def_readonly("pages", &SwapReport::pages);
+  py::class_<ImageBuffer>(m, "ImageBuffer", py::buffer_protocol(), "A region's host image.")
+      .def_buffer([](ImageBuffer& self) {
+        return py::buffer_info(reinterpret_cast<std::uint8_t*>(self.region->image()),
+                               static_cast<py::ssize_t>(self.region->bytes()), false);
+      });
+  py::class_<RegionHandle>(m, "Region", "A range of device addresses of one tag.")
+      .def_property_readonly("tag", [](const RegionHandle& h) { return h.region->tag(); })
+      .def_property_readonly("bytes", [](const RegionHandle& h) { return h.region->bytes(); })
+      .def_property_readonly("span_bytes",
+                             [](const RegionHandle& h) { return h.region->span_bytes(); },
+                             "Size in whole pages.")
+      .def_property_readonly("address", [](const RegionHandle& h) { return h.region->address(); })
+      .def_property_readonly("saved_bytes",
+                             [](const RegionHandle& h) { return h.memory->saved_bytes(*h.region); },
+                             "Bytes of the host image that a swap-in copies.")
+      .def("image",
+           [](const RegionHandle& h) {
+             if (h.region->image() == nullptr) throw UsageError("a workspace has no image");
+             return ImageBuffer{h.region};
+           },
+           "The host image as a writable buffer of `bytes`.")
+      .def("adopt_image", [](RegionHandle& h) { h.memory->adopt_image(*h.region); },
+           "The caller filled the image: a swap-in restores all of it.")
+      .def(
+          "mark_written",
+          [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {
+            h.memory->mark_written(*h.region, to_runs(runs));
+          },
+          py::arg("runs"), "Runs (offset, bytes) that the device has changed.")
+      .def("__dlpack_device__",
+           [](const RegionHandle& h) {
+             const DlDevice device = dl_device(*h.driver);
+             return py::make_tuple(device.type, device.id);
+           })
+      .def(
+          "__dlpack__",
+          [](const RegionHandle& h, const py::kwargs&) {
+            return to_dlpack(*h.region, dl_device(*h.driver));
+          },
+          "A uint8 tensor over the addresses; they stay reserved while it lives, and hold memory "
+          "only while the model is resident.");
+  py::class_<Memory>(m, "ModelMemory", "Residency of one model.")
+      .def(py::init([](DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes) {
+             auto memory = std::make_shared<ModelMemory>(driver, page_bytes, chunk_bytes);
+             return Memory{std::move(driver), std::move(memory)};
+           }),
+           py::arg("driver"), py::arg("page_bytes"), py::arg("chunk_bytes") = std::size_t{32} << 20)
+      .def(
+          "add_region",
+          [](const Memory& self, Tag tag, std::size_t bytes, int image_fd) {
+            return RegionHandle{self.driver, self.memory,
+                                self.memory->add_region(tag, bytes, image_fd)};
+          },
+          py::arg("tag"), py::arg("bytes"), py::arg("image_fd") = -1, NoGil())
+      .def_property_readonly("pages_needed",
+                             [](const Memory& self) { return self.memory->pages_needed(); })
+      .def_property_readonly("resident",
+                             [](const Memory& self) { return self.memory->resident(); })
+      .def(
+          "swap_in",
+          [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages) {
+            return self.memory->swap_in({pages.begin(), pages.end()});
+          },
+          py::arg("pages"), NoGil(), "Maps the pages and restores every region.")
+      .def("swap_out", [](const Memory& self) { return self.memory->swap_out(); }, NoGil(),
+           "Saves what the images lack and unmaps everything.");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core of gpupool: pages, mappings, images and swaps.";
+  py::register_exception_translator(translate);
+  bind_driver(m);
+  bind_memory(m);
+  bind_swap(m);
+}

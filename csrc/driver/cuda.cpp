@@ -1,0 +1,219 @@
+// The CUDA driver: libcuda.so.1 by dlopen, symbols by cuGetProcAddress, primary context shared
+// with whatever else runs in the process (torch uses the same one).
+#include <dlfcn.h>
+
+#include <chrono>
+#include <mutex>
+
+#include "driver/cuda_abi.h"
+#include "driver/driver.h"
+
+namespace gpupool {
+namespace cuda {
+namespace {
+
+struct Library {
+  Symbols symbols;
+  std::string error;  // empty when every symbol was found
+};
+
+Library load() {
+  Library library;
+  // Never closed: the driver may have threads and exit handlers of its own.
+  void* handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+  if (handle == nullptr) {
+    library.error =
+        "libcuda.so.1 was not found: install the NVIDIA driver, or use device 'host' to run "
+        "without a GPU";
+    return library;
+  }
+  const auto find =
+      reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
+  if (find == nullptr) {
+    library.error = "the NVIDIA driver is too old: CUDA 12.0 or newer is needed";
+    return library;
+  }
+#define GPUPOOL_CUDA_LOAD(name, version, params)                                             \
+  if (void* function = nullptr;                                                              \
+      find(#name, &function, version, 0, nullptr) == 0 && function != nullptr) {             \
+    library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(function);       \
+  } else if (library.error.empty()) {                                                        \
+    library.error = "the NVIDIA driver has no " #name ": CUDA 12.0 or newer is needed";      \
+  }
+  GPUPOOL_CUDA_SYMBOLS(GPUPOOL_CUDA_LOAD)
+#undef GPUPOOL_CUDA_LOAD
+  return library;
+}
+
+const Symbols& symbols() {
+  static const Library library = load();  // a failed load is remembered
+  if (!library.error.empty()) throw std::runtime_error(library.error);
+  return library.symbols;
+}
+
+Status status_of(Result result) { return static_cast<Status>(result); }
+
+Stream native(StreamHandle stream) { return reinterpret_cast<Stream>(stream); }
+Event native(EventHandle event) { return reinterpret_cast<Event>(event); }
+
+class CudaDriver final : public Driver {
+ public:
+  explicit CudaDriver(int ordinal) : cu_(symbols()), ordinal_(ordinal) {
+    check(*this, "cuInit", status_of(cu_.cuInit(0)));
+    check(*this, "cuDeviceGet", status_of(cu_.cuDeviceGet(&device_, ordinal)));
+  }
+  ~CudaDriver() override {
+    if (context_ != nullptr) cu_.cuDevicePrimaryCtxRelease(device_);
+  }
+
+  Status page_granularity(std::size_t* bytes) noexcept override {
+    const AllocationProperties properties = page_properties();
+    return status_of(cu_.cuMemGetAllocationGranularity(bytes, &properties, granularity_minimum));
+  }
+  Status memory_info(std::size_t* free_bytes, std::size_t* total_bytes) noexcept override {
+    return in_context([&] { return cu_.cuMemGetInfo(free_bytes, total_bytes); });
+  }
+  Status page_create(PageHandle* page, std::size_t bytes) noexcept override {
+    const AllocationProperties properties = page_properties();
+    return status_of(cu_.cuMemCreate(page, bytes, &properties, 0));
+  }
+  Status page_release(PageHandle page) noexcept override {
+    return status_of(cu_.cuMemRelease(page));
+  }
+  Status page_export(int* fd, PageHandle page) noexcept override {
+    return status_of(cu_.cuMemExportToShareableHandle(fd, page, handle_type_posix_fd, 0));
+  }
+  Status page_import(PageHandle* page, int fd) noexcept override {
+    return status_of(cu_.cuMemImportFromShareableHandle(
+        page, reinterpret_cast<void*>(static_cast<std::intptr_t>(fd)), handle_type_posix_fd));
+  }
+  Status address_reserve(DevicePtr* address, std::size_t bytes) noexcept override {
+    return in_context([&] { return cu_.cuMemAddressReserve(address, bytes, 0, 0, 0); });
+  }
+  Status address_free(DevicePtr address, std::size_t bytes) noexcept override {
+    return in_context([&] { return cu_.cuMemAddressFree(address, bytes); });
+  }
+  Status map(DevicePtr address, std::size_t bytes, PageHandle page) noexcept override {
+    return in_context([&] { return cu_.cuMemMap(address, bytes, 0, page, 0); });
+  }
+  Status unmap(DevicePtr address, std::size_t bytes) noexcept override {
+    return in_context([&] { return cu_.cuMemUnmap(address, bytes); });
+  }
+  Status set_access(DevicePtr address, std::size_t bytes) noexcept override {
+    const AccessDescriptor access{{location_type_device, ordinal_}, access_read_write};
+    return in_context([&] { return cu_.cuMemSetAccess(address, bytes, &access, 1); });
+  }
+  Status host_register(void* memory, std::size_t bytes) noexcept override {
+    return in_context([&] { return cu_.cuMemHostRegister(memory, bytes, host_register_portable); });
+  }
+  Status host_unregister(void* memory) noexcept override {
+    return in_context([&] { return cu_.cuMemHostUnregister(memory); });
+  }
+  Status stream_create(StreamHandle* stream) noexcept override {
+    return in_context([&] {
+      // Non-blocking: copies must not wait for the legacy default stream of other code.
+      return cu_.cuStreamCreate(reinterpret_cast<Stream*>(stream), stream_non_blocking);
+    });
+  }
+  Status stream_destroy(StreamHandle stream) noexcept override {
+    return in_context([&] { return cu_.cuStreamDestroy(native(stream)); });
+  }
+  Status stream_synchronize(StreamHandle stream) noexcept override {
+    return in_context([&] { return cu_.cuStreamSynchronize(native(stream)); });
+  }
+  Status stream_wait_event(StreamHandle stream, EventHandle event) noexcept override {
+    return in_context([&] { return cu_.cuStreamWaitEvent(native(stream), native(event), 0); });
+  }
+  Status event_create(EventHandle* event) noexcept override {
+    return in_context([&] {
+      return cu_.cuEventCreate(reinterpret_cast<Event*>(event), event_disable_timing);
+    });
+  }
+  Status event_destroy(EventHandle event) noexcept override {
+    return in_context([&] { return cu_.cuEventDestroy(native(event)); });
+  }
+  Status event_record(EventHandle event, StreamHandle stream) noexcept override {
+    return in_context([&] { return cu_.cuEventRecord(native(event), native(stream)); });
+  }
+  Status event_query(EventHandle event) noexcept override {
+    return in_context([&] { return cu_.cuEventQuery(native(event)); });
+  }
+  Status event_synchronize(EventHandle event) noexcept override {
+    return in_context([&] { return cu_.cuEventSynchronize(native(event)); });
+  }
+  Status copy_to_device(DevicePtr destination, const void* source, std::size_t bytes,
+                        StreamHandle stream) noexcept override {
+    return in_context(
+        [&] { return cu_.cuMemcpyHtoDAsync(destination, source, bytes, native(stream)); });
+  }
+  Status copy_to_host(void* destination, DevicePtr source, std::size_t bytes,
+                      StreamHandle stream) noexcept override {
+    return in_context(
+        [&] { return cu_.cuMemcpyDtoHAsync(destination, source, bytes, native(stream)); });
+  }
+  Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
+              StreamHandle stream) noexcept override {
+    return in_context(
+        [&] { return cu_.cuMemsetD8Async(destination, value, bytes, native(stream)); });
+  }
+
+  std::int64_t now_ns() const noexcept override {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+  DeviceKind kind() const noexcept override { return DeviceKind::cuda; }
+  int ordinal() const noexcept override { return ordinal_; }
+  std::string status_name(Status status) const override {
+    const char* name = nullptr;
+    if (cu_.cuGetErrorName(static_cast<int>(status), &name) == 0 && name != nullptr) return name;
+    return Driver::status_name(status);
+  }
+
+ private:
+  AllocationProperties page_properties() const noexcept {
+    AllocationProperties properties{};
+    properties.type = allocation_type_pinned;
+    properties.handle_types = handle_type_posix_fd;
+    properties.location = {location_type_device, ordinal_};
+    return properties;
+  }
+
+  // Runs `call` with the primary context current on this thread, and puts back what was current.
+  template <typename Call>
+  Status in_context(Call call) noexcept {
+    Context previous = nullptr;
+    if (const Result result = cu_.cuCtxGetCurrent(&previous); result != 0) {
+      return status_of(result);
+    }
+    Context own = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      if (context_ == nullptr) {
+        if (const Result result = cu_.cuDevicePrimaryCtxRetain(&context_, device_); result != 0) {
+          context_ = nullptr;
+          return status_of(result);
+        }
+      }
+      own = context_;
+    }
+    if (previous == own) return status_of(call());
+    if (const Result result = cu_.cuCtxSetCurrent(own); result != 0) return status_of(result);
+    const Result result = call();
+    const Result restored = cu_.cuCtxSetCurrent(previous);
+    return status_of(result != 0 ? result : restored);
+  }
+
+  const Symbols& cu_;
+  int ordinal_;
+  Device device_ = 0;
+  std::mutex mutex_;
+  Context context_ = nullptr;  // retained by the first call that needs it
+};
+
+}  // namespace
+}  // namespace cuda
+
+DriverPtr open_cuda_driver(int ordinal) { return std::make_shared<cuda::CudaDriver>(ordinal); }
+
+}  // namespace gpupool

@@ -1,0 +1,206 @@
+#include "driver/host_address_space.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace gpupool::host {
+namespace {
+
+void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
+
+bool aligned(std::size_t bytes) { return bytes != 0 && bytes % granularity_bytes == 0; }
+
+Status from_errno() {
+  return errno == ENOMEM || errno == ENFILE || errno == EMFILE || errno == ENOSPC
+             ? Status::out_of_memory
+             : Status::unknown;
+}
+
+}  // namespace
+
+Pages::~Pages() {
+  for (const auto& [page, entry] : pages_) close(entry.fd);
+}
+
+Status Pages::insert(PageHandle* page, int fd, std::size_t bytes) {
+  std::lock_guard lock(mutex_);
+  *page = next_++;
+  pages_.emplace(*page, Entry{fd, bytes});
+  return Status::success;
+}
+
+Status Pages::create(PageHandle* page, std::size_t bytes) {
+  if (!aligned(bytes)) return Status::invalid_value;
+  const int fd = memfd_create("gpupool-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return from_errno();
+  void* view = MAP_FAILED;
+  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0 && fallocate(fd, 0, 0, bytes) == 0) {
+    view = mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, fd, 0);
+  }
+  if (view == MAP_FAILED) {
+    const Status status = from_errno();
+    close(fd);
+    return status;
+  }
+  std::memset(view, poison, bytes);
+  munmap(view, bytes);
+  // Sealed, so that a process that holds a descriptor cannot make another one fault.
+  fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  return insert(page, fd, bytes);
+}
+
+Status Pages::release(PageHandle page) {
+  std::lock_guard lock(mutex_);
+  const auto it = pages_.find(page);
+  if (it == pages_.end()) return Status::invalid_value;
+  close(it->second.fd);
+  pages_.erase(it);
+  return Status::success;
+}
+
+Status Pages::export_fd(int* fd, PageHandle page) {
+  int own = -1;
+  std::size_t bytes = 0;
+  if (!find(page, &own, &bytes)) return Status::invalid_value;
+  const int copy = fcntl(own, F_DUPFD_CLOEXEC, 3);
+  if (copy < 0) return from_errno();
+  *fd = copy;
+  return Status::success;
+}
+
+Status Pages::import_fd(PageHandle* page, int fd) {
+  struct stat info{};
+  if (fstat(fd, &info) != 0 || fcntl(fd, F_GET_SEALS) < 0) return Status::invalid_value;
+  const auto bytes = static_cast<std::size_t>(info.st_size);
+  if (!aligned(bytes)) return Status::invalid_value;
+  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (copy < 0) return from_errno();
+  return insert(page, copy, bytes);
+}
+
+bool Pages::find(PageHandle page, int* fd, std::size_t* bytes) const {
+  std::lock_guard lock(mutex_);
+  const auto it = pages_.find(page);
+  if (it == pages_.end()) return false;
+  *fd = it->second.fd;
+  *bytes = it->second.bytes;
+  return true;
+}
+
+AddressSpace::~AddressSpace() {
+  for (const auto& [address, bytes] : reservations_) munmap(pointer(address), bytes);
+}
+
+Status AddressSpace::reserve(DevicePtr* address, std::size_t bytes) {
+  if (!aligned(bytes)) return Status::invalid_value;
+  // Over-reserve, then trim, for an address aligned like a device's.
+  const std::size_t padded = bytes + granularity_bytes;
+  void* raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return from_errno();
+  const auto start = reinterpret_cast<DevicePtr>(raw);
+  const DevicePtr base = (start + granularity_bytes - 1) / granularity_bytes * granularity_bytes;
+  if (base > start) munmap(raw, base - start);
+  if (const auto tail = start + padded - (base + bytes); tail > 0) {
+    munmap(pointer(base + bytes), tail);
+  }
+  std::unique_lock lock(mutex_);
+  reservations_.emplace(base, bytes);
+  *address = base;
+  return Status::success;
+}
+
+Status AddressSpace::free(DevicePtr address, std::size_t bytes) {
+  std::unique_lock lock(mutex_);
+  const auto it = reservations_.find(address);
+  if (it == reservations_.end() || it->second != bytes) return Status::invalid_value;
+  const auto mapped = mappings_.lower_bound(address);
+  if (mapped != mappings_.end() && mapped->first < address + bytes) return Status::invalid_value;
+  munmap(pointer(address), bytes);
+  reservations_.erase(it);
+  return Status::success;
+}
+
+Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) {
+  int fd = -1;
+  std::size_t page_bytes = 0;
+  if (!pages_.find(page, &fd, &page_bytes)) return Status::invalid_value;
+  std::unique_lock lock(mutex_);
+  if (bytes != page_bytes || address % granularity_bytes != 0 || !reserved(address, bytes)) {
+    return Status::invalid_value;
+  }
+  const auto next = mappings_.lower_bound(address);
+  if (next != mappings_.end() && next->first < address + bytes) return Status::invalid_value;
+  if (next != mappings_.begin()) {
+    const auto previous = std::prev(next);
+    if (previous->first + previous->second.bytes > address) return Status::invalid_value;
+  }
+  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    return from_errno();
+  }
+  mappings_.emplace(address, Mapping{bytes, false});
+  return Status::success;
+}
+
+Status AddressSpace::unmap(DevicePtr address, std::size_t bytes) {
+  std::unique_lock lock(mutex_);
+  if (!exact(address, bytes)) return Status::invalid_value;
+  // One call puts inaccessible memory back in place of all mappings of the range.
+  if (mmap(pointer(address), bytes, PROT_NONE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    return from_errno();
+  }
+  mappings_.erase(mappings_.find(address), mappings_.lower_bound(address + bytes));
+  return Status::success;
+}
+
+Status AddressSpace::set_access(DevicePtr address, std::size_t bytes) {
+  std::unique_lock lock(mutex_);
+  if (!exact(address, bytes)) return Status::invalid_value;
+  if (mprotect(pointer(address), bytes, PROT_READ | PROT_WRITE) != 0) return from_errno();
+  // Page tables filled here in one go, rather than by a fault per 4 KiB in the first copy.
+  madvise(pointer(address), bytes, MADV_POPULATE_WRITE);
+  for (auto it = mappings_.find(address); it != mappings_.end() && it->first < address + bytes;
+       ++it) {
+    it->second.access = true;
+  }
+  return Status::success;
+}
+
+bool AddressSpace::accessible(DevicePtr address, std::size_t bytes) const {
+  std::shared_lock lock(mutex_);
+  return covered(address, bytes, true);
+}
+
+bool AddressSpace::reserved(DevicePtr address, std::size_t bytes) const {
+  auto it = reservations_.upper_bound(address);
+  if (it == reservations_.begin()) return false;
+  --it;
+  return address + bytes <= it->first + it->second;
+}
+
+bool AddressSpace::covered(DevicePtr address, std::size_t bytes, bool with_access) const {
+  const DevicePtr end = address + bytes;
+  if (end < address) return false;
+  auto it = mappings_.upper_bound(address);
+  if (it == mappings_.begin()) return false;
+  for (--it; it != mappings_.end() && it->first <= address; ++it) {
+    if (with_access && !it->second.access) return false;
+    address = std::max(address, it->first + it->second.bytes);
+    if (address >= end) return true;
+  }
+  return false;
+}
+
+bool AddressSpace::exact(DevicePtr address, std::size_t bytes) const {
+  if (bytes == 0 || mappings_.find(address) == mappings_.end()) return false;
+  if (!covered(address, bytes, false)) return false;
+  const auto last = std::prev(mappings_.lower_bound(address + bytes));
+  return last->first + last->second.bytes == address + bytes;
+}
+
+}  // namespace gpupool::host

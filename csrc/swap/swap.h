@@ -1,0 +1,113 @@
+// Residency of one model: its regions come in and go out as a whole, at addresses that stay.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "image/image.h"
+#include "memory/memory.h"
+#include "transfer/transfer.h"
+
+namespace gpupool {
+
+// What a region holds, which says what a swap-out does with it.
+enum class Tag {
+  weights,    // copied out once, then again only where marked as written
+  runtime,    // copied out every time: buffers that a step may change
+  cudagraph,  // copied out every time
+  kv_cache,   // copied out where marked as written
+  workspace,  // thrown away
+};
+
+struct SwapReport {
+  std::int64_t map_ns = 0;   // mapping and setting access, or unmapping
+  std::int64_t copy_ns = 0;  // copies and fills, from the first enqueued to all complete
+  std::int64_t total_ns = 0;
+  std::size_t copied_bytes = 0;
+  std::size_t filled_bytes = 0;
+  std::size_t pages = 0;
+};
+
+class ModelMemory;
+
+// A range of device addresses of one tag, with a host image of the same size behind it.
+class Region {
+ public:
+  [[nodiscard]] Tag tag() const noexcept { return tag_; }
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  [[nodiscard]] std::size_t span_bytes() const noexcept { return reservation_->bytes(); }
+  [[nodiscard]] DevicePtr address() const noexcept { return reservation_->address(); }
+  // Null for a workspace.
+  [[nodiscard]] std::byte* image() const noexcept { return image_ ? image_->data() : nullptr; }
+  [[nodiscard]] const ReservationPtr& reservation() const noexcept { return reservation_; }
+
+ private:
+  friend class ModelMemory;
+  Region(Tag tag, std::size_t bytes, ReservationPtr reservation, std::unique_ptr<HostMemory> image);
+
+  Tag tag_;
+  std::size_t bytes_;
+  ReservationPtr reservation_;
+  std::unique_ptr<HostMemory> image_;
+  std::optional<Mapping> mapping_;
+  RunSet saved_;    // bytes for which the image is worth restoring
+  RunSet written_;  // bytes for which the device is newer than the image
+};
+
+using RegionPtr = std::shared_ptr<Region>;
+
+// Thread safe; each call is all or nothing.
+class ModelMemory {
+ public:
+  // Throws DriverError. Copies are cut into chunks of `chunk_bytes`.
+  ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes);
+  // Waits for copies in flight, unmaps, and lets the addresses go once no tensor holds them.
+  ~ModelMemory();
+
+  // Reserves addresses and host memory for a region; only while the model is out. A non-negative
+  // `image_fd` is a memfd of at least `bytes` to use as its image. Throws UsageError, DriverError
+  // or std::system_error.
+  RegionPtr add_region(Tag tag, std::size_t bytes, int image_fd);
+  // How many pages swap_in takes.
+  [[nodiscard]] std::size_t pages_needed() const;
+
+  // Maps the pages and restores every region; what has no image is zeroed, so that nothing an
+  // earlier owner of a page left behind can be read. On an error the model is out as before.
+  SwapReport swap_in(std::vector<PagePtr> pages);
+  // Saves what the images lack and unmaps everything. No step may be running. On an error the
+  // model is resident as before; should even that be impossible it is torn, and only swap_out
+  // (to finish) is allowed.
+  SwapReport swap_out();
+
+  // The device bytes [begin, end) of a resident region are newer than its image.
+  void mark_written(Region& region, const std::vector<Run>& runs);
+  // The image was filled by the caller: it is the truth for the whole region, which is out.
+  void adopt_image(Region& region);
+  // Bytes of the image that a swap-in will copy.
+  [[nodiscard]] std::size_t saved_bytes(const Region& region) const;
+  [[nodiscard]] bool resident() const;
+  [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
+
+ private:
+  enum class State { out, resident, torn };
+  void require(State state, const char* what) const;
+  void check_runs(const Region& region, const std::vector<Run>& runs) const;
+  void map_all(std::vector<PagePtr> pages);
+  void restore(SwapReport& report);
+  void save(SwapReport& report);
+  void unmap_all();
+  [[nodiscard]] std::size_t pages_of(const Region& region) const;
+
+  DriverPtr driver_;
+  std::size_t page_bytes_;
+  mutable std::mutex mutex_;
+  State state_ = State::out;
+  std::vector<RegionPtr> regions_;
+  CopyStream in_;   // after regions_: its destructor waits before mappings go
+  CopyStream out_;
+};
+
+}  // namespace gpupool

@@ -1,0 +1,163 @@
+"""The ``gpupool`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from gpupool import __version__
+from gpupool.errors import GpupoolError
+
+_SOCKET = click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The daemon's Unix socket. Its directory is private: mode 0700.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gpupool")
+def main() -> None:
+    """Many language models on few GPUs.
+
+    Engines are started once and stay alive; their weights and KV caches move in and out of a
+    shared pool of device memory. 'gpupool serve pool.yaml' puts one OpenAI-compatible address in
+    front of many vLLM engines; 'gpupool daemon' is the pool alone, for engines you start yourself
+    with --worker-cls gpupool.vllm.Worker.
+    """
+
+
+@main.command()
+@_SOCKET
+@click.option("--device", required=True, help="cuda, cuda:<ordinal>, or host (no GPU).")
+@click.option("--budget-bytes", required=True, type=click.IntRange(min=1), help="Device memory.")
+@click.option(
+    "--page-bytes",
+    default=64 << 20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Size of a page: a power of two, a multiple of the device's granularity.",
+)
+@click.option(
+    "--host-budget-bytes",
+    type=click.IntRange(min=1),
+    help="Host memory for images and saved KV.  [default: the machine's memory]",
+)
+@click.option(
+    "--turn-ms",
+    default=200.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="How long a busy model keeps its memory while others wait.",
+)
+@click.option(
+    "--min-tokens",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Tokens per request that a model makes in a turn, however short the turn.",
+)
+@click.option(
+    "--revoke-timeout-s",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="A worker that keeps revoked memory for longer is killed.",
+)
+def daemon(
+    socket_path: Path,
+    device: str,
+    budget_bytes: int,
+    page_bytes: int,
+    host_budget_bytes: int | None,
+    turn_ms: float,
+    min_tokens: int,
+    revoke_timeout_s: float,
+) -> None:
+    """Run the pool daemon until SIGTERM or Ctrl-C.
+
+    It owns the pages and the host memory, grants and revokes leases, and moves no bytes itself.
+    """
+    from gpupool.daemon.server import Server
+
+    try:
+        server = Server(
+            socket_path,
+            device=device,
+            budget_bytes=budget_bytes,
+            page_bytes=page_bytes,
+            host_budget_bytes=host_budget_bytes or _machine_memory_bytes(),
+            turn_s=turn_ms / 1000,
+            min_tokens=min_tokens,
+            revoke_timeout_s=revoke_timeout_s,
+        )
+    except (GpupoolError, RuntimeError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    server.stop_on_signals()
+    click.echo(f"gpupool daemon ready: {socket_path}")
+    sys.stdout.flush()
+    server.run()
+
+
+@main.command()
+@_SOCKET
+@click.option("--json", "as_json", is_flag=True, help="Print everything, for machines.")
+def status(socket_path: Path, as_json: bool) -> None:
+    """Show what the pool daemon knows: models, where their memory is, and swaps."""
+    from gpupool.daemon.client import query_status
+
+    try:
+        found = query_status(socket_path)
+    except GpupoolError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+        return
+    click.echo(
+        f"{found.device}: {found.budget_bytes >> 20} MiB in pages of {found.page_bytes >> 20} MiB; "
+        f"{found.pages_free} free, {found.pages_granted} granted, {found.pages_fenced} fenced"
+    )
+    for model in found.models:
+        click.echo(
+            f"  {model.name}: {model.state}, {model.footprint_bytes >> 20} MiB, "
+            f"{model.swap_ins} swap-ins, process {model.pid}"
+        )
+    for refusal in found.refusals:
+        click.echo(f"  refused {refusal.model} (process {refusal.pid}): {refusal.message}")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--host", help="Address to listen on.  [default: the file's, else 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port; 0 picks one.  [default: the file's, 8000]"
+)
+def serve(config: Path, host: str | None, port: int | None) -> None:
+    """Serve the models of CONFIG (a pool.yaml) on one OpenAI-compatible address.
+
+    Starts the pool daemon and one stock vLLM server per model, one after the other. Ctrl-C ends
+    everything. A minimal file:
+
+    \b
+      pool: {device: cuda, budget: 70GiB}
+      models:
+        - {name: small, model: /models/small, kv_cache: 4GiB}
+        - {name: large, model: /models/large, kv_cache: 8GiB}
+    """
+    try:
+        from gpupool.serve.app import run
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: install gpupool with its serve extra, gpupool[serve]"
+        ) from None
+    sys.exit(run(config, host=host, port=port))
+
+
+def _machine_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

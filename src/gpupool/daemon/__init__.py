@@ -1,0 +1,1 @@
+"""The pool daemon: owns, decides and accounts; it moves no bytes and has no CUDA context."""

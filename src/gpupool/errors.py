@@ -1,0 +1,52 @@
+"""What can go wrong, as exceptions. Each message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class GpupoolError(Exception):
+    """Base of every error gpupool raises on its own account."""
+
+
+class DriverError(GpupoolError):
+    """A driver call failed; the operation was undone.
+
+    ``call`` is the driver call and ``status`` its CUresult code.
+    """
+
+    def __init__(self, message: str, call: str, status: int) -> None:
+        super().__init__(message)
+        self.call = call
+        self.status = status
+
+
+class UsageError(GpupoolError, ValueError):
+    """The caller broke a precondition; nothing was changed."""
+
+
+class HostMemoryError(GpupoolError):
+    """The system refused host memory."""
+
+
+class DoesNotFitError(GpupoolError):
+    """A model can never be resident: it needs more than the whole budget."""
+
+    def __init__(self, message: str, needed_bytes: int, budget_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+
+
+class LeaseTimeoutError(GpupoolError):
+    """A model was not granted its memory in time."""
+
+
+class DaemonUnavailableError(GpupoolError):
+    """The pool daemon cannot be reached, or went away."""
+
+
+class ProtocolError(GpupoolError):
+    """A message of the daemon's protocol was malformed, too large or out of turn."""
+
+
+class RefusedError(GpupoolError):
+    """The pool daemon turned a request down; the message says why."""

@@ -1,0 +1,201 @@
+"""The gate: no work of a model touches device memory unless the model is resident.
+
+A step opens before such work and closes after it. Memory is given up only with no step open; a
+step that finds the model out brings it in first. Thread safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Protocol
+
+from gpupool._core import SwapReport
+from gpupool.errors import LeaseTimeoutError, UsageError
+
+
+class Resident(Protocol):
+    """What the gate guards: something that can be brought in and given up, all or nothing."""
+
+    def bring_in(self, timeout_s: float) -> SwapReport:
+        """Get pages and restore; raises and stays out on an error."""
+
+    def give_up(self) -> SwapReport:
+        """Save, unmap and give the pages back; raises and stays resident on an error."""
+
+    def set_idle(self, idle: bool) -> None:
+        """Tell the arbiter whether there is unfinished work."""
+
+
+class _State(Enum):
+    OUT = "out"
+    ARRIVING = "arriving"
+    RESIDENT = "resident"
+    LEAVING = "leaving"
+
+
+class Gate:
+    """Steps, leases and yields of one model in one process."""
+
+    def __init__(
+        self,
+        resident: Resident,
+        *,
+        lease_timeout_s: float,
+        min_steps: int = 0,
+        pause_s: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start out of memory.
+
+        ``min_steps`` is how many steps a turn has before a revoke is obeyed, unless the model is
+        idle or no step has opened for ``pause_s`` (its engine may be paused for ever).
+        """
+        self._resident = resident
+        self._lease_timeout_s = lease_timeout_s
+        self._min_steps = min_steps
+        self._pause_s = pause_s
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._state = _State.OUT
+        self._open_by: dict[int, int] = {}  # thread -> open steps, never 0
+        self._open = 0
+        self._steps = 0
+        self._closed_s = 0.0
+        self._revoked = False
+        self._idle = True
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the model's memory is in place. True may be outdated at once."""
+        return self._state is _State.RESIDENT
+
+    def open_step(self, timeout_s: float | None = None) -> None:
+        """Wait until the model is resident and keep it so until ``close_step``.
+
+        Raises LeaseTimeoutError when that takes longer than ``timeout_s`` (default: the gate's),
+        and whatever bringing the model in raises; the step is not open then.
+        """
+        limit_s = self._lease_timeout_s if timeout_s is None else timeout_s
+        deadline_s = self._clock() + limit_s
+        with self._changed:
+            while not self._enter():
+                if self._state is _State.OUT:
+                    self._bring_in(deadline_s - self._clock())
+                elif not self._changed.wait(max(0.0, deadline_s - self._clock())):
+                    raise LeaseTimeoutError(
+                        f"waited {limit_s:g} s for a model that is {self._state.value}"
+                    )
+
+    def close_step(self, *, counts: bool = True) -> None:
+        """End a step; ``counts`` says whether it makes progress towards ``min_steps``."""
+        with self._changed:
+            if self._open == 0:
+                raise UsageError("close_step without an open step")
+            self._open -= 1
+            holder = threading.get_ident()
+            if holder not in self._open_by:  # another thread opened it
+                holder = next(iter(self._open_by))
+            self._open_by[holder] -= 1
+            if self._open_by[holder] == 0:
+                del self._open_by[holder]
+            self._steps += counts
+            self._closed_s = self._clock()
+            self._changed.notify_all()
+
+    @contextmanager
+    def hold(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Keep the model resident for the length of a ``with`` block."""
+        self.open_step(timeout_s)
+        try:
+            yield
+        finally:
+            self.close_step(counts=False)
+
+    def set_idle(self, idle: bool) -> None:
+        """Say whether the model has unfinished requests; an idle one leaves at once when asked."""
+        with self._changed:
+            if self._idle == idle:
+                return
+            self._idle = idle
+            self._changed.notify_all()
+        self._resident.set_idle(idle)
+
+    def give_up(self, timeout_s: float | None = None) -> bool:
+        """Obey a revoke: wait for the last step to close, then give the memory up.
+
+        False if the model was out already. Raises LeaseTimeoutError if a step stays open for
+        ``timeout_s`` (None waits for ever), UsageError if this very thread holds it open, and
+        whatever giving up raises; the model is resident then.
+        """
+        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        with self._changed:
+            if threading.get_ident() in self._open_by:
+                raise UsageError("a thread cannot give up a model in whose step it is")
+            while self._state is _State.ARRIVING:
+                self._wait_until(deadline_s)
+            if self._state in (_State.OUT, _State.LEAVING):
+                return False
+            self._revoked = True
+            try:
+                while not self._may_leave():
+                    self._wait_until(deadline_s)
+                self._state = _State.LEAVING
+            finally:
+                if self._state is not _State.LEAVING:
+                    self._revoked = False
+                    self._changed.notify_all()
+        after = _State.RESIDENT
+        try:
+            self._resident.give_up()
+            after = _State.OUT
+        finally:
+            with self._changed:
+                self._state = after
+                self._revoked = False
+                self._changed.notify_all()
+        return True
+
+    def _enter(self) -> bool:
+        # A model about to leave lets nobody in, but a step that is open already must be able to
+        # finish, and what it needs for that may be another step.
+        if self._state is not _State.RESIDENT:
+            return False
+        if self._revoked and self._open == 0 and self._may_leave():
+            return False
+        self._open += 1
+        thread = threading.get_ident()
+        self._open_by[thread] = self._open_by.get(thread, 0) + 1
+        return True
+
+    def _may_leave(self) -> bool:
+        if self._open > 0:
+            return False
+        paused = self._clock() - self._closed_s >= self._pause_s
+        return self._idle or self._steps >= self._min_steps or paused
+
+    def _wait_until(self, deadline_s: float | None) -> None:
+        limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
+        if self._state is _State.RESIDENT and self._open == 0:
+            limits_s.append(self._closed_s + self._pause_s - self._clock())
+        self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
+        if deadline_s is not None and self._clock() >= deadline_s:
+            raise LeaseTimeoutError("a step stayed open for longer than a revoke may wait")
+
+    def _bring_in(self, timeout_s: float) -> None:
+        """Called with the lock held, which is let go meanwhile."""
+        self._state = _State.ARRIVING
+        self._changed.release()
+        after = _State.OUT
+        try:
+            self._resident.bring_in(max(0.0, timeout_s))
+            after = _State.RESIDENT
+        finally:
+            self._changed.acquire()
+            self._state = after
+            self._steps = 0
+            self._closed_s = self._clock()
+            self._changed.notify_all()

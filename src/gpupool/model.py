@@ -1,0 +1,138 @@
+"""One model's memory: regions at stable addresses that come in and go out as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from gpupool._core import ModelMemory, Region, SwapReport, Tag
+from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool.gate import Gate
+from gpupool.session import Session
+
+
+class Model:
+    """The memory of one model in a pool.
+
+    Make one with ``Pool.model``. Add regions while it is out, use them inside
+    ``with model.resident():``. Addresses and tensors over them stay valid for the life of the
+    model; what is behind them is there only while it is resident.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        *,
+        lease_timeout_s: float = 240.0,
+        min_steps: int = 0,
+        before_swap_out: Callable[[], None] | None = None,
+    ) -> None:
+        """Join the pool behind ``session``, which this model owns from now on.
+
+        ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
+        it waits for the device and marks what was written.
+        """
+        self.name = name
+        self._session = session
+        self._memory = ModelMemory(session.driver, session.page_bytes)
+        self._regions: list[Region] = []
+        self._declared = 0
+        self._closed = False
+        self._before_swap_out = before_swap_out
+        self.gate = Gate(self, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
+        self.last_swap_in: SwapReport | None = None
+        self.last_swap_out: SwapReport | None = None
+        session.on_revoke(self.gate.give_up)
+
+    def region(self, tag: str, size_bytes: int) -> Region:
+        """Reserve addresses (and host memory) for ``size_bytes`` of device memory.
+
+        ``tag`` is weights, runtime, cudagraph, kv_cache or workspace. Raises UsageError unless
+        the model is out, and DriverError or HostMemoryError if there is no room.
+        """
+        kind = Tag.__members__.get(tag)
+        if kind is None:
+            raise UsageError(f"unknown tag {tag!r}: use one of {', '.join(Tag.__members__)}")
+        if self._memory.resident:
+            raise UsageError("a region can be added only while its model is out")
+        if kind is Tag.workspace:
+            region = self._memory.add_region(kind, size_bytes)
+        else:
+            fd = self._session.host_memory(size_bytes)
+            try:
+                region = self._memory.add_region(kind, size_bytes, fd)
+            finally:
+                os.close(fd)
+        self._regions.append(region)
+        return region
+
+    @property
+    def footprint_bytes(self) -> int:
+        """Device memory the model needs to be resident, in whole pages."""
+        return self._memory.pages_needed * self._session.page_bytes
+
+    def resident(self, timeout_s: float | None = None) -> AbstractContextManager[None]:
+        """Bring the model in and keep it for the length of a ``with`` block.
+
+        Raises DoesNotFitError, LeaseTimeoutError, DriverError.
+        """
+        return self.gate.hold(timeout_s)
+
+    def swap_out(self) -> bool:
+        """Give the memory up now; False if the model was out already."""
+        return self.gate.give_up()
+
+    def close(self) -> None:
+        """Swap out and leave the pool; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.gate.give_up()
+        self._session.close()
+
+    # What the gate asks for.
+
+    def bring_in(self, timeout_s: float) -> SwapReport:
+        """Get pages and restore every region. For the gate alone."""
+        if self._closed:
+            raise UsageError(f"model {self.name!r} is closed")
+        self.declare()
+        pages = self._session.acquire(timeout_s)
+        try:
+            report = self._memory.swap_in(pages)
+        except BaseException:
+            self._session.give_back(None)
+            raise
+        self.last_swap_in = report
+        self._session.arrived(report)
+        return report
+
+    def give_up(self) -> SwapReport:
+        """Save, unmap and give the pages back. For the gate alone."""
+        if self._before_swap_out is not None:
+            self._before_swap_out()
+        report = self._memory.swap_out()
+        self.last_swap_out = report
+        try:
+            self._session.give_back(report)
+        except DaemonUnavailableError:
+            pass  # the memory is given up all the same; the next acquire says what is wrong
+        return report
+
+    def set_idle(self, idle: bool) -> None:
+        """Pass on whether there is unfinished work. For the gate alone."""
+        self._session.set_idle(idle)
+
+    def declare(self) -> None:
+        """Tell the arbiter the footprint of the regions so far. Raises DoesNotFitError."""
+        pages = self._memory.pages_needed
+        if pages == 0:
+            raise UsageError(f"model {self.name!r} has no region to be resident")
+        if pages != self._declared:
+            self._session.declare(pages, self._bytes_of(Tag.weights), self._bytes_of(Tag.kv_cache))
+            self._declared = pages
+
+    def _bytes_of(self, tag: Tag) -> int:
+        return sum(region.bytes for region in self._regions if region.tag == tag)

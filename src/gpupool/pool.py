@@ -1,0 +1,207 @@
+"""The embedded pool: several models of one process share a budget of device memory.
+
+>>> import gpupool
+>>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
+>>> a, b = pool.model("a"), pool.model("b")
+>>> for model in (a, b):
+...     _ = model.region("weights", 3 << 20)  # either fits, both do not
+>>> with a.resident():
+...     a.gate.is_resident, b.gate.is_resident
+(True, False)
+>>> with b.resident():
+...     a.gate.is_resident, b.gate.is_resident
+(False, True)
+>>> pool.close()
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from gpupool._core import (
+    Driver,
+    Page,
+    PagePool,
+    SwapReport,
+    open_cuda_driver,
+    open_host_driver,
+)
+from gpupool.arbiter import Arbiter
+from gpupool.errors import LeaseTimeoutError, UsageError
+from gpupool.model import Model
+
+MIB = 1 << 20
+
+
+def open_driver(device: str) -> Driver:
+    """The driver named ``host``, ``cuda`` or ``cuda:<ordinal>``; never one for another.
+
+    Raises UsageError for another name, RuntimeError where there is no CUDA driver, DriverError
+    where there is no such device.
+    """
+    if device == "host":
+        return open_host_driver()
+    kind, _, ordinal = device.partition(":")
+    if kind != "cuda" or not (ordinal == "" or ordinal.isdecimal()):
+        raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
+    return open_cuda_driver(int(ordinal or 0))
+
+
+class Pool:
+    """A budget of device memory and the models that share it, all in this process.
+
+    The model used least recently makes room for the one that is wanted. Thread safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        budget_bytes: int,
+        page_bytes: int = 64 * MIB,
+        driver: Driver | None = None,
+    ) -> None:
+        """Open ``device`` (``host``, ``cuda``, ``cuda:1``); no memory is taken before it is used.
+
+        ``driver`` replaces the device's own, as tests do. Raises UsageError for a page size that
+        is no power of two or no multiple of the device's granularity, or a budget below one page.
+        """
+        self.driver = open_driver(device) if driver is None else driver
+        self.page_bytes = page_bytes
+        self._pages = PagePool(self.driver, budget_bytes, page_bytes)
+        self._arbiter = Arbiter(self._pages, turn_s=0.0)
+        self._changed = threading.Condition()
+        self._give_up: dict[int, Callable[[], object]] = {}
+        self._granted: dict[int, list[int]] = {}
+        self._failed: dict[int, Exception] = {}
+        self._models: list[Model] = []
+
+    @property
+    def free_bytes(self) -> int:
+        """What of the budget no model holds."""
+        return self._pages.free_pages * self.page_bytes
+
+    def model(
+        self,
+        name: str,
+        *,
+        lease_timeout_s: float = 240.0,
+        before_swap_out: Callable[[], None] | None = None,
+    ) -> Model:
+        """A new model without regions. Raises UsageError if the name is taken."""
+        with self._changed:
+            key = self._arbiter.add(name, time.monotonic())
+        model = Model(
+            name,
+            _EmbeddedSession(self, key),
+            lease_timeout_s=lease_timeout_s,
+            before_swap_out=before_swap_out,
+        )
+        self._models.append(model)
+        return model
+
+    def close(self) -> None:
+        """Close every model; idempotent. The pages go when the last model object does."""
+        for model in self._models:
+            model.close()
+        self._models.clear()
+
+    def _acquire(self, key: int, timeout_s: float) -> list[Page]:
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            self._arbiter.request(key, time.monotonic())
+        while True:
+            with self._changed:
+                revoked, wake_at_s = self._decide()
+                if key in self._failed:
+                    raise self._failed.pop(key)
+                if key in self._granted:
+                    return [self._pages.page(page) for page in self._granted.pop(key)]
+                if not revoked:
+                    now_s = time.monotonic()
+                    if now_s >= deadline_s:
+                        self._arbiter.cancel(key, now_s)
+                        raise LeaseTimeoutError(
+                            f"no memory within {timeout_s:g} s: another model is in use"
+                        )
+                    until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
+                    self._changed.wait(max(0.0, until_s - now_s))
+                    continue
+            # Outside the lock, since giving up may wait for a step of that model to close.
+            for index, victim in enumerate(revoked):
+                try:
+                    self._give_up[victim]()
+                except BaseException:
+                    with self._changed:
+                        for kept in revoked[index:]:
+                            self._arbiter.keep(kept, time.monotonic())
+                        self._arbiter.cancel(key, time.monotonic())
+                        self._changed.notify_all()
+                    raise
+
+    def _decide(self) -> tuple[list[int], float | None]:
+        outcome = self._arbiter.decide(time.monotonic())
+        for granted in outcome.granted:
+            self._granted[granted.key] = granted.pages
+        self._failed.update(outcome.failed)
+        if outcome.granted or outcome.failed:
+            self._changed.notify_all()
+        return outcome.revoked, outcome.wake_at_s
+
+
+class _EmbeddedSession:
+    """A model's session with the arbiter of its own process."""
+
+    def __init__(self, pool: Pool, key: int) -> None:
+        self._pool = pool
+        self._key = key
+
+    @property
+    def driver(self) -> Driver:
+        return self._pool.driver
+
+    @property
+    def page_bytes(self) -> int:
+        return self._pool.page_bytes
+
+    def on_revoke(self, give_up: Callable[[], object]) -> None:
+        self._pool._give_up[self._key] = give_up
+
+    def host_memory(self, size_bytes: int) -> int:
+        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
+        with self._pool._changed:
+            detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
+            self._pool._arbiter.declare(self._key, pages, detail)
+
+    def acquire(self, timeout_s: float) -> list[Page]:
+        return self._pool._acquire(self._key, timeout_s)
+
+    def arrived(self, report: SwapReport) -> None:
+        pass  # the arbiter counts the model as resident since it granted the pages
+
+    def give_back(self, report: SwapReport | None) -> None:
+        with self._pool._changed:
+            self._pool._arbiter.yielded(self._key, time.monotonic())
+            self._pool._changed.notify_all()
+
+    def set_idle(self, idle: bool) -> None:
+        with self._pool._changed:
+            self._pool._arbiter.set_idle(self._key, idle, time.monotonic())
+            self._pool._changed.notify_all()
+
+    def close(self) -> None:
+        with self._pool._changed:
+            if self._pool._give_up.pop(self._key, None) is not None:
+                self._pool._arbiter.remove(self._key)
+                self._pool._changed.notify_all()

@@ -1,0 +1,1 @@
+"""Policies: pure functions from what is known to what to do. Standard library only."""
