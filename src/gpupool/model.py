@@ -68,6 +68,10 @@ class Model:
         self._regions.append(region)
         return region
 
+    def regions(self, tag: str) -> list[Region]:
+        """The regions of one tag, in the order they were added."""
+        return [region for region in self._regions if region.tag == Tag[tag]]
+
     @property
     def footprint_bytes(self) -> int:
         """Device memory the model needs to be resident, in whole pages."""
@@ -131,8 +135,8 @@ class Model:
         if pages == 0:
             raise UsageError(f"model {self.name!r} has no region to be resident")
         if pages != self._declared:
-            self._session.declare(pages, self._bytes_of(Tag.weights), self._bytes_of(Tag.kv_cache))
+            self._session.declare(pages, self._bytes_of("weights"), self._bytes_of("kv_cache"))
             self._declared = pages
 
-    def _bytes_of(self, tag: Tag) -> int:
-        return sum(region.bytes for region in self._regions if region.tag == tag)
+    def _bytes_of(self, tag: str) -> int:
+        return sum(region.bytes for region in self.regions(tag))

@@ -32,6 +32,7 @@ from gpupool._core import (
 from gpupool.arbiter import Arbiter
 from gpupool.errors import LeaseTimeoutError, UsageError
 from gpupool.model import Model
+from gpupool.session import Session
 
 MIB = 1 << 20
 
@@ -92,16 +93,19 @@ class Pool:
         before_swap_out: Callable[[], None] | None = None,
     ) -> Model:
         """A new model without regions. Raises UsageError if the name is taken."""
-        with self._changed:
-            key = self._arbiter.add(name, time.monotonic())
         model = Model(
             name,
-            _EmbeddedSession(self, key),
+            self.session(name),
             lease_timeout_s=lease_timeout_s,
             before_swap_out=before_swap_out,
         )
         self._models.append(model)
         return model
+
+    def session(self, name: str) -> Session:
+        """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
+        with self._changed:
+            return _EmbeddedSession(self, self._arbiter.add(name, time.monotonic()))
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""

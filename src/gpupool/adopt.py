@@ -1,0 +1,139 @@
+"""Moves the tensors of a torch module into a model's regions, storage by storage.
+
+Tensors stay the objects they were; aliases and views keep sharing; only what lies beneath moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpupool.errors import UsageError
+from gpupool.model import Model
+
+if TYPE_CHECKING:
+    from gpupool._core import Region
+
+ALIGNMENT_BYTES = 256
+_OWNER = "_gpupool_owner"
+
+
+@dataclass
+class _Storage:
+    """One storage, the tensors found over it, and where it goes."""
+
+    first_name: str
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    only_parameters: bool = True
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What went where, in bytes."""
+
+    weights_bytes: int
+    runtime_bytes: int
+    outside_bytes: int
+    """Left alone, because something unknown also refers to them."""
+
+
+def adopt(module: torch.nn.Module, model: Model) -> Adopted:
+    """Move the module's tensors into ``model``, which must be out.
+
+    Storages held by parameters alone go to a weights region, packed in the order of their names
+    and aligned to 256 bytes; those of buffers and plain tensor attributes go to a runtime region.
+    Their bytes go to the regions' host images; the next swap-in puts them in place, and until
+    then no tensor of the module may be touched. A storage that something not found here refers to
+    stays where it is. Raises UsageError if a tensor is in another model already.
+    """
+    storages = _find(module)
+    outside_bytes = 0
+    weights: list[_Storage] = []
+    runtime: list[_Storage] = []
+    for storage in storages:
+        first = storage.tensors[0]
+        owner = getattr(first, _OWNER, None)
+        if owner is not None:
+            raise UsageError(
+                f"tensor {storage.first_name!r} is in the memory of model {owner!r} already: two "
+                "models cannot share a tensor"
+            )
+        if _references(first) > len(storage.tensors):
+            outside_bytes += first.untyped_storage().nbytes()
+        elif storage.only_parameters:
+            weights.append(storage)
+        else:
+            runtime.append(storage)
+    return Adopted(
+        _move(weights, model, "weights"), _move(runtime, model, "runtime"), outside_bytes
+    )
+
+
+def _find(module: torch.nn.Module) -> list[_Storage]:
+    found: dict[int, _Storage] = {}
+    seen: set[int] = set()
+    for name, tensor, is_parameter in _tensors(module):
+        if id(tensor) in seen or tensor.is_meta or tensor.untyped_storage().nbytes() == 0:
+            continue
+        seen.add(id(tensor))
+        storage = found.setdefault(tensor.untyped_storage().data_ptr(), _Storage(name))
+        storage.tensors.append(tensor)
+        storage.only_parameters &= is_parameter
+    return sorted(found.values(), key=lambda storage: storage.first_name)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        yield name, parameter, True
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        yield name, buffer, False
+    for prefix, child in module.named_modules():
+        for attribute, value in vars(child).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{prefix}.{attribute}", value, False
+
+
+def _references(tensor: torch.Tensor) -> int:
+    """How many tensors share the storage, known to us or not."""
+    storage = tensor.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage` itself
+
+
+def _move(storages: list[_Storage], model: Model, tag: str) -> int:
+    end = 0
+    for storage in storages:
+        storage.offset = end
+        size_bytes = storage.tensors[0].untyped_storage().nbytes()
+        end += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    if end == 0:
+        return 0
+    region = model.region(tag, end)
+    _fill_image(region, storages)
+    region.adopt_image()
+    base = torch.from_dlpack(region)
+    for storage in storages:
+        for tensor in storage.tensors:
+            typed = base.view(tensor.dtype)
+            tensor.data = typed.as_strided(
+                tensor.size(),
+                tensor.stride(),
+                storage.offset // tensor.element_size() + tensor.storage_offset(),
+            )
+            setattr(tensor, _OWNER, model.name)
+    return end
+
+
+def _fill_image(region: Region, storages: list[_Storage]) -> None:
+    image = torch.frombuffer(region.image(), dtype=torch.uint8)
+    end = 0
+    for storage in storages:
+        source = storage.tensors[0].untyped_storage()
+        flat = torch.empty(0, dtype=torch.uint8, device=source.device).set_(source)
+        image[end : storage.offset].zero_()
+        end = storage.offset + source.nbytes()
+        image[storage.offset : end].copy_(flat)
+    image[end:].zero_()

@@ -1,0 +1,92 @@
+"""Everything that depends on the version or platform of vLLM, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from gpupool.errors import UsageError
+
+
+def platform_worker() -> type[Any]:
+    """The worker class that vLLM itself would use here. Raises UsageError off CUDA and CPU."""
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        return CPUWorker
+    if current_platform.is_cuda():
+        from vllm.v1.worker.gpu_worker import Worker
+
+        return Worker
+    raise UsageError(f"gpupool runs on vLLM's CUDA and CPU platforms, not {current_platform}")
+
+
+def prepare_process() -> None:
+    """Before any model is loaded in this process."""
+    if current_platform.is_cpu():
+        # With oneDNN every linear weight is repacked into an opaque handle that cannot be moved;
+        # without, torch multiplies by the parameter itself.
+        import vllm._custom_ops as custom_ops
+
+        custom_ops._supports_onednn = False
+
+
+def forget_shared_tensors() -> None:
+    """Before each load: a tensor cached by vLLM must not become part of two models."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    rotary_embedding._ROPE_DICT.clear()
+
+
+def step_timeout_s() -> float:
+    """How long vLLM waits for one step of a worker before it gives the engine up."""
+    import vllm.envs as envs
+
+    return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
+
+
+def block_pieces(kv_cache_config: Any) -> list[tuple[int, int, int]] | None:
+    """Where block b of the KV cache lies: pieces (offset, stride, size) in bytes.
+
+    The block's bytes are [offset + b * stride, offset + b * stride + size) of the backing
+    allocation for each piece. None if that cannot be told, as for state that is not addressed by
+    token blocks.
+    """
+    from vllm.v1.kv_cache_interface import AttentionSpec, UniformTypeKVCacheSpecs
+
+    pieces: list[tuple[int, int, int]] = []
+    for tensor in kv_cache_config.kv_cache_tensors:
+        for index, layer in enumerate(tensor.layers):
+            spec = next(
+                (
+                    g.kv_cache_spec
+                    for g in kv_cache_config.kv_cache_groups
+                    if layer in g.layer_names
+                ),
+                None,
+            )
+            if isinstance(spec, UniformTypeKVCacheSpecs):
+                spec = spec.kv_cache_specs[layer]
+            if not isinstance(spec, AttentionSpec):
+                return None
+            offset = tensor.offset + index * tensor.layer_stride
+            pieces.append((offset, tensor.block_stride, spec.page_size_bytes))
+    return pieces
+
+
+def block_tokens(kv_cache_config: Any) -> list[int]:
+    """Tokens in a block, per KV cache group."""
+    return [int(group.kv_cache_spec.block_size) for group in kv_cache_config.kv_cache_groups]
+
+
+def unsupported(vllm_config: Any) -> str | None:
+    """Why an engine of this configuration cannot join a pool, or None."""
+    parallel = vllm_config.parallel_config
+    if parallel.world_size > 1:
+        return "tensor and pipeline parallel engines are not supported yet: use one device"
+    if parallel.data_parallel_size > 1:
+        return "data parallel engines are not supported yet: start one engine per model"
+    if getattr(parallel, "decode_context_parallel_size", 1) > 1:
+        return "context parallel engines are not supported yet"
+    return None

@@ -1,0 +1,78 @@
+"""How an engine joins a pool: the ``gpupool`` key of vLLM's ``additional_config``."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpupool.errors import UsageError
+from gpupool.pool import MIB, Pool
+from gpupool.session import Session
+
+
+class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Join the pool of a daemon."""
+
+    socket: str
+    model: str
+
+
+class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Share a pool with the other engines of this process."""
+
+    model: str
+    device: str
+    budget_bytes: int
+    page_bytes: int = 64 * MIB
+
+
+_pools: dict[str, tuple[EmbeddedSettings, Pool]] = {}
+_pools_lock = threading.Lock()
+
+
+def parse(additional_config: Any) -> DaemonSettings | EmbeddedSettings:
+    """The settings in an engine's ``additional_config``. Raises UsageError."""
+    given = additional_config.get("gpupool") if isinstance(additional_config, dict) else None
+    if not isinstance(given, dict):
+        raise UsageError(
+            "gpupool.vllm.Worker needs additional_config={'gpupool': {...}} with 'socket' and "
+            "'model' to join a daemon's pool, or 'device', 'budget_bytes' and 'model' to share "
+            "one within the process"
+        )
+    kind = DaemonSettings if "socket" in given else EmbeddedSettings
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"additional_config['gpupool']: {error}") from None
+
+
+def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
+    """A session for the engine's model, and the tokens a turn has at least.
+
+    Raises what joining a pool raises, and UsageError if engines of one process ask for pools of
+    one device that differ in size.
+    """
+    if isinstance(settings, DaemonSettings):
+        from gpupool.daemon.client import DaemonSession
+
+        session = DaemonSession(Path(settings.socket), settings.model)
+        return session, session.min_tokens
+    with _pools_lock:
+        if settings.device not in _pools:
+            pool = Pool(
+                device=settings.device,
+                budget_bytes=settings.budget_bytes,
+                page_bytes=settings.page_bytes,
+            )
+            _pools[settings.device] = (settings, pool)
+        first, pool = _pools[settings.device]
+        asked = (settings.budget_bytes, settings.page_bytes)
+        if (first.budget_bytes, first.page_bytes) != asked:
+            raise UsageError(
+                f"this process has a pool of {first.budget_bytes} bytes in pages of "
+                f"{first.page_bytes} on {settings.device!r}: give every engine the same"
+            )
+        return pool.session(settings.model), 0
