@@ -42,6 +42,7 @@ class Model:
         self._closed = False
         self._before_swap_out = before_swap_out
         self.gate = Gate(self, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
+        self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
         session.on_revoke(self.gate.give_up)
@@ -109,6 +110,7 @@ class Model:
         except BaseException:
             self._session.give_back(None)
             raise
+        self.swap_ins += 1
         self.last_swap_in = report
         self._session.arrived(report)
         return report

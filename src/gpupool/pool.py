@@ -75,7 +75,7 @@ class Pool:
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._arbiter = Arbiter(self._pages, turn_s=0.0)
         self._changed = threading.Condition()
-        self._give_up: dict[int, Callable[[], object]] = {}
+        self._give_up: dict[int, Callable[[float], object]] = {}
         self._granted: dict[int, list[int]] = {}
         self._failed: dict[int, Exception] = {}
         self._models: list[Model] = []
@@ -137,7 +137,7 @@ class Pool:
             # Outside the lock, since giving up may wait for a step of that model to close.
             for index, victim in enumerate(revoked):
                 try:
-                    self._give_up[victim]()
+                    self._give_up[victim](max(0.0, deadline_s - time.monotonic()))
                 except BaseException:
                     with self._changed:
                         for kept in revoked[index:]:
@@ -171,7 +171,7 @@ class _EmbeddedSession:
     def page_bytes(self) -> int:
         return self._pool.page_bytes
 
-    def on_revoke(self, give_up: Callable[[], object]) -> None:
+    def on_revoke(self, give_up: Callable[[float], object]) -> None:
         self._pool._give_up[self._key] = give_up
 
     def host_memory(self, size_bytes: int) -> int:

@@ -32,7 +32,7 @@ _LEASE_SHARE = 0.8
 class PoolWorker:
     """What gpupool adds to a platform's worker; mixed in before it."""
 
-    # Of the platform's worker.
+    # Of the platform's worker. What is ours is named _pool_*, to stay clear of its attributes.
     vllm_config: Any
     model_runner: Any
     synchronize_device: Callable[[], None]
@@ -53,13 +53,13 @@ class PoolWorker:
             session,
             lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
             min_steps=min_steps,
-            before_swap_out=self._before_swap_out,
+            before_swap_out=self._pool_before_swap_out,
         )
-        self._weights: list[Region] = []
-        self._kv_cache: Region | None = None
-        self._block_pieces: list[tuple[int, int, int]] | None = None
-        self._written = WrittenBlocks([], 0)
-        self._unsampled = 0  # steps whose sample_tokens is still to come
+        self._pool_weights: list[Region] = []
+        self._pool_kv_cache: Region | None = None
+        self._pool_block_pieces: list[tuple[int, int, int]] | None = None
+        self._pool_written = WrittenBlocks([], 0)
+        self._pool_unsampled = 0  # steps whose sample_tokens is still to come
 
     # Start-up.
 
@@ -68,7 +68,7 @@ class PoolWorker:
         compat.forget_shared_tensors()
         super().load_model(**kwargs)  # type: ignore[misc]
         adopted = adopt(self.model_runner.get_model(), self.pool_model)
-        self._weights = self.pool_model.regions("weights")
+        self._pool_weights = self.pool_model.regions("weights")
         logger.info(
             "gpupool: %d bytes of weights and %d of buffers in the pool, %d outside",
             adopted.weights_bytes,
@@ -85,12 +85,12 @@ class PoolWorker:
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache in the pool."""
         self.pool_model.swap_out()  # the footprint grows
-        with self._kept_from_allocation():
+        with self._pool_kept_from_allocation():
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
-        self._block_pieces = compat.block_pieces(kv_cache_config)
+        self._pool_block_pieces = compat.block_pieces(kv_cache_config)
         speculative = self.vllm_config.speculative_config
         drafts = 0 if speculative is None else int(speculative.num_speculative_tokens)
-        self._written = WrittenBlocks(compat.block_tokens(kv_cache_config), drafts)
+        self._pool_written = WrittenBlocks(compat.block_tokens(kv_cache_config), drafts)
 
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, then leave: the engine is ready, and the next one may need the room."""
@@ -108,22 +108,22 @@ class PoolWorker:
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         if tag != "kv_cache":
             return nullcontext()
-        return KvInPool(self._take_kv_cache)
+        return KvInPool(self._pool_take_kv_cache)
 
-    def _take_kv_cache(self, size_bytes: int) -> torch.Tensor:
-        if self._kv_cache is not None:
+    def _pool_take_kv_cache(self, size_bytes: int) -> torch.Tensor:
+        if self._pool_kv_cache is not None:
             raise UsageError("an engine with more than one KV allocation cannot be pooled")
-        self._kv_cache = self.pool_model.region("kv_cache", size_bytes)
-        self.pool_model.gate.open_step()  # closed by _kept_from_allocation
-        return torch.from_dlpack(self._kv_cache)
+        self._pool_kv_cache = self.pool_model.region("kv_cache", size_bytes)
+        self.pool_model.gate.open_step()  # closed by _pool_kept_from_allocation
+        return torch.from_dlpack(self._pool_kv_cache)
 
     @contextmanager
-    def _kept_from_allocation(self) -> Iterator[None]:
+    def _pool_kept_from_allocation(self) -> Iterator[None]:
         """Whoever allocates the KV cache may go on to use it."""
         try:
             yield
         finally:
-            if self._kv_cache is not None and self.pool_model.gate.is_resident:
+            if self._pool_kv_cache is not None and self.pool_model.gate.is_resident:
                 self.pool_model.gate.close_step(counts=False)
 
     # Steps.
@@ -132,50 +132,50 @@ class PoolWorker:
         """Run a step with the memory in place."""
         gate = self.pool_model.gate
         if not _touches_memory(scheduler_output):
-            self._written.step(scheduler_output)
+            self._pool_written.step(scheduler_output)
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
-            gate.set_idle(self._written.live_requests == 0)
+            gate.set_idle(self._pool_written.live_requests == 0)
             return output
         gate.set_idle(False)
         gate.open_step()
         try:
             # Only now: a swap-out that happened while waiting must not take what this step writes.
-            self._written.step(scheduler_output)
+            self._pool_written.step(scheduler_output)
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
         except BaseException:
             gate.close_step(counts=False)
             raise
         if output is None:
-            self._unsampled += 1
+            self._pool_unsampled += 1
         else:
             gate.close_step()
         return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Finish the step that ``execute_model`` left open."""
-        if self._unsampled == 0:
+        if self._pool_unsampled == 0:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         try:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         finally:
-            self._unsampled -= 1
+            self._pool_unsampled -= 1
             self.pool_model.gate.close_step()
 
-    def _before_swap_out(self) -> None:
+    def _pool_before_swap_out(self) -> None:
         """No step is open: wait for the device, then say what the steps have written."""
         self.synchronize_device()
-        if self._kv_cache is None:
+        if self._pool_kv_cache is None:
             return
-        blocks = self._written.take()
-        if self._block_pieces is None:
-            runs = [(0, self._kv_cache.bytes)]
+        blocks = self._pool_written.take()
+        if self._pool_block_pieces is None:
+            runs = [(0, self._pool_kv_cache.bytes)]
         else:
             runs = [
                 (offset + block * stride, size)
-                for offset, stride, size in self._block_pieces
+                for offset, stride, size in self._pool_block_pieces
                 for block in blocks
             ]
-        self._kv_cache.mark_written(runs)
+        self._pool_kv_cache.mark_written(runs)
 
     # Doors.
 
@@ -199,13 +199,13 @@ class PoolWorker:
         raise UsageError("a pooled engine discards nothing by itself: use sleep level 1")
 
     @contextmanager
-    def _door(self, writes: bool) -> Iterator[None]:
+    def _pool_door(self, writes: bool) -> Iterator[None]:
         with self.pool_model.resident():
             try:
                 yield
             finally:  # also after a failure: part may have been written
                 if writes:
-                    for region in self._weights:
+                    for region in self._pool_weights:
                         region.mark_written([(0, region.bytes)])
 
 
@@ -221,7 +221,7 @@ def _touches_memory(scheduler_output: Any) -> bool:
 def _through_door(method: Callable[..., Any], writes: bool) -> Callable[..., Any]:
     @wraps(method)
     def gated(self: PoolWorker, *args: Any, **kwargs: Any) -> Any:
-        with self._door(writes):
+        with self._pool_door(writes):
             return method(self, *args, **kwargs)
 
     return gated

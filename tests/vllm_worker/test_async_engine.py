@@ -1,0 +1,34 @@
+"""An asynchronous engine, as on CUDA: two batches in flight, sampling deferred, empty steps."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+_SCRIPT = Path(__file__).with_name("async_engine_run.py")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(_SCRIPT), *arguments], capture_output=True, text=True, timeout=240
+    )
+
+
+def test_tokens_are_those_of_an_undisturbed_run() -> None:
+    done = _run("12")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    swaps = [int(count) for count in re.findall(r"swaps=(\d+)", done.stdout)]
+    assert len(swaps) == 12
+    assert sum(swaps) >= 240
+
+
+@pytest.mark.parametrize("safeguard", ["synchronize", "written", "runtime"])
+def test_without_a_safeguard_it_fails(safeguard: str) -> None:
+    done = _run("12", safeguard)
+    assert done.returncode != 0
+    assert "tokens differ" in done.stdout or done.returncode < 0, done.stderr[-2000:]

@@ -1,0 +1,130 @@
+"""A worker that has to wait: how long, and what else may happen meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from async_engine import Engine, FakeWorker, running, vllm_config
+
+from gpupool.errors import DoesNotFitError, LeaseTimeoutError, UsageError
+from gpupool.vllm import compat, settings, worker
+
+MIB = 1 << 20
+PooledWorker = worker.pooled(FakeWorker)
+
+
+@pytest.fixture(autouse=True)
+def fresh_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_pools", {})
+
+
+def _config(name: str, pages: int = 3) -> Any:
+    embedded = {"device": "host", "budget_bytes": pages * 2 * MIB, "page_bytes": 2 * MIB}
+    return vllm_config({**embedded, "model": name})
+
+
+def test_a_step_waits_no_longer_than_vllm_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "step_timeout_s", lambda: 0.05)
+    with (
+        running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,
+        running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
+    ):
+        with b.worker.resident(), _elsewhere() as run:
+            # The holder is in the middle of something, so the wait can only end by its limit.
+            with pytest.raises(LeaseTimeoutError):
+                run(lambda: _all_tokens(a))
+            assert b.worker.pool_model.gate.is_resident
+        # Nothing is left half done: both engines go on, except for the step that failed.
+        assert _all_tokens(b)
+        with a.worker.resident():
+            assert not b.worker.pool_model.gate.is_resident
+
+
+def test_a_thread_in_a_step_of_one_model_cannot_wait_for_another() -> None:
+    with (
+        running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,
+        running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
+    ):
+        with b.worker.resident(), pytest.raises(UsageError, match="in whose step it is"):
+            a.worker.wake_up()
+        a.worker.wake_up()
+
+
+@contextmanager
+def _elsewhere() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda work: thread.submit(work).result()
+
+
+def _all_tokens(engine: Engine) -> dict[str, list[int]]:
+    while engine.busy:
+        engine.step()
+    return engine.tokens
+
+
+def test_a_door_waits_its_turn_beside_a_waiting_step() -> None:
+    with (
+        running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,
+        running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
+    ):
+        before = _weight_sum(a)
+        with b.worker.resident():
+            adding = threading.Thread(target=a.worker.add_lora, args=(10,))
+            adding.start()
+            assert not a.worker.pool_model.gate.is_resident
+        adding.join()
+        # Written through a door: the change survives being swapped out.
+        with b.worker.resident():
+            assert not a.worker.pool_model.gate.is_resident
+        assert _weight_sum(a) == before + 10
+
+
+def _weight_sum(engine: Engine) -> int:
+    with engine.worker.resident():
+        return int(engine.worker.model_runner.get_model().weight.sum())
+
+
+def test_a_model_larger_than_the_budget_is_refused_at_load() -> None:
+    pool_worker = PooledWorker(_config("a", pages=1), seed=1)
+    with pytest.raises(DoesNotFitError, match=r"needs 4194304 bytes .* budget is 2097152 bytes"):
+        pool_worker.load_model()
+    pool_worker.shutdown()
+
+
+def test_sleep_and_wake_up() -> None:
+    with running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a:
+        a.worker.wake_up()
+        assert a.worker.pool_model.gate.is_resident
+        a.worker.sleep()
+        assert not a.worker.pool_model.gate.is_resident
+        with pytest.raises(UsageError, match="level 1"):
+            a.worker.sleep(2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "needs additional_config"),
+        ({"gpupool": {"socket": "/x"}}, "model"),
+        ({"gpupool": {"socket": "/x", "model": "a", "typo": 1}}, "typo"),
+        ({"gpupool": {"device": "host", "model": "a", "budget_bytes": "1G"}}, "budget_bytes"),
+    ],
+)
+def test_settings_are_checked(config: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings.parse(config)
+
+
+def test_parallel_engines_are_refused() -> None:
+    config = _config("a")
+    config.parallel_config.world_size = 2
+    with pytest.raises(UsageError, match="tensor and pipeline parallel"):
+        PooledWorker(config, seed=1)
