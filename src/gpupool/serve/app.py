@@ -1,0 +1,213 @@
+"""`gpupool serve`: the daemon, the engines and the router, from the first to the last."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import httpx
+import msgspec
+
+from gpupool.errors import GpupoolError
+from gpupool.serve import launch
+from gpupool.serve.config import Config, ModelConfig, PoolConfig, load_config
+from gpupool.serve.engine import START_TIMEOUT_S, Engine
+from gpupool.serve.failures import ServeError
+from gpupool.serve.http_server import HttpServer, listen, url_of
+from gpupool.serve.launch import Launch
+from gpupool.serve.lifecycle import RestartPolicy
+from gpupool.serve.metrics import Metrics
+from gpupool.serve.pool_daemon import PoolDaemon, QueryStatus
+from gpupool.serve.progress import Reporter, choose_reporter
+from gpupool.serve.router import Router
+from gpupool.serve.run_directory import run_directory
+from gpupool.serve.stopping import Stopping
+
+if TYPE_CHECKING:
+    from gpupool.daemon.protocol import Status
+
+_CONNECT_TIMEOUT_S = 10.0
+_KEEP_ALIVE_S = 60.0
+_KILLED = 128 + signal.SIGINT
+
+
+def _query_status(socket_path: Path) -> Status:
+    from gpupool.daemon.client import query_status
+
+    return query_status(socket_path)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is started and asked; tests put their own in."""
+
+    daemon_command: Callable[[PoolConfig, Path], list[str]] = launch.daemon_command
+    engine_command: Callable[[ModelConfig, int, Path], list[str]] = launch.engine_command
+    query_status: QueryStatus = _query_status
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    stop_grace_s: float = 15.0
+
+
+def run(
+    config_path: Path, *, host: str | None, port: int | None, json_progress: bool = False
+) -> int:
+    """Serves what `config_path` says until SIGINT or SIGTERM; the process's exit status.
+
+    `host` and `port` override the file's. 0: stopped as asked; 1: could not start or go on, with
+    one sentence on standard error; 130: killed by a second signal. Nothing is left in any case.
+    """
+    reporter = choose_reporter(as_json=json_progress)
+    try:
+        config = load_config(config_path)
+        server = msgspec.structs.replace(
+            config.server,
+            host=config.server.host if host is None else host,
+            port=config.server.port if port is None else port,
+        )
+        return serve(msgspec.structs.replace(config, server=server), reporter, Parts())
+    except GpupoolError as error:
+        reporter.error(str(error))
+        return 1
+    finally:
+        reporter.close()
+
+
+def serve(config: Config, reporter: Reporter, parts: Parts) -> int:
+    """Serves a checked configuration; as `run`, but raises GpupoolError where that returns 1."""
+    with listen(config.server.host, config.server.port) as listener, run_directory() as directory:
+        return anyio.run(_Run(config, reporter, parts, listener, directory).main)
+
+
+class _Run:
+    """One run: everything it started is ended when `main` returns or raises."""
+
+    def __init__(
+        self,
+        config: Config,
+        reporter: Reporter,
+        parts: Parts,
+        listener: socket.socket,
+        directory: Path,
+    ) -> None:
+        self._config = config
+        self._reporter = reporter
+        self._parts = parts
+        self._listener = listener
+        self._directory = directory
+        self._socket_path = directory / "pool" / "daemon.sock"
+
+    async def main(self) -> int:
+        async with _engine_client() as client:
+            self._metrics = Metrics()
+            self._daemon = PoolDaemon(
+                self._socket_path, self._directory / "daemon.log", self._parts.query_status
+            )
+            self._engines = self._make_engines(client)
+            router = Router(
+                self._engines,
+                client=client,
+                metrics=self._metrics,
+                ask_status=self._ask_status,
+                max_body_bytes=self._config.server.max_body_bytes,
+            )
+            self._http = HttpServer(router.app(), self._listener)
+            with Stopping(self._reporter.stopping) as stopping:
+                failure: GpupoolError | None = None
+                try:
+                    with stopping.until_first_signal():
+                        await self._work()
+                except* GpupoolError as group:
+                    failure = _first(group)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        with stopping.until_second_signal():
+                            await self._end(self._parts.stop_grace_s)
+                        if stopping.forced:
+                            await self._end(0)
+            if failure is not None:
+                raise failure
+            return _KILLED if stopping.forced else 0
+
+    async def _work(self) -> None:
+        """Starts everything and waits for something to fail."""
+        await self._daemon.start(
+            self._parts.daemon_command(self._config.pool, self._socket_path), os.environ
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._daemon.watch, self._metrics.take_status)
+            for engine in self._engines:
+                await engine.start()
+                tasks.start_soon(engine.supervise)
+                self._http.start()
+            self._reporter.ready(url_of(self._listener, self._config.server.host))
+            await self._http.wait()
+            raise ServeError("the HTTP server ended by itself; see the messages above")
+
+    async def _end(self, grace_s: float) -> None:
+        """Ends the engines, then the daemon under them, then the server: its requests are over."""
+        async with anyio.create_task_group() as tasks:
+            for engine in self._engines:
+                tasks.start_soon(engine.stop, grace_s)
+        await self._daemon.stop(grace_s)
+        await self._http.stop(grace_s)
+
+    async def _ask_status(self) -> Status | None:
+        try:
+            return await self._daemon.refresh()
+        except (GpupoolError, OSError):
+            return None
+
+    def _make_engines(self, client: httpx.AsyncClient) -> list[Engine]:
+        turn = anyio.Lock()
+        engines = []
+        for index, model in enumerate(self._config.models):
+            private_dir = self._directory / f"e{index}"
+            private_dir.mkdir(mode=0o700)
+            engines.append(
+                Engine(
+                    model.name,
+                    Launch(
+                        command=_command_of(self._parts, model, self._socket_path),
+                        environment=launch.engine_environment(
+                            model, os.environ, private_dir, START_TIMEOUT_S
+                        ),
+                        log_path=self._directory / f"e{index}.log",
+                    ),
+                    client=client,
+                    pool=self._daemon,
+                    turn=turn,
+                    on_progress=self._reporter.engine,
+                    policy=self._parts.policy,
+                )
+            )
+        return engines
+
+
+def _command_of(parts: Parts, model: ModelConfig, socket_path: Path) -> Callable[[int], list[str]]:
+    return lambda port: parts.engine_command(model, port, socket_path)
+
+
+def _first(group: BaseExceptionGroup[GpupoolError]) -> GpupoolError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+@asynccontextmanager
+async def _engine_client() -> AsyncIterator[httpx.AsyncClient]:
+    """A client for all engines: no read timeout, for a model may wait for its turn."""
+    async with httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+        limits=httpx.Limits(
+            max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEP_ALIVE_S
+        ),
+        trust_env=False,  # engines are on this machine: no proxy
+        follow_redirects=False,
+    ) as client:
+        yield client

@@ -1,0 +1,230 @@
+"""pool.yaml: what it may say, read into frozen structs.
+
+Whatever is wrong is found here, before a process is started, and reported as one sentence
+naming the file, the key and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from gpupool.serve import checkpoint
+from gpupool.serve.failures import ConfigError
+from gpupool.serve.sizes import GIB, MIB, ByteSize, format_size, parse_size
+
+# A value passed to vLLM: `--key value`; true is a bare flag, false is `--no-key`.
+ArgValue = bool | int | float | str | list[int | float | str] | dict[str, Any]
+
+_SMALLEST_PAGE_BYTES = 2 * MIB
+_DEVICE = re.compile(r"host|cuda(:[0-9]{1,3})?")
+_ARG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+# What gpupool itself must decide for the engines to share a pool behind one address.
+_RESERVED_ARGS = frozenset(
+    {
+        *("additional-config", "config", "headless", "host", "kv-cache-memory-bytes", "model"),
+        *("port", "root-path", "served-model-name", "ssl-ca-certs", "ssl-certfile"),
+        *("ssl-keyfile", "uds", "worker-cls"),
+    }
+)
+
+
+class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The memory that all models share, and how turns are given."""
+
+    device: str
+    budget_bytes: ByteSize = field(name="budget")
+    page_bytes: ByteSize = field(name="page", default=ByteSize(64 * MIB))
+    turn_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 200
+    min_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 8
+    revoke_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
+
+
+class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The one address that clients use; port 0 picks a free one."""
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    max_body_bytes: ByteSize = field(name="max_body", default=ByteSize(16 * MIB))
+
+
+class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model: `model` is an absolute path after loading, or a hub id."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+    model: Annotated[str, Meta(min_length=1)]
+    kv_cache_bytes: ByteSize = field(name="kv_cache")
+    args: dict[str, ArgValue] = {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `model` is a directory on this machine rather than a hub id."""
+        return Path(self.model).is_absolute()
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """All of pool.yaml."""
+
+    pool: PoolConfig
+    models: Annotated[list[ModelConfig], Meta(min_length=1)]
+    server: ServerConfig = ServerConfig()
+
+
+def load_config(path: Path) -> Config:
+    """Reads and checks `path`; relative checkpoint paths are taken from its directory.
+
+    Raises ConfigError with one sentence: the file, the key, what to do.
+    """
+    try:
+        config = msgspec.convert(_read_yaml(path), Config, dec_hook=_decode_size)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(str(error))}.") from None
+    try:
+        _check_pool(config.pool)
+        models = _check_models(config, path.absolute().parent)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}.") from None
+    return msgspec.structs.replace(config, models=models)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, refusing a key that is given twice: YAML would keep the last."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            continue  # refused when the mapping is made
+        if key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key `{key}` is given twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 a SafeLoader
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); name a pool.yaml that this user can read."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; write it as plain YAML.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {where}{error.problem}; correct the YAML there.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML ({problem}); correct it.") from None
+
+
+def _decode_size(kind: type, raw: object) -> object:
+    if kind is ByteSize:
+        return parse_size(raw)
+    raise NotImplementedError(f"no decoder for {kind}")
+
+
+def _explain(problem: str) -> str:
+    """msgspec's complaint as a sentence that starts with the key's own path."""
+    reason, _, where = problem.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", reason):
+        full = f"{key}.{match[1]}" if key else match[1]
+        known = ", ".join(known.encode_name for known in msgspec.structs.fields(_struct_at(key)))
+        return f"{full} is not a known key; remove it or write one of {known}"
+    if match := re.fullmatch(r"Object missing required field `(.*)`", reason):
+        full = f"{key}.{match[1]}" if key else match[1]
+        return f"{full} is missing; add it"
+    if not key:
+        return f"{reason}; write the keys pool, server and models at the top"
+    if key == "models" and "length" in reason:
+        return "models is empty; name at least one model"
+    advice = "" if ";" in reason else "; correct that value"
+    return f"{key}: {reason}{advice}"
+
+
+def _struct_at(key: str) -> type[Struct]:
+    if key.startswith("models"):
+        return ModelConfig
+    if key == "pool":
+        return PoolConfig
+    return ServerConfig if key == "server" else Config
+
+
+def _check_pool(pool: PoolConfig) -> None:
+    if not _DEVICE.fullmatch(pool.device):
+        raise ValueError(f"pool.device: {pool.device!r} is unknown; write host, cuda or cuda:N")
+    page, budget = pool.page_bytes, pool.budget_bytes
+    if page < _SMALLEST_PAGE_BYTES or page & (page - 1) or page > 64 * GIB:
+        raise ValueError(
+            f"pool.page: {format_size(page)} cannot be mapped; write a power of two that is a"
+            " multiple of 2MiB, such as 64MiB"
+        )
+    if budget < page:
+        raise ValueError(
+            f"pool.budget: {format_size(budget)} is less than one page of {format_size(page)};"
+            " raise pool.budget or lower pool.page"
+        )
+
+
+def _check_models(config: Config, base: Path) -> list[ModelConfig]:
+    names: dict[str, int] = {}
+    checked = []
+    for index, model in enumerate(config.models):
+        key = f"models[{index}]"
+        if model.name in names:
+            raise ValueError(
+                f"{key}.name: {model.name!r} is already the name of models[{names[model.name]}];"
+                " give each model its own name"
+            )
+        names[model.name] = index
+        if model.kv_cache_bytes > config.pool.budget_bytes:
+            raise ValueError(
+                f"{key}.kv_cache: needs {model.kv_cache_bytes} bytes and pool.budget has"
+                f" {config.pool.budget_bytes} bytes; lower kv_cache or raise pool.budget"
+            )
+        _check_args(key, model.args)
+        try:
+            directory = checkpoint.locate(model.model, base)
+            if directory is not None:
+                checkpoint.check(directory)
+                model = msgspec.structs.replace(model, model=str(directory))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{key}.model: {error}") from None
+        checked.append(model)
+    return checked
+
+
+def _check_args(key: str, args: dict[str, ArgValue]) -> None:
+    seen: dict[str, str] = {}
+    for name in args:
+        if not _ARG.fullmatch(name):
+            raise ValueError(
+                f"{key}.args: {name!r} is not an option's name; write it without dashes in front,"
+                " such as max-model-len"
+            )
+        option = name.replace("_", "-")
+        if option in _RESERVED_ARGS:
+            raise ValueError(f"{key}.args.{name}: gpupool sets this option itself; remove it")
+        if option in seen:
+            raise ValueError(
+                f"{key}.args.{name}: is the same option as {seen[option]}; keep one of them"
+            )
+        seen[option] = name

@@ -1,0 +1,92 @@
+"""The command line and the environment of the daemon and of stock vLLM servers. Pure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpupool.serve.config import ArgValue, ModelConfig, PoolConfig
+
+# vLLM counts an engine step's time from when it is queued. A step here may wait for many turns
+# of other models, and the daemon ends a model that does not give way: vLLM must not do so first.
+_STEP_TIMEOUT_S = 86_400
+# Longer than the router keeps an idle connection, so that the router closes first: a server that
+# closes at the moment of a new request would look like a dead one.
+_KEEP_ALIVE_S = 3_600
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How an engine is started: the command line for a port, its environment, its log."""
+
+    command: Callable[[int], list[str]]
+    environment: Mapping[str, str]
+    log_path: Path
+
+
+def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
+    """The command line of the pool daemon."""
+    return [
+        *(sys.executable, "-m", "gpupool", "daemon"),
+        *("--device", pool.device),
+        *("--budget-bytes", str(int(pool.budget_bytes))),
+        *("--page-bytes", str(int(pool.page_bytes))),
+        *("--turn-ms", str(pool.turn_ms)),
+        *("--min-tokens", str(pool.min_tokens)),
+        *("--revoke-timeout-s", f"{pool.revoke_timeout_s:g}"),
+        *("--socket", str(socket_path)),
+    ]
+
+
+def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str]:
+    """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`."""
+    pooled = {"gpupool": {"socket": str(socket_path), "model": model.name}}
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", model.model),
+        *("--served-model-name", model.name),
+        *("--host", "127.0.0.1"),
+        *("--port", str(port)),
+        *("--worker-cls", "gpupool.vllm.Worker"),
+        *("--kv-cache-memory-bytes", str(int(model.kv_cache_bytes))),
+        *("--additional-config", json.dumps(pooled)),
+    ]
+    for name, value in model.args.items():
+        command += _option(name.replace("_", "-"), value)
+    return command
+
+
+def _option(name: str, value: ArgValue) -> list[str]:
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        return [f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *(str(item) for item in value)]
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    # One word, so that a value that begins with a dash is not taken for an option.
+    return [f"--{name}={text}"]
+
+
+def engine_environment(
+    model: ModelConfig, inherited: Mapping[str, str], private_dir: Path, start_timeout_s: float
+) -> dict[str, str]:
+    """The engine's environment: its sockets and temporary files go to `private_dir`."""
+    environment = dict(inherited)
+    # It would override --kv-cache-memory-bytes on the CPU platform.
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    environment |= {
+        "TMPDIR": str(private_dir),
+        "VLLM_RPC_BASE_PATH": str(private_dir),
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(_STEP_TIMEOUT_S),
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_timeout_s)),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S),
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if model.is_local:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment

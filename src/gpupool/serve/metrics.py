@@ -1,0 +1,123 @@
+"""Figures in Prometheus's form: the router's own, the engines', and the daemon's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gpupool.serve.lifecycle import Phase
+from gpupool.serve.report import EngineReport
+
+if TYPE_CHECKING:
+    from gpupool.daemon.protocol import Status
+
+_SWAP_IN_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
+    *(0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+
+
+def new_samples(seen: int, count: int, last: Sequence[float]) -> tuple[int, Sequence[float]]:
+    """How many samples came since `seen` of them were known, and those still held in `last`.
+
+    `count` is of all samples; one smaller than `seen` means that counting began anew.
+    """
+    fresh = count - seen if count >= seen else count
+    return fresh, last[len(last) - min(fresh, len(last)) :]
+
+
+class Metrics:
+    """One registry, apart from the process's global one."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._seen: dict[str, tuple[int, int]] = {}  # per model: its worker's pid, swap-ins
+        self._requests = Counter(
+            "gpupool_requests",
+            "Requests answered, by model and HTTP status; 499 is a client that left",
+            ["model", "code"],
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "gpupool_requests_in_flight", "Requests being answered", ["model"], registry=registry
+        )
+        self._swap_ins = Counter(
+            "gpupool_swap_ins", "Times a model became resident", ["model"], registry=registry
+        )
+        self._swap_in_s = Histogram(
+            "gpupool_swap_in_seconds",
+            "From the lease to memory that is ready",
+            ["model"],
+            buckets=_SWAP_IN_BUCKETS_S,
+            registry=registry,
+        )
+        self._pages = Gauge("gpupool_pages", "Pages by state", ["state"], registry=registry)
+        self._page_bytes = Gauge("gpupool_page_bytes", "Size of a page", registry=registry)
+        self._host_bytes = Gauge("gpupool_host_bytes", "Host memory handed out", registry=registry)
+        self._footprint = Gauge(
+            "gpupool_footprint_bytes",
+            "What a model needs to be resident",
+            ["model"],
+            registry=registry,
+        )
+        self._up = Gauge(
+            "gpupool_engine_up", "1 when the engine answers", ["model"], registry=registry
+        )
+        self._cold_start_s = Gauge(
+            "gpupool_engine_cold_start_seconds",
+            "The engine's last start",
+            ["model"],
+            registry=registry,
+        )
+        self._restarts = Gauge(
+            "gpupool_engine_restarts_total",
+            "Restarts after a death",
+            ["model"],
+            registry=registry,
+        )
+
+    def begin_request(self, model: str) -> None:
+        """A request is sent on to the engine of `model`."""
+        self._in_flight.labels(model).inc()
+
+    def end_request(self, model: str, code: int) -> None:
+        """The request that began is answered, or given up."""
+        self._in_flight.labels(model).dec()
+        self.count_request(model, code)
+
+    def count_request(self, model: str, code: int) -> None:
+        """A request was answered with `code`; `model` is empty when no engine serves it."""
+        self._requests.labels(model, str(code)).inc()
+
+    def take_status(self, status: Status) -> None:
+        """Takes over the daemon's figures. Each swap-in is observed once."""
+        for state, pages in (
+            ("free", status.pages_free),
+            ("granted", status.pages_granted),
+            ("fenced", status.pages_fenced),
+        ):
+            self._pages.labels(state).set(pages)
+        self._page_bytes.set(status.page_bytes)
+        self._host_bytes.set(status.host_bytes)
+        for model in status.models:
+            pid, seen = self._seen.get(model.name, (model.pid, 0))
+            fresh, samples = new_samples(
+                seen if pid == model.pid else 0, model.swap_ins, model.swap_in_s
+            )
+            self._seen[model.name] = (model.pid, model.swap_ins)
+            self._swap_ins.labels(model.name).inc(fresh)
+            for sample in samples:
+                self._swap_in_s.labels(model.name).observe(sample)
+            self._footprint.labels(model.name).set(model.footprint_bytes)
+
+    def render(self, reports: Iterable[EngineReport]) -> bytes:
+        """The text that Prometheus reads."""
+        for report in reports:
+            self._up.labels(report.name).set(report.state == Phase.READY)
+            self._restarts.labels(report.name).set(report.restarts)
+            if report.cold_start_s is not None:
+                self._cold_start_s.labels(report.name).set(report.cold_start_s)
+        text: bytes = generate_latest(self._registry)
+        return text
