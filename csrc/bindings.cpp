@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "driver/driver.h"
 #include "driver/fault.h"
 #include "image/image.h"
+#include "memory/dlpack.h"
 #include "memory/memory.h"
 #include "swap/swap.h"
 #include "transfer/transfer.h"
@@ -20,59 +22,26 @@
 namespace py = pybind11;
 using namespace gpupool;
 using NoGil = py::call_guard<py::gil_scoped_release>;
+using DlDevicePair = std::pair<std::int32_t, std::int32_t>;
 
 namespace {
 
-// DLPack's managed tensor, as its specification lays it out (version 0.x, one dimension of bytes).
-struct DlDevice {
-  std::int32_t type;
-  std::int32_t id;
-};
-struct DlTensor {
-  void* data;
-  DlDevice device;
-  std::int32_t ndim;
-  struct {
-    std::uint8_t code;
-    std::uint8_t bits;
-    std::uint16_t lanes;
-  } dtype;
-  std::int64_t* shape;
-  std::int64_t* strides;
-  std::uint64_t byte_offset;
-};
-struct DlManagedTensor {
-  DlTensor tensor;
-  void* manager;
-  void (*deleter)(DlManagedTensor*);
-};
-constexpr std::int32_t dl_cpu = 1;
-constexpr std::int32_t dl_cuda = 2;
-constexpr std::uint8_t dl_uint = 1;
-
 // Keeps the addresses reserved for as long as a tensor exists.
-struct TensorHold {
-  ReservationPtr reservation;
-  std::int64_t shape[1];
-  DlManagedTensor managed;
-};
-
-py::capsule to_dlpack(const Region& region, DlDevice device) {
-  auto hold = std::make_unique<TensorHold>();
-  hold->reservation = region.reservation();
-  hold->shape[0] = static_cast<std::int64_t>(region.bytes());
-  hold->managed = {
-      {reinterpret_cast<void*>(region.address()), device, 1, {dl_uint, 8, 1}, hold->shape, nullptr, 0},
-      hold.get(),
-      [](DlManagedTensor* self) { delete static_cast<TensorHold*>(self->manager); }};
-  py::capsule capsule(&hold->managed, "dltensor", [](PyObject* object) {
-    // A consumer renames the capsule and takes over the deleter.
-    if (!PyCapsule_IsValid(object, "dltensor")) return;
-    auto* managed = static_cast<DlManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
-    managed->deleter(managed);
-  });
-  static_cast<void>(hold.release());
-  return capsule;
+py::capsule to_dlpack(const Driver& driver, const Region& region) {
+  using dlpack::ManagedTensor;
+  ManagedTensor* tensor =
+      dlpack::new_tensor(region.reservation(), region.bytes(), dlpack::device_of(driver));
+  try {
+    return py::capsule(tensor, "dltensor", [](PyObject* object) {
+      // A consumer renames the capsule and takes over the deleter.
+      if (!PyCapsule_IsValid(object, "dltensor")) return;
+      auto* managed = static_cast<ManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
+      managed->deleter(managed);
+    });
+  } catch (...) {
+    tensor->deleter(tensor);
+    throw;
+  }
 }
 
 // A model and its driver; a region remembers both so that it can speak for itself.
@@ -91,11 +60,6 @@ struct RegionHandle {
 struct ImageBuffer {
   RegionPtr region;
 };
-
-DlDevice dl_device(const Driver& driver) {
-  return driver.kind() == DeviceKind::cuda ? DlDevice{dl_cuda, driver.ordinal()}
-                                           : DlDevice{dl_cpu, 0};
-}
 
 std::vector<Run> to_runs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
   std::vector<Run> runs;
@@ -134,13 +98,14 @@ void bind_driver(py::module_& m) {
           },
           "'cuda' or 'host'.")
       .def_property_readonly("ordinal", &Driver::ordinal, "Index of the device.")
-      .def("page_granularity",
-           [](Driver& self) {
-             std::size_t bytes = 0;
-             GPUPOOL_CALL(&self, page_granularity, &bytes);
-             return bytes;
-           },
-           "Smallest page size in bytes; every page size is a multiple of it.");
+      .def(
+          "page_granularity",
+          [](Driver& self) {
+            std::size_t bytes = 0;
+            GPUPOOL_CALL(&self, page_granularity, &bytes);
+            return bytes;
+          },
+          "Smallest page size in bytes; every page size is a multiple of it.");
   m.def("open_host_driver", &open_host_driver,
         "An emulation in host memory: pages are memfds, streams are threads.");
   m.def("open_cuda_driver", &open_cuda_driver, py::arg("ordinal"),
@@ -157,7 +122,7 @@ void bind_driver(py::module_& m) {
           "The nth call from now answers `code`; with `persistent` so do all after it.")
       .def("disarm", &FaultPlan::disarm)
       .def_property_readonly("injected", &FaultPlan::injected, "Calls failed since arm().");
-  m.def("with_faults", &with_faults, py::arg("driver"), py::arg("plan"),
+  m.def("with_faults", &with_faults, py::arg("driver").none(false), py::arg("plan").none(false),
         "The same driver, failing as the plan says.");
 }
 
@@ -168,13 +133,13 @@ void bind_memory(py::module_& m) {
           [](const DriverPtr& driver, int fd, std::size_t bytes) {
             return std::const_pointer_cast<Page>(Page::import(driver, fd, bytes));
           },
-          py::arg("driver"), py::arg("fd"), py::arg("bytes"), NoGil(),
+          py::arg("driver").none(false), py::arg("fd"), py::arg("bytes"), NoGil(),
           "A page another process exported; `fd` stays the caller's.")
       .def("export_fd", &Page::export_fd, "A new descriptor, owned by the caller.")
       .def_property_readonly("bytes", &Page::bytes);
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool",
                                                   "The pages of one budget and who has them.")
-      .def(py::init<DriverPtr, std::size_t, std::size_t>(), py::arg("driver"),
+      .def(py::init<DriverPtr, std::size_t, std::size_t>(), py::arg("driver").none(false),
            py::arg("budget_bytes"), py::arg("page_bytes"))
       .def("acquire", &PagePool::acquire, py::arg("owner"), py::arg("count"), NoGil(),
            "`count` pages for `owner`, all or none.")
@@ -222,45 +187,59 @@ void bind_swap(py::module_& m) {
   py::class_<RegionHandle>(m, "Region", "A range of device addresses of one tag.")
       .def_property_readonly("tag", [](const RegionHandle& h) { return h.region->tag(); })
       .def_property_readonly("bytes", [](const RegionHandle& h) { return h.region->bytes(); })
-      .def_property_readonly("span_bytes",
-                             [](const RegionHandle& h) { return h.region->span_bytes(); },
-                             "Size in whole pages.")
+      .def_property_readonly(
+          "span_bytes", [](const RegionHandle& h) { return h.region->span_bytes(); },
+          "Size in whole pages.")
       .def_property_readonly("address", [](const RegionHandle& h) { return h.region->address(); })
-      .def_property_readonly("saved_bytes",
-                             [](const RegionHandle& h) { return h.memory->saved_bytes(*h.region); },
-                             "Bytes of the host image that a swap-in copies.")
-      .def("image",
-           [](const RegionHandle& h) {
-             if (h.region->image() == nullptr) throw UsageError("a workspace has no image");
-             return ImageBuffer{h.region};
-           },
-           "The host image as a writable buffer of `bytes`.")
-      .def("adopt_image", [](RegionHandle& h) { h.memory->adopt_image(*h.region); },
-           "The caller filled the image: a swap-in restores all of it.")
+      .def_property_readonly(
+          "saved_bytes",
+          py::cpp_function([](const RegionHandle& h) { return h.memory->saved_bytes(*h.region); },
+                           NoGil()),
+          "Bytes of the host image that a swap-in copies.")
+      .def(
+          "image",
+          [](const RegionHandle& h) {
+            if (h.region->image() == nullptr) throw UsageError("a workspace has no image");
+            return ImageBuffer{h.region};
+          },
+          "The host image as a writable buffer of `bytes`.")
+      .def(
+          "adopt_image", [](RegionHandle& h) { h.memory->adopt_image(*h.region); }, NoGil(),
+          "The caller filled the image: a swap-in restores all of it.")
       .def(
           "mark_written",
           [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {
             h.memory->mark_written(*h.region, to_runs(runs));
           },
-          py::arg("runs"), "Runs (offset, bytes) that the device has changed.")
+          py::arg("runs"), NoGil(), "Runs (offset, bytes) that the device has changed.")
       .def("__dlpack_device__",
            [](const RegionHandle& h) {
-             const DlDevice device = dl_device(*h.driver);
-             return py::make_tuple(device.type, device.id);
+             const dlpack::Device device = dlpack::device_of(*h.driver);
+             return DlDevicePair(device.type, device.id);
            })
       .def(
           "__dlpack__",
-          [](const RegionHandle& h, const py::kwargs&) {
-            return to_dlpack(*h.region, dl_device(*h.driver));
+          [](const RegionHandle& h, std::optional<std::intptr_t>,
+             std::optional<std::pair<int, int>>, std::optional<DlDevicePair> dl_device,
+             std::optional<bool> copy) {
+            const dlpack::Device own = dlpack::device_of(*h.driver);
+            if (copy.value_or(false) || dl_device.value_or(DlDevicePair(own.type, own.id)) !=
+                                            DlDevicePair(own.type, own.id)) {
+              throw py::buffer_error("a region is shown where it is, never copied");
+            }
+            return to_dlpack(*h.driver, *h.region);
           },
-          "A uint8 tensor over the addresses; they stay reserved while it lives, and hold memory "
-          "only while the model is resident.");
+          py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+          py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
+          "A uint8 tensor over the addresses, which stay reserved while it lives; there is memory\n"
+          "behind them only while the model is resident.");
   py::class_<Memory>(m, "ModelMemory", "Residency of one model.")
       .def(py::init([](DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes) {
              auto memory = std::make_shared<ModelMemory>(driver, page_bytes, chunk_bytes);
              return Memory{std::move(driver), std::move(memory)};
            }),
-           py::arg("driver"), py::arg("page_bytes"), py::arg("chunk_bytes") = std::size_t{32} << 20)
+           py::arg("driver").none(false), py::arg("page_bytes"),
+           py::arg("chunk_bytes") = std::size_t{32} << 20)
       .def(
           "add_region",
           [](const Memory& self, Tag tag, std::size_t bytes, int image_fd) {
@@ -268,18 +247,24 @@ void bind_swap(py::module_& m) {
                                 self.memory->add_region(tag, bytes, image_fd)};
           },
           py::arg("tag"), py::arg("bytes"), py::arg("image_fd") = -1, NoGil())
-      .def_property_readonly("pages_needed",
-                             [](const Memory& self) { return self.memory->pages_needed(); })
-      .def_property_readonly("resident",
-                             [](const Memory& self) { return self.memory->resident(); })
+      .def_property_readonly(
+          "pages_needed",
+          py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))
+      .def_property_readonly(
+          "resident",
+          py::cpp_function([](const Memory& self) { return self.memory->resident(); }, NoGil()))
+      .def_property_readonly(
+          "torn", py::cpp_function([](const Memory& self) { return self.memory->torn(); }, NoGil()),
+          "Pages are still mapped after a failure; swap_out unmaps them.")
       .def(
           "swap_in",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages) {
             return self.memory->swap_in({pages.begin(), pages.end()});
           },
           py::arg("pages"), NoGil(), "Maps the pages and restores every region.")
-      .def("swap_out", [](const Memory& self) { return self.memory->swap_out(); }, NoGil(),
-           "Saves what the images lack and unmaps everything.");
+      .def(
+          "swap_out", [](const Memory& self) { return self.memory->swap_out(); }, NoGil(),
+          "Saves what the images lack and unmaps everything.");
 }
 
 }  // namespace

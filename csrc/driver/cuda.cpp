@@ -27,18 +27,17 @@ Library load() {
         "without a GPU";
     return library;
   }
-  const auto find =
-      reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
+  const auto find = reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
   if (find == nullptr) {
     library.error = "the NVIDIA driver is too old: CUDA 12.0 or newer is needed";
     return library;
   }
-#define GPUPOOL_CUDA_LOAD(name, version, params)                                             \
-  if (void* function = nullptr;                                                              \
-      find(#name, &function, version, 0, nullptr) == 0 && function != nullptr) {             \
-    library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(function);       \
-  } else if (library.error.empty()) {                                                        \
-    library.error = "the NVIDIA driver has no " #name ": CUDA 12.0 or newer is needed";      \
+#define GPUPOOL_CUDA_LOAD(name, version, params)                                        \
+  if (void* function = nullptr;                                                         \
+      find(#name, &function, version, 0, nullptr) == 0 && function != nullptr) {        \
+    library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(function);  \
+  } else if (library.error.empty()) {                                                   \
+    library.error = "the NVIDIA driver has no " #name ": CUDA 12.0 or newer is needed"; \
   }
   GPUPOOL_CUDA_SYMBOLS(GPUPOOL_CUDA_LOAD)
 #undef GPUPOOL_CUDA_LOAD
@@ -125,9 +124,8 @@ class CudaDriver final : public Driver {
     return in_context([&] { return cu_.cuStreamWaitEvent(native(stream), native(event), 0); });
   }
   Status event_create(EventHandle* event) noexcept override {
-    return in_context([&] {
-      return cu_.cuEventCreate(reinterpret_cast<Event*>(event), event_disable_timing);
-    });
+    return in_context(
+        [&] { return cu_.cuEventCreate(reinterpret_cast<Event*>(event), event_disable_timing); });
   }
   Status event_destroy(EventHandle event) noexcept override {
     return in_context([&] { return cu_.cuEventDestroy(native(event)); });

@@ -68,8 +68,8 @@ using EventHandle = EventState*;
 // event_query        success when complete, not_ready otherwise
 // copy_*, fill       asynchronous; host memory must be registered
 #define GPUPOOL_DRIVER_CALLS(X)                                                                  \
-  X(page_granularity, (std::size_t * bytes), (bytes), 0)                                         \
-  X(memory_info, (std::size_t * free_bytes, std::size_t* total_bytes), (free_bytes, total_bytes), \
+  X(page_granularity, (std::size_t* bytes), (bytes), 0)                                          \
+  X(memory_info, (std::size_t* free_bytes, std::size_t* total_bytes), (free_bytes, total_bytes), \
     1)                                                                                           \
   X(page_create, (PageHandle * page, std::size_t bytes), (page, bytes), 0)                       \
   X(page_release, (PageHandle page), (page), 0)                                                  \

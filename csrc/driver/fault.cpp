@@ -9,9 +9,9 @@ class FaultDriver final : public Driver {
   FaultDriver(DriverPtr inner, std::shared_ptr<FaultPlan> plan)
       : inner_(std::move(inner)), plan_(std::move(plan)) {}
 
-#define GPUPOOL_WRAP(name, params, args, needs_context)       \
-  Status name params noexcept override {                      \
-    const Status fault = plan_->next(DriverCall::name);       \
+#define GPUPOOL_WRAP(name, params, args, needs_context)          \
+  Status name params noexcept override {                         \
+    const Status fault = plan_->next(DriverCall::name);          \
     return fault == Status::success ? inner_->name args : fault; \
   }
   GPUPOOL_DRIVER_CALLS(GPUPOOL_WRAP)
@@ -35,10 +35,8 @@ bool releases(DriverCall call) {
     case DriverCall::address_free:
     case DriverCall::host_unregister:
     case DriverCall::stream_destroy:
-    case DriverCall::event_destroy:
-      return true;
-    default:
-      return false;
+    case DriverCall::event_destroy: return true;
+    default: return false;
   }
 }
 

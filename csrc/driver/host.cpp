@@ -23,10 +23,13 @@ class HostDriver final : public Driver {
     return Status::success;
   }
   Status memory_info(std::size_t* free_bytes, std::size_t* total_bytes) noexcept override {
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    *total_bytes = page * static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES));
-    *free_bytes = page * static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES));
-    return Status::success;
+    return guarded([&] {
+      const std::size_t free = available_bytes();
+      *total_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) *
+                     static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES));
+      *free_bytes = free;
+      return Status::success;
+    });
   }
   Status page_create(PageHandle* page, std::size_t bytes) noexcept override {
     return guarded([&] { return pages_.create(page, bytes); });
@@ -58,9 +61,9 @@ class HostDriver final : public Driver {
 
   Status host_register(void* memory, std::size_t bytes) noexcept override {
     return guarded([&] {
-      if (memory == nullptr || bytes == 0) return Status::invalid_value;
-      std::lock_guard lock(registered_mutex_);
       const auto start = reinterpret_cast<std::uintptr_t>(memory);
+      if (memory == nullptr || bytes == 0 || start + bytes < start) return Status::invalid_value;
+      std::lock_guard lock(registered_mutex_);
       const auto next = registered_.lower_bound(start);
       if (next != registered_.end() && next->first < start + bytes) {
         return Status::host_memory_already_registered;
@@ -114,9 +117,8 @@ class HostDriver final : public Driver {
                         StreamHandle stream) noexcept override {
     return guarded([&] {
       if (!is_registered(source, bytes)) return Status::invalid_value;
-      return device_work(destination, bytes, stream, [=] {
-        std::memcpy(reinterpret_cast<void*>(destination), source, bytes);
-      });
+      return device_work(destination, bytes, stream,
+                         [=] { std::memcpy(reinterpret_cast<void*>(destination), source, bytes); });
     });
   }
   Status copy_to_host(void* destination, DevicePtr source, std::size_t bytes,
@@ -131,9 +133,8 @@ class HostDriver final : public Driver {
   Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
               StreamHandle stream) noexcept override {
     return guarded([&] {
-      return device_work(destination, bytes, stream, [=] {
-        std::memset(reinterpret_cast<void*>(destination), value, bytes);
-      });
+      return device_work(destination, bytes, stream,
+                         [=] { std::memset(reinterpret_cast<void*>(destination), value, bytes); });
     });
   }
 

@@ -5,8 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
 
 namespace gpupool::host {
 namespace {
@@ -23,23 +27,42 @@ Status from_errno() {
 
 }  // namespace
 
+std::size_t available_bytes() {
+  std::ifstream info("/proc/meminfo");
+  std::string name;
+  std::size_t kib = 0;
+  while (info >> name >> kib) {
+    if (name == "MemAvailable:") return kib * 1024;
+    info.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
 Pages::~Pages() {
   for (const auto& [page, entry] : pages_) close(entry.fd);
 }
 
 Status Pages::insert(PageHandle* page, int fd, std::size_t bytes) {
   std::lock_guard lock(mutex_);
+  try {
+    pages_.emplace(next_, Entry{fd, bytes});
+  } catch (...) {
+    close(fd);
+    throw;
+  }
   *page = next_++;
-  pages_.emplace(*page, Entry{fd, bytes});
   return Status::success;
 }
 
 Status Pages::create(PageHandle* page, std::size_t bytes) {
   if (!aligned(bytes)) return Status::invalid_value;
+  // Asked for more than there is, the kernel would end processes rather than say no.
+  if (bytes > available_bytes()) return Status::out_of_memory;
   const int fd = memfd_create("gpupool-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return from_errno();
   void* view = MAP_FAILED;
-  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0 && fallocate(fd, 0, 0, bytes) == 0) {
+  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0 &&
+      fallocate(fd, 0, 0, static_cast<off_t>(bytes)) == 0) {
     view = mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, fd, 0);
   }
   if (view == MAP_FAILED) {
@@ -75,7 +98,10 @@ Status Pages::export_fd(int* fd, PageHandle page) {
 
 Status Pages::import_fd(PageHandle* page, int fd) {
   struct stat info{};
-  if (fstat(fd, &info) != 0 || fcntl(fd, F_GET_SEALS) < 0) return Status::invalid_value;
+  // Only what cannot shrink: a touch beyond the end of a file would kill this process.
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) return Status::invalid_value;
+  if (fstat(fd, &info) != 0) return Status::invalid_value;
   const auto bytes = static_cast<std::size_t>(info.st_size);
   if (!aligned(bytes)) return Status::invalid_value;
   const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
@@ -180,7 +206,8 @@ bool AddressSpace::reserved(DevicePtr address, std::size_t bytes) const {
   auto it = reservations_.upper_bound(address);
   if (it == reservations_.begin()) return false;
   --it;
-  return address + bytes <= it->first + it->second;
+  const std::size_t offset = address - it->first;
+  return bytes <= it->second && offset <= it->second - bytes;
 }
 
 bool AddressSpace::covered(DevicePtr address, std::size_t bytes, bool with_access) const {

@@ -65,11 +65,16 @@ std::shared_ptr<EventState> Streams::event(EventHandle handle) {
 }
 
 Status Streams::create(StreamHandle* stream) {
-  auto state = std::make_shared<StreamState>();
-  state->thread = std::thread([raw = state.get()] { run(*raw); });
+  const auto state = std::make_shared<StreamState>();
   std::lock_guard lock(mutex_);
+  streams_.emplace(state.get(), state);
+  try {
+    state->thread = std::thread([raw = state.get()] { run(*raw); });
+  } catch (...) {
+    streams_.erase(state.get());
+    throw;
+  }
   *stream = state.get();
-  streams_.emplace(state.get(), std::move(state));
   return Status::success;
 }
 
@@ -99,6 +104,7 @@ Status Streams::enqueue(StreamHandle handle, std::function<void()> work) {
   if (!state) return Status::invalid_handle;
   {
     std::lock_guard lock(state->mutex);
+    if (state->closing) return Status::invalid_handle;  // destroyed by another thread just now
     state->queue.push_back(std::move(work));
   }
   state->wake.notify_one();
@@ -108,8 +114,8 @@ Status Streams::enqueue(StreamHandle handle, std::function<void()> work) {
 Status Streams::create_event(EventHandle* event) {
   auto state = std::make_shared<EventState>();
   std::lock_guard lock(mutex_);
+  events_.emplace(state.get(), state);
   *event = state.get();
-  events_.emplace(state.get(), std::move(state));
   return Status::success;
 }
 

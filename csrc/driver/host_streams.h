@@ -4,9 +4,9 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <map>
 #include <thread>
 
 #include "driver/driver.h"

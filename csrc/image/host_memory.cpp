@@ -52,16 +52,18 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes)
     const Status status =
         driver_->host_register(data_ + at, std::min(register_bytes_max, bytes - at));
     if (status != Status::success) {
-      for (std::byte* piece : registered_) static_cast<void>(driver_->host_unregister(piece));
-      munmap(data_, bytes_);
+      release(at);
       check(*driver_, "host_register", status);
     }
-    registered_.push_back(data_ + at);
   }
 }
 
-HostMemory::~HostMemory() {
-  for (std::byte* piece : registered_) static_cast<void>(driver_->host_unregister(piece));
+HostMemory::~HostMemory() { release(bytes_); }
+
+void HostMemory::release(std::size_t end) noexcept {
+  for (std::size_t at = 0; at < end; at += register_bytes_max) {
+    static_cast<void>(driver_->host_unregister(data_ + at));
+  }
   munmap(data_, bytes_);
 }
 

@@ -24,10 +24,11 @@ class HostMemory {
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:
+  // Takes back the registrations of [0, end) and the mapping.
+  void release(std::size_t end) noexcept;
   DriverPtr driver_;
   std::byte* data_ = nullptr;
   std::size_t bytes_;
-  std::vector<std::byte*> registered_;
 };
 
 // A run of bytes, [begin, end).

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iterator>
 
 #include "image/image.h"
@@ -17,6 +18,7 @@ void RunSet::add(Run run) {
 }
 
 void RunSet::add(const RunSet& other) {
+  if (&other == this) return;
   for (const auto& [begin, end] : other.runs_) add({begin, end});
 }
 
@@ -43,7 +45,8 @@ std::vector<Run> RunSet::gaps(std::size_t bytes) const {
   std::vector<Run> all;
   std::size_t at = 0;
   for (const auto& [begin, end] : runs_) {
-    if (begin > at) all.push_back({at, begin});
+    if (at >= bytes) break;
+    if (begin > at) all.push_back({at, std::min(begin, bytes)});
     at = end;
   }
   if (at < bytes) all.push_back({at, bytes});

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 
 #include "memory/memory.h"
@@ -13,42 +14,50 @@ Reservation::~Reservation() { static_cast<void>(driver_->address_free(address_, 
 
 Mapping::Mapping(DriverPtr driver, ReservationPtr reservation, std::vector<PagePtr> pages)
     : driver_(std::move(driver)), reservation_(std::move(reservation)), pages_(std::move(pages)) {
-  if (pages_.empty() || bytes() > reservation_->bytes()) {
-    throw UsageError("the pages of a mapping must fit its reservation");
+  const bool one_size =
+      !pages_.empty() && std::all_of(pages_.begin(), pages_.end(), [&](auto& page) {
+        return page->bytes() == pages_[0]->bytes();
+      });
+  if (!one_size || bytes() > reservation_->bytes()) {
+    throw UsageError("the pages of a mapping must be of one size and fit its reservation");
   }
-  map();
 }
 
 Mapping::~Mapping() {
   // An unmap that fails leaves the range mapped; the driver then refuses to free the addresses,
   // so they are lost but never reused while something is behind them.
-  if (mapped_) static_cast<void>(driver_->unmap(reservation_->address(), bytes()));
+  if (mapped_bytes_ > 0) static_cast<void>(driver_->unmap(reservation_->address(), mapped_bytes_));
 }
 
 void Mapping::map() {
+  if (accessible_) return;
+  unmap();  // what an earlier failure left
   const DevicePtr start = reservation_->address();
-  DevicePtr address = start;
-  Status status = Status::success;
   const char* call = "map";
+  Status status = Status::success;
   for (const PagePtr& page : pages_) {
-    status = driver_->map(address, page->bytes(), page->handle());
+    status = driver_->map(start + mapped_bytes_, page->bytes(), page->handle());
     if (status != Status::success) break;
-    address += page->bytes();
+    mapped_bytes_ += page->bytes();
   }
   if (status == Status::success) {
     call = "set_access";  // once for the whole run: it costs far more than a map
-    status = driver_->set_access(start, bytes());
+    status = driver_->set_access(start, mapped_bytes_);
   }
   if (status != Status::success) {
-    if (address > start) static_cast<void>(driver_->unmap(start, address - start));
+    if (mapped_bytes_ > 0 && driver_->unmap(start, mapped_bytes_) == Status::success) {
+      mapped_bytes_ = 0;
+    }
     check(*driver_, call, status);
   }
-  mapped_ = true;
+  accessible_ = true;
 }
 
 void Mapping::unmap() {
-  GPUPOOL_CALL(driver_, unmap, reservation_->address(), bytes());
-  mapped_ = false;
+  if (mapped_bytes_ == 0) return;
+  GPUPOOL_CALL(driver_, unmap, reservation_->address(), mapped_bytes_);
+  mapped_bytes_ = 0;
+  accessible_ = false;
 }
 
 }  // namespace gpupool

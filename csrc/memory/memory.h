@@ -95,27 +95,31 @@ class Reservation {
 
 using ReservationPtr = std::shared_ptr<const Reservation>;
 
-// Pages of one size filling a reservation from its start, readable and writable.
+// Pages of one size filling a reservation from its start, readable and writable once mapped.
 class Mapping {
  public:
-  // Throws DriverError; nothing is mapped then.
+  // Maps nothing yet. Throws UsageError unless the pages are of one size and fit the reservation.
   Mapping(DriverPtr driver, ReservationPtr reservation, std::vector<PagePtr> pages);
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
-  // Throws DriverError and stays as it was. Nothing may be in flight that touches the range.
-  void unmap();
-  // After unmap(): the same pages at the same place again, content untouched. Throws DriverError.
+  // Puts the pages at their addresses; they keep their content when mapped again. Throws
+  // DriverError; what was mapped until then is unmapped, or left to unmap() if that fails too.
   void map();
-  [[nodiscard]] bool mapped() const noexcept { return mapped_; }
+  // Removes what is mapped, also what a failed map() left. Throws DriverError and stays as it was.
+  // Nothing may be in flight that touches the range.
+  void unmap();
+  // Whether all of it is mapped and may be touched.
+  [[nodiscard]] bool mapped() const noexcept { return accessible_; }
 
  private:
   [[nodiscard]] std::size_t bytes() const noexcept { return pages_.size() * pages_[0]->bytes(); }
   DriverPtr driver_;
   ReservationPtr reservation_;
   std::vector<PagePtr> pages_;
-  bool mapped_ = false;
+  std::size_t mapped_bytes_ = 0;  // from the start
+  bool accessible_ = false;
 };
 
 }  // namespace gpupool

@@ -16,11 +16,24 @@ ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t c
     : driver_(std::move(driver)),
       page_bytes_(page_bytes),
       in_(driver_, chunk_bytes),
-      out_(driver_, chunk_bytes) {}
+      out_(driver_, chunk_bytes) {
+  std::size_t granularity = 0;
+  GPUPOOL_CALL(driver_, page_granularity, &granularity);
+  if (page_bytes == 0 || page_bytes % granularity != 0) {
+    throw UsageError("page size " + std::to_string(page_bytes) +
+                     " must be a multiple of the device's " + std::to_string(granularity) +
+                     " bytes");
+  }
+}
 
 ModelMemory::~ModelMemory() {
   // A tensor may hold a region, and so its addresses, for longer than the model lives; the pages
-  // behind them go now.
+  // behind them go now, once no copy is left in flight.
+  try {
+    discard();
+  } catch (const DriverError&) {
+    // The mappings try again as they go; what stays mapped keeps its addresses and its memory.
+  }
   for (const RegionPtr& region : regions_) region->mapping_.reset();
 }
 
@@ -44,8 +57,7 @@ RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd) {
   auto reservation = std::make_shared<const Reservation>(driver_, span);
   std::unique_ptr<HostMemory> image;
   if (tag != Tag::workspace) image = std::make_unique<HostMemory>(driver_, image_fd, bytes);
-  regions_.push_back(
-      RegionPtr(new Region(tag, bytes, std::move(reservation), std::move(image))));
+  regions_.push_back(RegionPtr(new Region(tag, bytes, std::move(reservation), std::move(image))));
   return regions_.back();
 }
 
@@ -61,6 +73,7 @@ void ModelMemory::map_all(std::vector<PagePtr> pages) {
   for (const RegionPtr& region : regions_) {
     const auto end = next + static_cast<std::ptrdiff_t>(pages_of(*region));
     region->mapping_.emplace(driver_, region->reservation_, std::vector<PagePtr>(next, end));
+    region->mapping_->map();
     next = end;
   }
 }
@@ -86,7 +99,7 @@ SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages) {
   std::size_t needed = 0;
   for (const RegionPtr& region : regions_) needed += pages_of(*region);
   const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {
-    return page->bytes() == page_bytes_;
+    return page != nullptr && page->bytes() == page_bytes_;
   });
   if (pages.size() != needed || !right_size) {
     throw UsageError("swap_in needs " + std::to_string(needed) + " pages of " +
@@ -100,12 +113,13 @@ SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages) {
     report.map_ns = driver_->now_ns() - start;
     restore(report);
   } catch (...) {
+    state_ = State::torn;
     try {
-      in_.synchronize();  // nothing may be in flight when the pages go
+      discard();
+      state_ = State::out;
     } catch (const DriverError&) {
       // Reported by the first error already.
     }
-    for (const RegionPtr& region : regions_) region->mapping_.reset();
     throw;
   }
   report.total_ns = driver_->now_ns() - start;
@@ -131,20 +145,25 @@ void ModelMemory::save(SwapReport& report) {
   }
 }
 
-void ModelMemory::unmap_all() {
+void ModelMemory::discard() {
+  // Nothing may be in flight when the pages go.
+  in_.synchronize();
+  out_.synchronize();
+  for (const RegionPtr& region : regions_) {
+    if (region->mapping_) region->mapping_->unmap();
+  }
+  for (const RegionPtr& region : regions_) region->mapping_.reset();
+}
+
+void ModelMemory::unmap_or_undo() {
   try {
-    for (const RegionPtr& region : regions_) {
-      if (region->mapping_ && region->mapping_->mapped()) region->mapping_->unmap();
-    }
+    discard();
   } catch (const DriverError&) {
     state_ = State::torn;
-    for (const RegionPtr& region : regions_) {
-      if (!region->mapping_->mapped()) region->mapping_->map();  // the same pages, untouched
-    }
+    for (const RegionPtr& region : regions_) region->mapping_->map();  // the same pages, untouched
     state_ = State::resident;
     throw;
   }
-  for (const RegionPtr& region : regions_) region->mapping_.reset();
 }
 
 SwapReport ModelMemory::swap_out() {
@@ -159,14 +178,18 @@ SwapReport ModelMemory::swap_out() {
       try {
         out_.synchronize();
       } catch (const DriverError&) {
-        // Reported by the first error already.
+        // Reported by the first error already; discard() waits again before anything is unmapped.
       }
       throw;
     }
   }
   const std::int64_t saved = driver_->now_ns();
   for (const RegionPtr& region : regions_) report.pages += pages_of(*region);
-  unmap_all();
+  if (state_ == State::resident) {
+    unmap_or_undo();
+  } else {
+    discard();
+  }
   state_ = State::out;
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = saved - start;
@@ -207,6 +230,11 @@ std::size_t ModelMemory::saved_bytes(const Region& region) const {
 bool ModelMemory::resident() const {
   std::lock_guard lock(mutex_);
   return state_ == State::resident;
+}
+
+bool ModelMemory::torn() const {
+  std::lock_guard lock(mutex_);
+  return state_ == State::torn;
 }
 
 }  // namespace gpupool

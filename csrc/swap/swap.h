@@ -62,7 +62,8 @@ using RegionPtr = std::shared_ptr<Region>;
 // Thread safe; each call is all or nothing.
 class ModelMemory {
  public:
-  // Throws DriverError. Copies are cut into chunks of `chunk_bytes`.
+  // Copies are cut into chunks of `chunk_bytes`. Throws DriverError, or UsageError unless
+  // page_bytes is a multiple of the driver's granularity.
   ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes);
   // Waits for copies in flight, unmaps, and lets the addresses go once no tensor holds them.
   ~ModelMemory();
@@ -75,11 +76,12 @@ class ModelMemory {
   [[nodiscard]] std::size_t pages_needed() const;
 
   // Maps the pages and restores every region; what has no image is zeroed, so that nothing an
-  // earlier owner of a page left behind can be read. On an error the model is out as before.
+  // earlier owner of a page left behind can be read. On an error the model is out as before, or
+  // torn if the driver does not let it go back.
   SwapReport swap_in(std::vector<PagePtr> pages);
   // Saves what the images lack and unmaps everything. No step may be running. On an error the
-  // model is resident as before; should even that be impossible it is torn, and only swap_out
-  // (to finish) is allowed.
+  // model is resident as before, or torn if the driver does not let it go back. Of a torn model it
+  // unmaps what is left; on an error that stays torn.
   SwapReport swap_out();
 
   // The device bytes [begin, end) of a resident region are newer than its image.
@@ -89,6 +91,9 @@ class ModelMemory {
   // Bytes of the image that a swap-in will copy.
   [[nodiscard]] std::size_t saved_bytes(const Region& region) const;
   [[nodiscard]] bool resident() const;
+  // The images have everything, but pages are still mapped or copies in flight: only swap_out, to
+  // finish, is allowed, and until then the pages must not go to anyone else.
+  [[nodiscard]] bool torn() const;
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
@@ -98,7 +103,8 @@ class ModelMemory {
   void map_all(std::vector<PagePtr> pages);
   void restore(SwapReport& report);
   void save(SwapReport& report);
-  void unmap_all();
+  void unmap_or_undo();
+  void discard();
   [[nodiscard]] std::size_t pages_of(const Region& region) const;
 
   DriverPtr driver_;
@@ -106,7 +112,7 @@ class ModelMemory {
   mutable std::mutex mutex_;
   State state_ = State::out;
   std::vector<RegionPtr> regions_;
-  CopyStream in_;   // after regions_: its destructor waits before mappings go
+  CopyStream in_;
   CopyStream out_;
 };
 

@@ -21,10 +21,17 @@ class Resident(Protocol):
     """What the gate guards: something that can be brought in and given up, all or nothing."""
 
     def bring_in(self, timeout_s: float) -> SwapReport:
-        """Get pages and restore; raises and stays out on an error."""
+        """Get pages and restore; raises and stays out, or is torn, on an error."""
 
     def give_up(self) -> SwapReport:
-        """Save, unmap and give the pages back; raises and stays resident on an error."""
+        """Save, unmap and give the pages back; raises and stays resident, or is torn, on an error.
+
+        Of a torn one it undoes what is left to undo.
+        """
+
+    @property
+    def torn(self) -> bool:
+        """Neither resident nor out, after an error that could not be undone at once."""
 
     def set_idle(self, idle: bool) -> None:
         """Tell the arbiter whether there is unfinished work."""
@@ -35,6 +42,7 @@ class _State(Enum):
     ARRIVING = "arriving"
     RESIDENT = "resident"
     LEAVING = "leaving"
+    TORN = "torn"
 
 
 class Gate:
@@ -65,7 +73,8 @@ class Gate:
         self._open = 0
         self._steps = 0
         self._closed_s = 0.0
-        self._revoked = False
+        self._revokes = 0  # threads that wait in give_up
+        self._arrivals = 0
         self._idle = True
 
     @property
@@ -83,8 +92,11 @@ class Gate:
         deadline_s = self._clock() + limit_s
         with self._changed:
             while not self._enter():
-                if self._state is _State.OUT:
+                if self._state in (_State.OUT, _State.TORN):
                     self._bring_in(deadline_s - self._clock())
+                    # The step that it came for goes first, even if a revoke waits already.
+                    self._open_step()
+                    return
                 elif not self._changed.wait(max(0.0, deadline_s - self._clock())):
                     raise LeaseTimeoutError(
                         f"waited {limit_s:g} s for a model that is {self._state.value}"
@@ -127,35 +139,33 @@ class Gate:
     def give_up(self, timeout_s: float | None = None) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
-        False if the model was out already. Raises LeaseTimeoutError if a step stays open for
-        ``timeout_s`` (None waits for ever), UsageError if this very thread holds it open, and
-        whatever giving up raises; the model is resident then.
+        False if the model was out already, or another thread saw to it. Raises LeaseTimeoutError
+        if a step stays open for ``timeout_s`` (None waits for ever), UsageError if this very
+        thread holds it open, and whatever giving up raises; the model is resident then, or torn.
         """
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
             if threading.get_ident() in self._open_by:
                 raise UsageError("a thread cannot give up a model in whose step it is")
-            while self._state is _State.ARRIVING:
-                self._wait_until(deadline_s)
-            if self._state in (_State.OUT, _State.LEAVING):
-                return False
-            self._revoked = True
+            self._revokes += 1
+            arrivals = self._arrivals
             try:
                 while not self._may_leave():
+                    # Another thread may have given it up meanwhile, and brought it in anew.
+                    if self._state is _State.OUT or self._arrivals != arrivals:
+                        return False
                     self._wait_until(deadline_s)
                 self._state = _State.LEAVING
             finally:
-                if self._state is not _State.LEAVING:
-                    self._revoked = False
-                    self._changed.notify_all()
-        after = _State.RESIDENT
+                self._revokes -= 1
+                self._changed.notify_all()
+        after = None
         try:
             self._resident.give_up()
             after = _State.OUT
         finally:
             with self._changed:
-                self._state = after
-                self._revoked = False
+                self._state = after or self._after_error(_State.RESIDENT)
                 self._changed.notify_all()
         return True
 
@@ -164,15 +174,20 @@ class Gate:
         # finish, and what it needs for that may be another step.
         if self._state is not _State.RESIDENT:
             return False
-        if self._revoked and self._open == 0 and self._may_leave():
+        if self._revokes > 0 and self._may_leave():
             return False
+        self._open_step()
+        return True
+
+    def _open_step(self) -> None:
         self._open += 1
         thread = threading.get_ident()
         self._open_by[thread] = self._open_by.get(thread, 0) + 1
-        return True
 
     def _may_leave(self) -> bool:
-        if self._open > 0:
+        if self._state is _State.TORN:
+            return True
+        if self._state is not _State.RESIDENT or self._open > 0:
             return False
         paused = self._clock() - self._closed_s >= self._pause_s
         return self._idle or self._steps >= self._min_steps or paused
@@ -183,19 +198,23 @@ class Gate:
             limits_s.append(self._closed_s + self._pause_s - self._clock())
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
         if deadline_s is not None and self._clock() >= deadline_s:
-            raise LeaseTimeoutError("a step stayed open for longer than a revoke may wait")
+            raise LeaseTimeoutError("a model did not leave its memory as soon as it should have")
 
     def _bring_in(self, timeout_s: float) -> None:
         """Called with the lock held, which is let go meanwhile."""
         self._state = _State.ARRIVING
+        self._arrivals += 1
         self._changed.release()
-        after = _State.OUT
+        after = None
         try:
             self._resident.bring_in(max(0.0, timeout_s))
             after = _State.RESIDENT
         finally:
             self._changed.acquire()
-            self._state = after
+            self._state = after or self._after_error(_State.OUT)
             self._steps = 0
             self._closed_s = self._clock()
             self._changed.notify_all()
+
+    def _after_error(self, before: _State) -> _State:
+        return _State.TORN if self._resident.torn else before

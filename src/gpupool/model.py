@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -90,9 +91,11 @@ class Model:
         return self.gate.give_up()
 
     def close(self) -> None:
-        """Swap out and leave the pool; idempotent."""
-        if self._closed:
-            return
+        """Swap out and leave the pool; idempotent.
+
+        Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
+        model is still in the pool then and ``close`` may be called again.
+        """
         self._closed = True
         self.gate.give_up()
         self._session.close()
@@ -103,12 +106,15 @@ class Model:
         """Get pages and restore every region. For the gate alone."""
         if self._closed:
             raise UsageError(f"model {self.name!r} is closed")
+        if self._memory.torn:
+            self._swap_out()
         self.declare()
         pages = self._session.acquire(timeout_s)
         try:
             report = self._memory.swap_in(pages)
         except BaseException:
-            self._session.give_back(None)
+            if not self._memory.torn:  # else they are still mapped, and go back once they are not
+                self._session.give_back(None)
             raise
         self.swap_ins += 1
         self.last_swap_in = report
@@ -117,15 +123,22 @@ class Model:
 
     def give_up(self) -> SwapReport:
         """Save, unmap and give the pages back. For the gate alone."""
-        if self._before_swap_out is not None:
+        if self._before_swap_out is not None and self._memory.resident:
             self._before_swap_out()
+        return self._swap_out()
+
+    def _swap_out(self) -> SwapReport:
         report = self._memory.swap_out()
         self.last_swap_out = report
-        try:
+        # The memory is given up all the same; the next acquire says what is wrong.
+        with contextlib.suppress(DaemonUnavailableError):
             self._session.give_back(report)
-        except DaemonUnavailableError:
-            pass  # the memory is given up all the same; the next acquire says what is wrong
         return report
+
+    @property
+    def torn(self) -> bool:
+        """Whether a failure left pages mapped; the next bring-in or give-up unmaps them."""
+        return self._memory.torn
 
     def set_idle(self, idle: bool) -> None:
         """Pass on whether there is unfinished work. For the gate alone."""

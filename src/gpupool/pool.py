@@ -75,9 +75,10 @@ class Pool:
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._arbiter = Arbiter(self._pages, turn_s=0.0)
         self._changed = threading.Condition()
-        self._give_up: dict[int, Callable[[float], object]] = {}
+        self._give_up: dict[int, Callable[[float | None], object]] = {}
         self._granted: dict[int, list[int]] = {}
         self._failed: dict[int, Exception] = {}
+        self._revoked: list[int] = []
         self._models: list[Model] = []
 
     @property
@@ -119,11 +120,13 @@ class Pool:
             self._arbiter.request(key, time.monotonic())
         while True:
             with self._changed:
-                revoked, wake_at_s = self._decide()
+                wake_at_s = self._decide()
                 if key in self._failed:
                     raise self._failed.pop(key)
                 if key in self._granted:
                     return [self._pages.page(page) for page in self._granted.pop(key)]
+                # Whoever waits sees to all revokes: the decision may have been another thread's.
+                revoked, self._revoked = self._revoked, []
                 if not revoked:
                     now_s = time.monotonic()
                     if now_s >= deadline_s:
@@ -136,24 +139,36 @@ class Pool:
                     continue
             # Outside the lock, since giving up may wait for a step of that model to close.
             for index, victim in enumerate(revoked):
+                give_up = self._give_up.get(victim)
+                if give_up is None:
+                    continue  # closed meanwhile: its pages are back
                 try:
-                    self._give_up[victim](max(0.0, deadline_s - time.monotonic()))
+                    give_up(max(0.0, deadline_s - time.monotonic()))
                 except BaseException:
                     with self._changed:
                         for kept in revoked[index:]:
-                            self._arbiter.keep(kept, time.monotonic())
-                        self._arbiter.cancel(key, time.monotonic())
+                            if kept in self._give_up:
+                                self._arbiter.keep(kept, time.monotonic())
+                        self._withdraw(key)
                         self._changed.notify_all()
                     raise
 
-    def _decide(self) -> tuple[list[int], float | None]:
+    def _withdraw(self, key: int) -> None:
+        """Take a request back, also if another thread's decision has answered it already."""
+        self._failed.pop(key, None)
+        if not self._arbiter.cancel(key, time.monotonic()) and key in self._granted:
+            del self._granted[key]
+            self._arbiter.yielded(key, time.monotonic())
+
+    def _decide(self) -> float | None:
         outcome = self._arbiter.decide(time.monotonic())
         for granted in outcome.granted:
             self._granted[granted.key] = granted.pages
         self._failed.update(outcome.failed)
-        if outcome.granted or outcome.failed:
+        self._revoked += outcome.revoked
+        if outcome.granted or outcome.failed or outcome.revoked:
             self._changed.notify_all()
-        return outcome.revoked, outcome.wake_at_s
+        return outcome.wake_at_s
 
 
 class _EmbeddedSession:
@@ -171,7 +186,7 @@ class _EmbeddedSession:
     def page_bytes(self) -> int:
         return self._pool.page_bytes
 
-    def on_revoke(self, give_up: Callable[[float], object]) -> None:
+    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
         self._pool._give_up[self._key] = give_up
 
     def host_memory(self, size_bytes: int) -> int:

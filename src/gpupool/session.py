@@ -19,7 +19,7 @@ class Session(Protocol):
     def page_bytes(self) -> int:
         """Size of every page."""
 
-    def on_revoke(self, give_up: Callable[[float], object]) -> None:
+    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
         """What to call, on any thread, when the lease is revoked, with seconds to do it in."""
 
     def host_memory(self, size_bytes: int) -> int:

@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_nothing_behind(served: Served) -> None:
     """The last test of the module: it ends the server."""
     pids = _session_processes(served.process.pid)
     assert len(pids) >= 4
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     with served.stream("m0", 480) as events:
         next(events)
         served.process.send_signal(signal.SIGINT)
@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_nothing_behind(served: Served) -> None:
                 next(events)
     wait_until(lambda: not any(_alive(pid) for pid in pids), 10)
     assert list(served.run_directory.iterdir()) == []
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
 
 
 def test_a_budget_too_small_for_a_model(tmp_path: Path) -> None:

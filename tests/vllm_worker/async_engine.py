@@ -24,9 +24,7 @@ from vllm.v1.kv_cache_interface import (
 BLOCKS = 24
 BLOCK_TOKENS = 4
 LAYERS = 2
-_SPEC = FullAttentionSpec(
-    block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.int64
-)
+_SPEC = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.int64)
 _PAGE = _SPEC.page_size_bytes  # per layer and block: K and V, one int64 per token each
 
 

@@ -90,7 +90,7 @@ class DaemonSession:
         self.min_tokens = welcome.min_tokens
         self._pages: dict[int, Page] = {}  # each imported once, kept for good
         self._replies: queue.SimpleQueue[tuple[p.DaemonMessage, list[int]]] = queue.SimpleQueue()
-        self._give_up: Callable[[], object] | None = None
+        self._give_up: Callable[[float | None], object] | None = None
         self._lost: str | None = None
         self._asking = threading.Lock()
         self._sending = threading.Lock()
@@ -105,7 +105,7 @@ class DaemonSession:
     def page_bytes(self) -> int:
         return self._page_bytes
 
-    def on_revoke(self, give_up: Callable[[], object]) -> None:
+    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
         self._give_up = give_up
 
     def host_memory(self, size_bytes: int) -> int:
@@ -220,7 +220,7 @@ class DaemonSession:
         if self._give_up is None:
             return
         try:
-            self._give_up()
+            self._give_up(None)
         except GpupoolError as error:
             # Resident as before. The daemon keeps its deadline and ends this process at it.
             self._send(p.Kept(str(error)))

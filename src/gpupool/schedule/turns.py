@@ -7,10 +7,10 @@ longer one it is round robin: a model that others wait for leaves once its turn 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Residency(str, Enum):
+class Residency(StrEnum):
     """Where a model's memory is, as the arbiter knows it."""
 
     OUT = "out"

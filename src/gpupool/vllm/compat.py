@@ -12,14 +12,13 @@ from gpupool.errors import UsageError
 def platform_worker() -> type[Any]:
     """The worker class that vLLM itself would use here. Raises UsageError off CUDA and CPU."""
     if current_platform.is_cpu():
-        from vllm.v1.worker.cpu_worker import CPUWorker
-
-        return CPUWorker
-    if current_platform.is_cuda():
-        from vllm.v1.worker.gpu_worker import Worker
-
-        return Worker
-    raise UsageError(f"gpupool runs on vLLM's CUDA and CPU platforms, not {current_platform}")
+        from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+    elif current_platform.is_cuda():
+        from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+    else:
+        raise UsageError(f"gpupool runs on vLLM's CUDA and CPU platforms, not {current_platform}")
+    worker: type[Any] = PlatformWorker
+    return worker
 
 
 def prepare_process() -> None:

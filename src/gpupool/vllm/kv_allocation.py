@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class KvInPool(TorchFunctionMode):
+class KvInPool(TorchFunctionMode):  # type: ignore[misc]
     """Inside this context the backing allocation of the KV cache comes from ``take``.
 
     vLLM makes it with one ``torch.zeros(bytes, dtype=torch.int8)``; every layer's cache is a view

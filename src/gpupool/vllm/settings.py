@@ -42,9 +42,10 @@ def parse(additional_config: Any) -> DaemonSettings | EmbeddedSettings:
             "'model' to join a daemon's pool, or 'device', 'budget_bytes' and 'model' to share "
             "one within the process"
         )
-    kind = DaemonSettings if "socket" in given else EmbeddedSettings
     try:
-        return msgspec.convert(given, kind)
+        if "socket" in given:
+            return msgspec.convert(given, DaemonSettings)
+        return msgspec.convert(given, EmbeddedSettings)
     except msgspec.ValidationError as error:
         raise UsageError(f"additional_config['gpupool']: {error}") from None
 

@@ -46,7 +46,7 @@ class PoolWorker:
             raise UsageError(reason)
         joined = settings.parse(vllm_config.additional_config)
         compat.prepare_process()
-        super().__init__(vllm_config, *args, **kwargs)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         session, min_steps = settings.join(joined)
         self.pool_model = Model(
             joined.model,

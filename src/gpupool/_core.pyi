@@ -1,0 +1,265 @@
+"""
+The C++ core of gpupool: pages, mappings, images and swaps.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import enum
+import typing
+
+import typing_extensions
+
+__all__: list[str] = [
+    "Driver",
+    "FaultPlan",
+    "ImageBuffer",
+    "ModelMemory",
+    "Page",
+    "PagePool",
+    "Region",
+    "SwapReport",
+    "Tag",
+    "open_cuda_driver",
+    "open_host_driver",
+    "with_faults",
+]
+
+class Driver:
+    """
+    Device work behind one interface.
+    """
+    def page_granularity(self) -> int:
+        """
+        Smallest page size in bytes; every page size is a multiple of it.
+        """
+    @property
+    def kind(self) -> str:
+        """
+        'cuda' or 'host'.
+        """
+    @property
+    def ordinal(self) -> int:
+        """
+        Index of the device.
+        """
+
+class FaultPlan:
+    """
+    Fails chosen driver calls, for tests.
+    """
+    def __init__(self) -> None: ...
+    def arm(
+        self,
+        nth: typing.SupportsInt | typing.SupportsIndex,
+        code: typing.SupportsInt | typing.SupportsIndex,
+        persistent: bool = False,
+    ) -> None:
+        """
+        The nth call from now answers `code`; with `persistent` so do all after it.
+        """
+    def disarm(self) -> None: ...
+    @property
+    def injected(self) -> int:
+        """
+        Calls failed since arm().
+        """
+
+class Page:
+    """
+    Physical device memory of one fixed size.
+    """
+    @staticmethod
+    def import_fd(
+        driver: Driver,
+        fd: typing.SupportsInt | typing.SupportsIndex,
+        bytes: typing.SupportsInt | typing.SupportsIndex,
+    ) -> Page:
+        """
+        A page another process exported; `fd` stays the caller's.
+        """
+    def export_fd(self) -> int:
+        """
+        A new descriptor, owned by the caller.
+        """
+    @property
+    def bytes(self) -> int: ...
+
+class PagePool:
+    """
+    The pages of one budget and who has them.
+    """
+    def __init__(
+        self,
+        driver: Driver,
+        budget_bytes: typing.SupportsInt | typing.SupportsIndex,
+        page_bytes: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def acquire(
+        self,
+        owner: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[int]:
+        """
+        `count` pages for `owner`, all or none.
+        """
+    def give_back(
+        self,
+        owner: typing.SupportsInt | typing.SupportsIndex,
+        pages: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None:
+        """
+        Pages their owner no longer maps.
+        """
+    def give_back_all(self, owner: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
+    def owned(self, owner: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
+    def page(self, id: typing.SupportsInt | typing.SupportsIndex) -> Page: ...
+    @property
+    def created_pages(self) -> int: ...
+    @property
+    def free_pages(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def total_pages(self) -> int: ...
+
+class Tag(enum.Enum):
+    """
+    What a region holds.
+    """
+
+    cudagraph = 2
+    kv_cache = 3
+    runtime = 1
+    weights = 0
+    workspace = 4
+
+class SwapReport:
+    """
+    What one swap took and moved.
+    """
+    @property
+    def copied_bytes(self) -> int: ...
+    @property
+    def copy_s(self) -> float: ...
+    @property
+    def filled_bytes(self) -> int: ...
+    @property
+    def map_s(self) -> float: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def total_s(self) -> float: ...
+
+class ImageBuffer:
+    """
+    A region's host image.
+    """
+
+class Region:
+    """
+    A range of device addresses of one tag.
+    """
+    def __dlpack__(
+        self,
+        *,
+        stream: typing.SupportsInt | typing.SupportsIndex | None = None,
+        max_version: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+        ]
+        | None = None,
+        dl_device: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+        ]
+        | None = None,
+        copy: bool | None = None,
+    ) -> typing_extensions.CapsuleType:
+        """
+        A uint8 tensor over the addresses, which stay reserved while it lives; there is memory
+        behind them only while the model is resident.
+        """
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def adopt_image(self) -> None:
+        """
+        The caller filled the image: a swap-in restores all of it.
+        """
+    def image(self) -> ImageBuffer:
+        """
+        The host image as a writable buffer of `bytes`.
+        """
+    def mark_written(
+        self,
+        runs: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+            ]
+        ],
+    ) -> None:
+        """
+        Runs (offset, bytes) that the device has changed.
+        """
+    @property
+    def address(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def saved_bytes(self) -> int:
+        """
+        Bytes of the host image that a swap-in copies.
+        """
+    @property
+    def span_bytes(self) -> int:
+        """
+        Size in whole pages.
+        """
+    @property
+    def tag(self) -> Tag: ...
+
+class ModelMemory:
+    """
+    Residency of one model.
+    """
+    def __init__(
+        self,
+        driver: Driver,
+        page_bytes: typing.SupportsInt | typing.SupportsIndex,
+        chunk_bytes: typing.SupportsInt | typing.SupportsIndex = 33554432,
+    ) -> None: ...
+    def add_region(
+        self,
+        tag: Tag,
+        bytes: typing.SupportsInt | typing.SupportsIndex,
+        image_fd: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> Region: ...
+    def swap_in(self, pages: collections.abc.Sequence[Page]) -> SwapReport:
+        """
+        Maps the pages and restores every region.
+        """
+    def swap_out(self) -> SwapReport:
+        """
+        Saves what the images lack and unmaps everything.
+        """
+    @property
+    def pages_needed(self) -> int: ...
+    @property
+    def resident(self) -> bool: ...
+    @property
+    def torn(self) -> bool:
+        """
+        Pages are still mapped after a failure; swap_out unmaps them.
+        """
+
+def open_cuda_driver(ordinal: typing.SupportsInt | typing.SupportsIndex) -> Driver:
+    """
+    The CUDA driver of this machine. Raises RuntimeError where there is none.
+    """
+
+def open_host_driver() -> Driver:
+    """
+    An emulation in host memory: pages are memfds, streams are threads.
+    """
+
+def with_faults(driver: Driver, plan: FaultPlan) -> Driver:
+    """
+    The same driver, failing as the plan says.
+    """

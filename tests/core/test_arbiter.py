@@ -1,0 +1,208 @@
+"""The arbiter: a state machine over real page ledgers, driven at random."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gpupool._core import FaultPlan, PagePool, open_host_driver, with_faults
+from gpupool.arbiter import Arbiter
+from gpupool.errors import DoesNotFitError, DriverError, UsageError
+from gpupool.schedule.turns import Residency
+
+PAGE_BYTES = 2 << 20
+BUDGET_PAGES = 5
+TURN_S = 2.0
+
+
+def arbiter_of(pages: int = BUDGET_PAGES, turn_s: float = TURN_S) -> Arbiter:
+    return Arbiter(PagePool(open_host_driver(), pages * PAGE_BYTES, PAGE_BYTES), turn_s)
+
+
+def joined(arbiter: Arbiter, name: str, pages: int) -> int:
+    key = arbiter.add(name, 0.0)
+    arbiter.declare(key, pages)
+    return key
+
+
+def test_a_footprint_over_the_budget_is_refused_naming_both() -> None:
+    arbiter = arbiter_of()
+    key = arbiter.add("big", 0.0)
+    with pytest.raises(DoesNotFitError) as caught:
+        arbiter.declare(key, BUDGET_PAGES + 1, "weights 7, KV cache 8")
+    needed, budget = (BUDGET_PAGES + 1) * PAGE_BYTES, BUDGET_PAGES * PAGE_BYTES
+    assert (caught.value.needed_bytes, caught.value.budget_bytes) == (needed, budget)
+    for part in ("big", str(needed), str(budget), "weights 7, KV cache 8"):
+        assert part in str(caught.value)
+    arbiter.declare(key, BUDGET_PAGES)  # the largest that can be
+    with pytest.raises(UsageError):
+        arbiter.declare(key, 0)
+    assert arbiter.lease(key).pages == BUDGET_PAGES
+
+
+def test_names_are_taken_once_and_free_again_after() -> None:
+    arbiter = arbiter_of()
+    key = arbiter.add("a", 0.0)
+    with pytest.raises(UsageError, match="'a'"):
+        arbiter.add("a", 1.0)
+    assert arbiter.remove(key) == 0
+    assert arbiter.add("a", 2.0) != key
+
+
+def test_requests_out_of_turn_are_refused() -> None:
+    arbiter = arbiter_of()
+    key = arbiter.add("a", 0.0)
+    with pytest.raises(UsageError):
+        arbiter.request(key, 0.0)  # no footprint
+    arbiter.declare(key, 1)
+    arbiter.request(key, 0.0)
+    for out_of_turn in (
+        lambda: arbiter.request(key, 0.0),
+        lambda: arbiter.declare(key, 2),
+        lambda: arbiter.yielded(key, 0.0),
+    ):
+        with pytest.raises(UsageError):
+            out_of_turn()
+    assert arbiter.decide(0.0).granted[0].pages != []
+    assert arbiter.cancel(key, 0.0) is False  # too late: granted
+    with pytest.raises(UsageError):
+        arbiter.declare(key, 2)
+
+
+def test_a_device_out_of_memory_fails_one_request_and_no_other() -> None:
+    plan = FaultPlan()
+    driver = with_faults(open_host_driver(), plan)
+    arbiter = Arbiter(PagePool(driver, 4 * PAGE_BYTES, PAGE_BYTES), TURN_S)
+    unlucky, lucky = joined(arbiter, "unlucky", 3), joined(arbiter, "lucky", 1)
+    arbiter.request(unlucky, 0.0)
+    arbiter.request(lucky, 1.0)
+    plan.arm(2, 2)  # the second page
+    outcome = arbiter.decide(2.0)
+    assert [key for key, _ in outcome.failed] == [unlucky]
+    assert isinstance(outcome.failed[0][1], DriverError)
+    assert [granted.key for granted in outcome.granted] == [lucky]
+    assert arbiter.lease(unlucky).state is Residency.OUT
+    arbiter.request(unlucky, 3.0)
+    assert [granted.key for granted in arbiter.decide(3.0).granted] == [unlucky]
+
+
+def test_a_lost_process_keeps_its_pages_until_it_is_gone() -> None:
+    arbiter = arbiter_of()
+    lost, other = joined(arbiter, "lost", 4), joined(arbiter, "other", 2)
+    arbiter.request(lost, 0.0)
+    arbiter.decide(0.0)
+    arbiter.request(other, 1.0)
+    arbiter.fence(lost, 1.0)
+    assert arbiter.fenced_pages == 4
+    outcome = arbiter.decide(100.0)
+    assert not outcome.granted and not outcome.revoked  # they will come back: nobody else must go
+    arbiter.keep(lost, 100.0)
+    assert arbiter.lease(lost).state is Residency.LEAVING
+    assert arbiter.remove(lost) == 4
+    assert [granted.key for granted in arbiter.decide(101.0).granted] == [other]
+    assert arbiter.fenced_pages == 0
+
+
+class Arbitration(RuleBasedStateMachine):
+    """Models join, ask, leave, refuse to leave, die: the ledger and the promises always hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages = PagePool(open_host_driver(), BUDGET_PAGES * PAGE_BYTES, PAGE_BYTES)
+        self.arbiter = Arbiter(self.pages, TURN_S)
+        self.now_s = 0.0
+        self.line: list[int] = []
+        """Who waits, in order of asking."""
+        self.count = 0
+
+    def pick(self, data: st.DataObject, *states: Residency) -> int | None:
+        keys = [m.key for m in self.arbiter.leases() if m.state in states and not m.fenced]
+        return data.draw(st.sampled_from(keys)) if keys else None
+
+    @precondition(lambda self: len(list(self.arbiter.leases())) < 6)
+    @rule(pages=st.integers(1, BUDGET_PAGES))
+    def join(self, pages: int) -> None:
+        self.count += 1
+        joined(self.arbiter, f"model-{self.count}", pages)
+
+    @rule(data=st.data())
+    def request(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.OUT)) is not None:
+            self.now_s += 0.01
+            self.arbiter.request(key, self.now_s)
+            self.line.append(key)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.WAITING)) is not None:
+            assert self.arbiter.cancel(key, self.now_s)
+            self.line.remove(key)
+
+    @rule(data=st.data(), idle=st.booleans())
+    def set_idle(self, data: st.DataObject, idle: bool) -> None:
+        if (key := self.pick(data, *Residency)) is not None:
+            self.arbiter.set_idle(key, idle, self.now_s)
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.LEAVING, Residency.RESIDENT)) is not None:
+            self.arbiter.yielded(key, self.now_s)
+            assert self.pages.owned(key) == []
+
+    @rule(data=st.data())
+    def refuse_to_leave(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.LEAVING)) is not None:
+            self.arbiter.keep(key, self.now_s)
+            assert self.arbiter.lease(key).state is Residency.RESIDENT
+
+    @rule(data=st.data(), fence=st.booleans())
+    def die(self, data: st.DataObject, fence: bool) -> None:
+        if (key := self.pick(data, *Residency)) is not None:
+            if key in self.line:
+                self.line.remove(key)
+            if fence:
+                self.arbiter.fence(key, self.now_s)
+            else:
+                self.arbiter.remove(key)
+
+    @rule()
+    def bury(self) -> None:
+        for key in [m.key for m in self.arbiter.leases() if m.fenced]:
+            self.arbiter.remove(key)
+
+    @rule(passed_s=st.sampled_from([0.0, 0.5, TURN_S]))
+    def decide(self, passed_s: float) -> None:
+        self.now_s += passed_s
+        before = {m.key: (m.state, m.since_s, m.idle) for m in self.arbiter.leases()}
+        outcome = self.arbiter.decide(self.now_s)
+        assert outcome.failed == []
+        granted = [g.key for g in outcome.granted]
+        assert granted == self.line[: len(granted)], "somebody was overtaken"
+        del self.line[: len(granted)]
+        for grant in outcome.granted:
+            assert sorted(grant.pages) == self.pages.owned(grant.key)
+            assert len(grant.pages) == self.arbiter.lease(grant.key).pages
+        for key in outcome.revoked:
+            state, since_s, idle = before[key]
+            assert state is Residency.RESIDENT
+            assert idle or self.now_s >= since_s + TURN_S
+        if outcome.revoked:
+            coming = sum(m.pages for m in self.arbiter.leases() if m.state is Residency.LEAVING)
+            first = self.arbiter.lease(self.line[0])
+            assert first.pages <= self.pages.free_pages + coming, "revoked in vain"
+
+    @invariant()
+    def memory_accounted_is_memory_held(self) -> None:
+        held = 0
+        for lease in self.arbiter.leases():
+            owned = len(self.pages.owned(lease.key))
+            resident = lease.state in (Residency.RESIDENT, Residency.LEAVING)
+            assert owned == (lease.pages if resident else 0)
+            held += owned
+        assert held + self.pages.free_pages == BUDGET_PAGES
+
+
+TestArbitration = Arbitration.TestCase
+TestArbitration.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,131 @@
+"""Who may include and import whom, so that the rooms stay rooms."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "src" / "gpupool"
+
+# Each folder may include itself and those before it.
+CPP_ROOMS = ["driver", "memory", "transfer", "image", "swap"]
+
+# Each room, which rooms it may import besides itself, and which packages that are not Python's own.
+CORE = {"_core", "errors"}
+LIBRARY = CORE | {"session", "gate", "model", "pool", "arbiter", "schedule"}
+PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "schedule": (set(), set()),
+    "session": (CORE, set()),
+    "arbiter": (CORE | {"schedule"}, set()),
+    "gate": (CORE, set()),
+    "model": (CORE | {"gate", "session"}, set()),
+    "pool": (CORE | {"arbiter", "model", "session"}, set()),
+    "adopt": (CORE | {"model"}, {"torch"}),
+    "daemon": (LIBRARY | {""}, {"msgspec"}),
+    "vllm": (LIBRARY | {"adopt", "daemon"}, {"vllm", "torch", "msgspec"}),
+    "serve": (
+        {"errors", "daemon"},
+        {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
+    ),
+    "cli": ({"", "errors", "daemon", "serve"}, {"click", "msgspec"}),
+    "__main__": ({"cli"}, set()),
+    "__init__": ({"model", "pool"}, set()),
+}
+
+
+def cpp_files() -> Iterator[Path]:
+    yield from (path for path in CSRC.rglob("*") if path.suffix in (".cpp", ".h"))
+
+
+def python_files() -> Iterator[Path]:
+    yield from PACKAGE.rglob("*.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = (ROOT / "src" / whole.replace(".", "/")).exists() or (
+                    ROOT / "src" / (whole.replace(".", "/") + ".py")
+                ).exists()
+                yield whole if is_module else str(node.module)
+
+
+@pytest.mark.parametrize("room", sorted({room_of(path) for path in python_files()}))
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    assert room in PYTHON_ROOMS, "a new room needs its line in the table above"
+    rooms, packages = PYTHON_ROOMS[room]
+    for path in python_files():
+        if room_of(path) != room:
+            continue
+        for name in imports_of(path):
+            top, _, rest = name.partition(".")
+            if top == "gpupool":
+                used = rest.partition(".")[0]
+                assert used == room or used in rooms, f"{path} imports {name}"
+            elif top not in sys.stdlib_module_names:
+                assert top in packages, f"{path} imports {name}"
+
+
+def test_the_table_has_no_cycle() -> None:
+    done: set[str] = {"_core", ""}
+    left = {room: rooms - {room} for room, (rooms, _) in PYTHON_ROOMS.items()}
+    while left:
+        ready = {room for room, rooms in left.items() if rooms <= done}
+        assert ready, f"these import each other: {sorted(left)}"
+        done |= ready
+        for room in ready:
+            del left[room]
+
+
+def test_csrc_includes_only_upwards() -> None:
+    for path in cpp_files():
+        included = re.findall(r'#include "([^"]+)"', path.read_text())
+        if path.parent == CSRC:
+            assert path.name == "bindings.cpp"
+            continue
+        allowed = CPP_ROOMS[: CPP_ROOMS.index(path.parent.name) + 1]
+        for name in included:
+            assert (CSRC / name).is_file(), f"{path} includes {name}"
+            assert name.partition("/")[0] in allowed, f"{path} includes {name}"
+
+
+def test_every_room_of_csrc_has_a_header_of_its_name() -> None:
+    folders = {path.name for path in CSRC.iterdir() if path.is_dir()}
+    assert folders == set(CPP_ROOMS)
+    for folder in folders:
+        assert (CSRC / folder / f"{folder}.h").is_file()
+
+
+def test_only_the_bindings_know_python() -> None:
+    for path in cpp_files():
+        if path.name != "bindings.cpp":
+            assert not re.search(r"Python\.h|pybind11|PyObject", path.read_text()), path
+
+
+def test_every_source_of_csrc_is_built() -> None:
+    listed = (ROOT / "CMakeLists.txt").read_text()
+    for path in cpp_files():
+        if path.suffix == ".cpp":
+            assert str(path.relative_to(ROOT)) in listed, path
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    for path in [*cpp_files(), *python_files()]:
+        assert len(path.read_text().splitlines()) <= 300, path

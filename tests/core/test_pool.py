@@ -1,0 +1,160 @@
+"""The embedded pool: what it refuses, what threads may do to it, and every fault."""
+
+from __future__ import annotations
+
+import doctest
+import threading
+
+import pytest
+from pool_bench import BUDGET_PAGES, PAGE_BYTES, memory_of, pool_of, resident_model
+
+import gpupool.pool
+from gpupool import Model, Pool
+from gpupool._core import FaultPlan
+from gpupool.errors import DoesNotFitError, DriverError, LeaseTimeoutError, UsageError
+
+
+def test_the_doctests_of_the_pool() -> None:
+    results = doctest.testmod(gpupool.pool, raise_on_error=True)
+    assert results.attempted >= 5
+
+
+def test_an_unknown_device_is_refused() -> None:
+    for device in ("", "gpu", "cuda:x", "cuda:-1", "host:0", "CUDA"):
+        with pytest.raises(UsageError, match="unknown device"):
+            Pool(device=device, budget_bytes=PAGE_BYTES, page_bytes=PAGE_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "page_bytes"),
+    [(PAGE_BYTES - 1, PAGE_BYTES), (8 * PAGE_BYTES, 3 * PAGE_BYTES), (8 * PAGE_BYTES, 4096)],
+)
+def test_impossible_sizes_are_refused(budget_bytes: int, page_bytes: int) -> None:
+    with pytest.raises(UsageError):
+        Pool(device="host", budget_bytes=budget_bytes, page_bytes=page_bytes)
+
+
+def test_an_unknown_tag_is_refused_naming_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="weights, runtime, cudagraph, kv_cache, workspace"):
+        pool_of().model("a").region("wights", 1)
+
+
+def test_names_are_unique_among_open_models() -> None:
+    pool = pool_of()
+    first = pool.model("a")
+    with pytest.raises(UsageError, match="'a'"):
+        pool.model("a")
+    first.close()
+    pool.model("a")
+
+
+def test_a_model_larger_than_the_budget_is_refused_naming_both_sizes() -> None:
+    pool = pool_of()
+    model = resident_model(pool, "big", BUDGET_PAGES + 1)
+    with pytest.raises(DoesNotFitError) as caught, model.resident():
+        pass
+    assert caught.value.needed_bytes == (BUDGET_PAGES + 1) * PAGE_BYTES
+    assert caught.value.budget_bytes == BUDGET_PAGES * PAGE_BYTES
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+
+
+def test_a_model_in_use_by_this_thread_is_not_evicted_for_another() -> None:
+    pool = pool_of()
+    a, b = resident_model(pool, "a"), resident_model(pool, "b")
+    with a.resident():
+        with pytest.raises(UsageError, match="in whose step it is"), b.resident():
+            pass
+        assert a.gate.is_resident
+    with b.resident():
+        assert not a.gate.is_resident
+
+
+def test_a_wait_for_a_model_in_use_keeps_its_deadline() -> None:
+    pool = pool_of()
+    a, b = resident_model(pool, "a"), resident_model(pool, "b")
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            with b.resident(timeout_s=0.05):
+                pass
+        except LeaseTimeoutError as error:
+            raised.append(error)
+
+    with a.resident():
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(20.0)
+        assert not thread.is_alive()
+        assert raised
+        assert a.gate.is_resident
+    with b.resident():
+        assert b.gate.is_resident
+
+
+def test_threads_take_turns() -> None:
+    pool = pool_of()
+    names = ["a", "b", "c"]
+    wrong: list[str] = []
+
+    def work(model: Model) -> None:
+        stamp = model.name.encode() * 8
+        region = model.regions("weights")[0]
+        for turn in range(20):
+            with model.resident():
+                view = memory_of(region)
+                if turn > 0 and bytes(view[:8]) != stamp:
+                    wrong.append(model.name)
+                view[:8] = stamp
+                region.mark_written([(0, 8)])
+
+    threads = [
+        threading.Thread(target=work, args=(resident_model(pool, name, 3),), daemon=True)
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+        assert not thread.is_alive()
+    assert wrong == []
+    pool.close()
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+
+
+def test_closing_inside_a_step_is_refused_and_may_be_done_later() -> None:
+    pool = pool_of()
+    model = resident_model(pool, "a")
+    with model.resident(), pytest.raises(UsageError):
+        model.close()
+    model.close()
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_every_fault_leaves_a_pool_that_works(persistent: bool) -> None:
+    nth, injected = 0, 1
+    while injected:
+        nth += 1
+        plan = FaultPlan()
+        pool = pool_of(plan=plan)
+        a, b = resident_model(pool, "a", 3), resident_model(pool, "b", 3)
+        region = a.regions("weights")[0]
+        with a.resident():
+            memory_of(region)[:6] = b"secret"
+            region.mark_written([(0, 6)])
+        plan.arm(nth, 999, persistent=persistent)
+        try:
+            with b.resident():
+                pass
+        except DriverError:
+            assert plan.injected
+        injected = plan.injected
+        plan.disarm()
+        with b.resident():
+            assert bytes(memory_of(b.regions("weights")[0])[:6]) == bytes(6)
+        with a.resident():
+            assert bytes(memory_of(region)[:6]) == b"secret"
+        pool.close()
+        assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+    assert nth > 10

@@ -1,0 +1,140 @@
+// Reservations and mappings: what the host driver refuses is what cuda.h says the driver refuses.
+#include "bench.h"
+
+using namespace gpupool;
+
+namespace {
+
+constexpr Status invalid = Status::invalid_value;
+
+struct Space : Bench {
+  Space() {
+    CHECK_OK((*this)->address_reserve(&base, 4 * page_bytes));
+    for (PageHandle& page : pages) CHECK_OK((*this)->page_create(&page, page_bytes));
+  }
+  Status map(std::size_t slot, std::size_t page) {
+    return (*this)->map(base + slot * page_bytes, page_bytes, pages[page]);
+  }
+  DevicePtr base = 0;
+  PageHandle pages[4] = {};
+};
+
+}  // namespace
+
+TEST(a_reservation_has_a_size_in_whole_granules) {
+  Bench bench;
+  DevicePtr address = 7;
+  CHECK_EQ(bench->address_reserve(&address, 0), invalid);
+  CHECK_EQ(bench->address_reserve(&address, page_bytes + 4096), invalid);
+  CHECK_EQ(address, 7);  // outputs are written only on success
+}
+
+TEST(a_reservation_too_large_for_the_address_space_is_refused) {
+  Bench bench;
+  DevicePtr address = 0;
+  CHECK(bench->address_reserve(&address, std::size_t{1} << 60) != Status::success);
+  CHECK(bench->address_reserve(&address, ~std::size_t{0} - page_bytes + 1) != Status::success);
+}
+
+TEST(reservations_are_aligned_and_do_not_overlap) {
+  Bench bench;
+  DevicePtr first = 0, second = 0;
+  CHECK_OK(bench->address_reserve(&first, 2 * page_bytes));
+  CHECK_OK(bench->address_reserve(&second, 2 * page_bytes));
+  CHECK_EQ(first % page_bytes, 0);
+  CHECK(first + 2 * page_bytes <= second || second + 2 * page_bytes <= first);
+  CHECK_OK(bench->address_free(first, 2 * page_bytes));
+  CHECK_OK(bench->address_free(second, 2 * page_bytes));
+}
+
+TEST(only_a_whole_reservation_without_mappings_is_freed) {
+  Space space;
+  CHECK_EQ(space->address_free(space.base, page_bytes), invalid);
+  CHECK_EQ(space->address_free(space.base + page_bytes, page_bytes), invalid);
+  CHECK_EQ(space->address_free(space.base + 100 * page_bytes, page_bytes), invalid);
+  CHECK_OK(space.map(2, 0));
+  CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
+  CHECK_OK(space->unmap(space.base + 2 * page_bytes, page_bytes));
+  CHECK_OK(space->address_free(space.base, 4 * page_bytes));
+  CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
+}
+
+TEST(nothing_is_mapped_where_nothing_is_reserved) {
+  Space space;
+  CHECK_EQ(space.map(4, 0), invalid);
+  CHECK_EQ(space->map(0, page_bytes, space.pages[0]), invalid);
+  CHECK_EQ(space->map(~DevicePtr{0} - page_bytes + 1, page_bytes, space.pages[0]), invalid);
+  CHECK_OK(space->address_free(space.base, 4 * page_bytes));
+  CHECK_EQ(space.map(0, 0), invalid);
+}
+
+TEST(a_page_is_mapped_whole_and_aligned) {
+  Space space;
+  CHECK_EQ(space->map(space.base, page_bytes / 2, space.pages[0]), invalid);
+  CHECK_EQ(space->map(space.base, 2 * page_bytes, space.pages[0]), invalid);
+  CHECK_EQ(space->map(space.base + 4096, page_bytes, space.pages[0]), invalid);
+  CHECK_EQ(space->map(space.base, page_bytes, 4711), invalid);
+  CHECK_EQ(space->map(space.base, page_bytes, 0), invalid);
+}
+
+TEST(an_address_holds_one_mapping) {
+  Space space;
+  CHECK_OK(space.map(1, 0));
+  CHECK_EQ(space.map(1, 0), invalid);
+  CHECK_EQ(space.map(1, 1), invalid);
+  PageHandle wide = 0;
+  CHECK_OK(space->page_create(&wide, 2 * page_bytes));
+  CHECK_EQ(space->map(space.base, 2 * page_bytes, wide), invalid);  // into its front
+  CHECK_OK(space->map(space.base + 2 * page_bytes, 2 * page_bytes, wide));
+  CHECK_EQ(space.map(3, 1), invalid);  // behind its front
+}
+
+TEST(one_page_may_be_mapped_at_two_addresses) {
+  Space space;
+  CHECK_OK(space.map(0, 0));
+  CHECK_OK(space.map(1, 0));
+  CHECK_OK(space->set_access(space.base, 2 * page_bytes));
+  space.write(space.base, pattern(1, page_bytes));
+  CHECK(space.read(space.base + page_bytes, page_bytes) == pattern(1, page_bytes));
+}
+
+TEST(unmap_takes_whole_mappings_only) {
+  Space space;
+  PageHandle wide = 0;
+  CHECK_OK(space->page_create(&wide, 2 * page_bytes));
+  CHECK_OK(space->map(space.base, 2 * page_bytes, wide));
+  CHECK_OK(space.map(2, 0));
+  CHECK_EQ(space->unmap(space.base, page_bytes), invalid);                   // half of it
+  CHECK_EQ(space->unmap(space.base + page_bytes, page_bytes), invalid);      // the other half
+  CHECK_EQ(space->unmap(space.base + page_bytes, 2 * page_bytes), invalid);  // and a neighbour
+  CHECK_EQ(space->unmap(space.base, 4 * page_bytes), invalid);               // a hole at the end
+  CHECK_EQ(space->unmap(space.base, 0), invalid);
+  CHECK_EQ(space->unmap(space.base + 3 * page_bytes, page_bytes), invalid);  // nothing there
+  CHECK_OK(space->unmap(space.base, 3 * page_bytes));                        // two at once
+  CHECK_EQ(space->unmap(space.base, 3 * page_bytes), invalid);               // twice
+}
+
+TEST(access_is_set_over_whole_mappings_without_holes) {
+  Space space;
+  CHECK_OK(space.map(0, 0));
+  CHECK_OK(space.map(2, 1));
+  CHECK_EQ(space->set_access(space.base, 3 * page_bytes), invalid);
+  CHECK_EQ(space->set_access(space.base, 2 * page_bytes), invalid);
+  CHECK_EQ(space->set_access(space.base, page_bytes / 2), invalid);
+  CHECK_EQ(space->set_access(space.base + page_bytes, page_bytes), invalid);
+  CHECK_OK(space.map(1, 2));
+  CHECK_OK(space->set_access(space.base, 3 * page_bytes));
+  CHECK(all_are(space.read(space.base, 3 * page_bytes), 0xA5));
+}
+
+TEST(mapping_again_needs_access_again) {
+  Space space;
+  CHECK_OK(space.map(0, 0));
+  CHECK_OK(space->set_access(space.base, page_bytes));
+  space.write(space.base, pattern(2, page_bytes));
+  CHECK_OK(space->unmap(space.base, page_bytes));
+  CHECK_OK(space.map(0, 0));
+  CHECK_EQ(space->fill(space.base, 0, page_bytes, space.stream()), invalid);
+  CHECK_OK(space->set_access(space.base, page_bytes));
+  CHECK(space.read(space.base, page_bytes) == pattern(2, page_bytes));  // the page kept its bytes
+}

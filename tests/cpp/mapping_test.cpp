@@ -1,0 +1,132 @@
+// Mappings: all of them or none, again at the same place, and away in the right order.
+#include "bench.h"
+#include "driver/fault.h"
+#include "memory/memory.h"
+
+using namespace gpupool;
+
+namespace {
+
+struct Place {
+  explicit Place(std::size_t pages = 3) {
+    faulty = with_faults(bench.driver(), plan);
+    reservation = std::make_shared<const Reservation>(faulty, pages * page_bytes);
+    for (std::size_t i = 0; i < pages; ++i) held.push_back(Page::create(faulty, page_bytes));
+  }
+  DevicePtr base() const { return reservation->address(); }
+  bool touchable() {
+    return bench->fill(base(), 1, 16, bench.stream()) == Status::success &&
+           bench->stream_synchronize(bench.stream()) == Status::success;
+  }
+  Bench bench;
+  std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
+  DriverPtr faulty;
+  ReservationPtr reservation;
+  std::vector<PagePtr> held;
+};
+
+}  // namespace
+
+TEST(pages_must_be_of_one_size_and_fit) {
+  Place place;
+  CHECK_THROWS(UsageError, Mapping(place.faulty, place.reservation, {}));
+  auto four = place.held;
+  four.push_back(Page::create(place.faulty, page_bytes));
+  CHECK_THROWS(UsageError, Mapping(place.faulty, place.reservation, four));
+  const PagePtr wide = Page::create(place.faulty, 2 * page_bytes);
+  CHECK_THROWS(UsageError, Mapping(place.faulty, place.reservation, {place.held[0], wide}));
+}
+
+TEST(pages_keep_their_content_when_mapped_again) {
+  Place place;
+  Mapping mapping(place.faulty, place.reservation, place.held);
+  CHECK(!mapping.mapped());
+  mapping.map();
+  mapping.map();  // already there
+  CHECK(mapping.mapped());
+  place.bench.write(place.base(), pattern(1, 3 * page_bytes));
+  mapping.unmap();
+  mapping.unmap();
+  CHECK(!mapping.mapped() && !place.touchable());
+  mapping.map();
+  CHECK(place.bench.read(place.base(), 3 * page_bytes) == pattern(1, 3 * page_bytes));
+}
+
+TEST(a_failed_map_leaves_nothing_mapped) {
+  for (const bool persistent : {false, true}) {
+    for (std::uint64_t nth = 1; nth <= 4; ++nth) {  // three maps and a set_access
+      Place place;
+      Mapping mapping(place.faulty, place.reservation, place.held);
+      place.plan->arm(nth, Status::out_of_memory, persistent);
+      CHECK_THROWS(DriverError, mapping.map());
+      CHECK(!mapping.mapped());
+      CHECK(!place.touchable());
+      place.plan->disarm();
+      if (!persistent) {  // with a persistent fault the way back is barred as well, until now
+        for (std::size_t i = 0; i < 3; ++i) {
+          CHECK_EQ(place.bench->unmap(place.base() + i * page_bytes, page_bytes),
+                   Status::invalid_value);
+        }
+      }
+      mapping.map();
+      CHECK(place.touchable());
+    }
+  }
+}
+
+TEST(what_a_failed_map_left_goes_with_the_mapping) {
+  Place place;
+  {
+    Mapping mapping(place.faulty, place.reservation, place.held);
+    place.plan->arm(3, Status::unknown, true);
+    CHECK_THROWS(DriverError, mapping.map());
+    place.plan->disarm();
+  }
+  Mapping another(place.faulty, place.reservation, place.held);
+  another.map();
+  CHECK(place.touchable());
+}
+
+TEST(a_failed_unmap_leaves_everything_mapped) {
+  Place place;
+  Mapping mapping(place.faulty, place.reservation, place.held);
+  mapping.map();
+  place.bench.write(place.base(), pattern(2, 3 * page_bytes));
+  place.plan->arm(1, Status::unknown, false);
+  CHECK_THROWS(DriverError, mapping.unmap());
+  CHECK(mapping.mapped());
+  CHECK(place.bench.read(place.base(), 3 * page_bytes) == pattern(2, 3 * page_bytes));
+  mapping.unmap();
+  CHECK(!place.touchable());
+}
+
+TEST(a_mapping_holds_its_addresses_and_its_pages) {
+  Place place;
+  auto mapping = std::make_unique<Mapping>(place.faulty, place.reservation, place.held);
+  mapping->map();
+  const DevicePtr base = place.base();
+  const std::weak_ptr<const Page> page = place.held[0];
+  place.reservation.reset();
+  place.held.clear();
+  CHECK(!page.expired());
+  CHECK(place.bench.read(base, page_bytes) == Bytes(page_bytes, 0xA5));
+  mapping.reset();
+  CHECK(page.expired());
+  CHECK_EQ(place.bench->address_free(base, 3 * page_bytes), Status::invalid_value);  // free already
+}
+
+TEST(addresses_with_something_behind_them_are_never_reused) {
+  Place place(1);
+  const DevicePtr base = place.base();
+  {
+    Mapping mapping(place.faulty, std::move(place.reservation), place.held);
+    mapping.map();
+    place.plan->arm(1, Status::unknown, true);
+  }  // neither could the page be unmapped, nor so the addresses freed
+  place.plan->disarm();
+  for (int i = 0; i < 100; ++i) {
+    DevicePtr address = 0;
+    CHECK_OK(place.bench->address_reserve(&address, page_bytes));
+    CHECK(address != base);
+  }
+}

@@ -1,0 +1,174 @@
+// Residency of a model: content survives, pages are scrubbed, only what is marked is copied.
+#include "model_bench.h"
+
+using namespace gpupool;
+
+TEST(content_survives_on_other_pages) {
+  Machine machine(16);
+  Subject a(machine, 1);
+  a.add_all();
+  a.swap_in();
+  a.check_content();  // all zero at first
+  a.write_all(100);
+  for (int round = 0; round < 4; ++round) {
+    const std::uint64_t seed = 200 + 10 * static_cast<std::uint64_t>(round);
+    std::vector<DevicePtr> addresses;
+    for (const RegionPtr& region : a.regions) addresses.push_back(region->address());
+    a.swap_out();
+    a.check_out();
+    machine.soil(0xEE);
+    const auto blocker = machine.acquire(50 + static_cast<OwnerId>(round), 1);  // shifts the pages
+    a.swap_in();
+    a.check_content();
+    for (std::size_t i = 0; i < a.regions.size(); ++i) {
+      CHECK_EQ(a.regions[i]->address(), addresses[i]);
+    }
+    a.write_all(seed);
+    a.check_content();
+  }
+}
+
+TEST(a_page_is_scrubbed_before_its_next_owner_reads_it) {
+  Machine machine(7);
+  Subject secretive(machine, 1), curious(machine, 2);
+  secretive.add_all();
+  curious.add_all();
+  secretive.swap_in();
+  secretive.write_all(1);
+  secretive.swap_out();
+  machine.soil(0x53);  // and whatever else is left in the pages
+  curious.swap_in();
+  curious.check_content();  // zeros, to the last byte of the last page
+}
+
+TEST(weights_are_saved_once_and_then_where_marked) {
+  Machine machine(8);
+  Subject a(machine, 1);
+  const std::size_t bytes = 2 * page_bytes;
+  a.add(Tag::weights, bytes);
+  CHECK_EQ(a.swap_in().copied_bytes, 0);
+  a.write(0, 1, {0, bytes});
+  CHECK_EQ(a.swap_out().copied_bytes, bytes);
+  CHECK_EQ(a.swap_in().copied_bytes, bytes);
+  CHECK_EQ(a.swap_out().copied_bytes, 0);  // nothing changed, nothing copied
+  a.swap_in();
+  a.write(0, 2, {100, 300});
+  a.write(0, 3, {200, 400});
+  CHECK_EQ(a.swap_out().copied_bytes, 300);
+  a.swap_in();
+  a.check_content();
+}
+
+TEST(kv_is_saved_where_marked_and_zero_elsewhere) {
+  Machine machine(8);
+  Subject a(machine, 1);
+  a.add(Tag::kv_cache, 2 * page_bytes);
+  a.swap_in();
+  a.write(0, 1, {4096, 8192});
+  // Written but not marked: nobody said that it is worth keeping.
+  machine.bench.write(a.regions[0]->address() + page_bytes, pattern(2, 4096));
+  CHECK_EQ(a.swap_out().copied_bytes, 4096);
+  machine.soil(0x77);
+  const SwapReport report = a.swap_in();
+  CHECK_EQ(report.copied_bytes, 4096);
+  CHECK_EQ(report.filled_bytes, 2 * page_bytes - 4096);
+  CHECK_EQ(report.pages, 2);
+  a.check_content();
+  CHECK_EQ(a.memory.saved_bytes(*a.regions[0]), 4096);
+}
+
+TEST(runtime_is_saved_always_and_a_workspace_never) {
+  Machine machine(8);
+  Subject a(machine, 1);
+  a.add(Tag::runtime, 5000);
+  a.add(Tag::cudagraph, 6000);
+  a.add(Tag::workspace, page_bytes);
+  a.swap_in();
+  for (int round = 0; round < 3; ++round) {
+    a.write_all(static_cast<std::uint64_t>(round));
+    CHECK_EQ(a.swap_out().copied_bytes, 11000);
+    machine.soil(0x99);
+    CHECK_EQ(a.swap_in().copied_bytes, 11000);
+    a.check_content();
+  }
+}
+
+TEST(an_adopted_image_is_the_truth) {
+  Machine machine(8);
+  Subject a(machine, 1);
+  Region& weights = a.add(Tag::weights, page_bytes + 10);
+  a.expected[0] = pattern(9, weights.bytes());
+  std::copy(a.expected[0].begin(), a.expected[0].end(),
+            reinterpret_cast<std::uint8_t*>(weights.image()));
+  a.memory.adopt_image(weights);
+  a.swap_in();
+  a.check_content();
+  CHECK_EQ(a.swap_out().copied_bytes, 0);
+}
+
+TEST(calls_out_of_turn_are_refused_and_change_nothing) {
+  Machine machine(16);
+  Subject a(machine, 1);
+  a.add_all();
+  Region& weights = *a.regions[0];
+  Region& workspace = *a.regions[3];
+  CHECK_THROWS(UsageError, a.memory.swap_out());
+  CHECK_THROWS(UsageError, a.memory.mark_written(weights, {{0, 1}}));
+  CHECK_THROWS(UsageError, a.memory.adopt_image(workspace));
+  CHECK_THROWS(UsageError, a.memory.add_region(Tag::weights, 0, -1));
+  CHECK_THROWS(UsageError, a.memory.swap_in({}));
+  CHECK_THROWS(UsageError, a.memory.swap_in(std::vector<PagePtr>(a.memory.pages_needed())));
+  a.swap_in();
+  CHECK_THROWS(UsageError, a.memory.swap_in(machine.acquire(2, a.memory.pages_needed())));
+  CHECK_THROWS(UsageError, a.memory.add_region(Tag::weights, 10, -1));
+  CHECK_THROWS(UsageError, a.memory.adopt_image(weights));
+  CHECK_THROWS(UsageError, a.memory.mark_written(workspace, {{0, 1}}));
+  CHECK_THROWS(UsageError, a.memory.mark_written(weights, {{0, 10}, {0, weights.bytes() + 1}}));
+  CHECK_THROWS(UsageError, a.memory.mark_written(weights, {{2, 1}}));
+  a.check_content();
+}
+
+TEST(pages_of_another_size_are_refused) {
+  Machine machine(4);
+  Subject a(machine, 1);
+  a.add(Tag::weights, 100);
+  CHECK_THROWS(UsageError, a.memory.swap_in({Page::create(machine.faulty, 2 * page_bytes)}));
+  a.check_out();
+}
+
+TEST(a_page_size_the_device_cannot_have_is_refused) {
+  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), 0, mib));
+  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), page_bytes + 1, mib));
+  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), page_bytes, 0));
+}
+
+TEST(a_region_too_large_for_anything_is_refused) {
+  Machine machine(6);
+  Subject a(machine, 1);
+  CHECK_THROWS(DriverError, a.memory.add_region(Tag::workspace, ~std::size_t{0}, -1));
+  CHECK_THROWS(std::exception, a.memory.add_region(Tag::weights, std::size_t{1} << 60, -1));
+  CHECK_EQ(a.memory.pages_needed(), 0);
+  a.add_all();
+  a.swap_in();
+  a.check_content();
+}
+
+TEST(the_end_of_a_resident_model_gives_its_pages_up) {
+  Machine machine(8);
+  RegionPtr kept;
+  std::vector<std::weak_ptr<const Page>> pages;
+  {
+    ModelMemory memory(machine.faulty, page_bytes, mib);
+    kept = memory.add_region(Tag::weights, page_bytes, -1);
+    auto fresh = Page::create(machine.faulty, page_bytes);
+    pages.push_back(fresh);
+    memory.swap_in({std::move(fresh)});
+    CHECK(!pages[0].expired());
+  }
+  CHECK(pages[0].expired());
+  // A tensor may still hold the region: its addresses are its own until it goes.
+  CHECK_EQ(machine.bench->unmap(kept->address(), page_bytes), Status::invalid_value);
+  const DevicePtr address = kept->address();
+  kept.reset();
+  CHECK_EQ(machine.bench->address_free(address, page_bytes), Status::invalid_value);
+}

@@ -1,0 +1,151 @@
+// The pages of one budget: all or none, one owner each, and usable after every refusal.
+#include <set>
+#include <thread>
+
+#include "bench.h"
+#include "driver/fault.h"
+#include "memory/memory.h"
+
+using namespace gpupool;
+
+namespace {
+
+DriverPtr host() {
+  static const DriverPtr driver = open_host_driver();
+  return driver;
+}
+
+PagePool pool_of(std::size_t pages, DriverPtr driver = host()) {
+  return PagePool(std::move(driver), pages * page_bytes, page_bytes);
+}
+
+}  // namespace
+
+TEST(page_size_and_budget_are_checked_at_the_door) {
+  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, page_bytes / 2));
+  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, 3 * page_bytes));
+  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, 0));
+  CHECK_THROWS(UsageError, PagePool(host(), page_bytes - 1, page_bytes));
+  const PagePool pool(host(), 3 * page_bytes - 1, page_bytes);
+  CHECK_EQ(pool.total_pages(), 2);  // whole pages only
+}
+
+TEST(pages_are_created_on_first_use_and_kept) {
+  PagePool pool = pool_of(4);
+  CHECK_EQ(pool.created_pages(), 0);
+  const auto first = pool.acquire(1, 3);
+  CHECK_EQ(pool.created_pages(), 3);
+  CHECK_EQ(pool.free_pages(), 1);
+  const PageHandle handle = pool.page(first[0])->handle();
+  pool.give_back(1, first);
+  const auto second = pool.acquire(2, 3);
+  CHECK_EQ(pool.created_pages(), 3);
+  CHECK(std::set(first.begin(), first.end()) == std::set(second.begin(), second.end()));
+  CHECK_EQ(pool.page(first[0])->handle(), handle);
+}
+
+TEST(all_or_none) {
+  PagePool pool = pool_of(4);
+  const auto held = pool.acquire(1, 3);
+  CHECK_THROWS(UsageError, pool.acquire(2, 2));
+  CHECK_EQ(pool.free_pages(), 1);
+  CHECK(pool.owned(2).empty());
+  CHECK_THROWS(UsageError, pool.acquire(2, ~std::size_t{0}));
+  CHECK_EQ(pool.acquire(2, 1).size(), 1);
+  CHECK(pool.acquire(3, 0).empty());
+}
+
+TEST(no_page_has_two_owners) {
+  PagePool pool = pool_of(6);
+  const auto a = pool.acquire(1, 3), b = pool.acquire(2, 3);
+  std::set<PageId> both(a.begin(), a.end());
+  both.insert(b.begin(), b.end());
+  CHECK_EQ(both.size(), 6);
+  std::set<PageHandle> handles;
+  for (const PageId id : both) handles.insert(pool.page(id)->handle());
+  CHECK_EQ(handles.size(), 6);
+}
+
+TEST(a_page_comes_back_once_and_from_its_owner) {
+  PagePool pool = pool_of(4);
+  const auto mine = pool.acquire(1, 2), theirs = pool.acquire(2, 1);
+  const auto refused = [&](std::vector<PageId> pages) {
+    CHECK_THROWS(UsageError, pool.give_back(1, pages));
+    CHECK_EQ(pool.owned(1).size(), 2);
+    CHECK_EQ(pool.owned(2).size(), 1);
+    CHECK_EQ(pool.free_pages(), 1);
+  };
+  refused({mine[0], mine[0]});    // named twice
+  refused({mine[0], theirs[0]});  // one is another's
+  refused({mine[0], 3});          // never created
+  refused({mine[0], 4711});       // no such page
+  pool.give_back(1, mine);
+  CHECK_THROWS(UsageError, pool.give_back(1, mine));
+  CHECK_EQ(pool.free_pages(), 3);
+}
+
+TEST(give_back_all_takes_everything_of_one_owner) {
+  PagePool pool = pool_of(4);
+  static_cast<void>(pool.acquire(1, 1));
+  static_cast<void>(pool.acquire(1, 2));
+  const auto other = pool.acquire(2, 1);
+  CHECK_EQ(pool.give_back_all(1).size(), 3);
+  CHECK(pool.give_back_all(1).empty());
+  CHECK(pool.owned(2) == other);
+}
+
+TEST(an_unknown_page_is_refused) {
+  PagePool pool = pool_of(4);
+  CHECK_THROWS(UsageError, pool.page(0));
+}
+
+TEST(out_of_memory_leaves_the_pool_usable) {
+  for (std::uint64_t nth = 1; nth <= 3; ++nth) {
+    const auto plan = std::make_shared<FaultPlan>();
+    PagePool pool = pool_of(4, with_faults(open_host_driver(), plan));
+    const auto held = pool.acquire(1, 1);
+    plan->arm(nth, Status::out_of_memory, true);
+    try {
+      static_cast<void>(pool.acquire(2, 3));
+      check::fail(__FILE__, __LINE__, "the fault was not met");
+    } catch (const DriverError& error) {
+      CHECK_EQ(error.status(), Status::out_of_memory);
+      CHECK_EQ(std::string(error.call()), "page_create");
+    }
+    CHECK_EQ(pool.free_pages(), 3);
+    CHECK_EQ(pool.created_pages(), nth);  // what was made by then stays, free
+    CHECK(pool.owned(2).empty());
+    CHECK(pool.owned(1) == held);
+    plan->disarm();
+    CHECK_EQ(pool.acquire(2, 3).size(), 3);
+    CHECK_EQ(pool.free_pages(), 0);
+  }
+}
+
+TEST(a_page_outlives_its_pool) {
+  PagePtr page;
+  {
+    PagePool pool = pool_of(1, open_host_driver());
+    page = pool.page(pool.acquire(1, 1)[0]);
+  }
+  CHECK_EQ(page->bytes(), page_bytes);
+  CHECK(page->export_fd() >= 0);
+}
+
+TEST(threads_share_a_pool) {
+  PagePool pool = pool_of(8);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (OwnerId owner = 1; owner <= 4; ++owner) {
+    threads.emplace_back([&, owner] {
+      for (int i = 0; i < 200; ++i) {
+        const auto pages = pool.acquire(owner, 2);
+        wrong += pool.owned(owner).size() != 2;
+        pool.give_back(owner, pages);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQ(wrong.load(), 0);
+  CHECK_EQ(pool.free_pages(), 8);
+}

@@ -1,0 +1,158 @@
+"""A client process that does what it is told: one JSON command a line in, one answer a line out.
+
+It holds its pages in a process of its own because the daemon kills a process that drops its
+connection with pages in hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from gpupool.daemon.link import connect
+
+from gpupool.daemon import protocol, wire
+from gpupool.daemon.client import DaemonSession
+from gpupool.model import Model
+
+
+class Puppet:
+    """The commands. A model is driven by its session, or the socket by hand."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._received_fds: list[int] = []
+
+    # A model as a library user has it.
+
+    def join(self, name: str) -> int:
+        self._session = DaemonSession(self._socket_path, name)
+        self._model = Model(name, self._session, lease_timeout_s=60.0)
+        return os.getpid()
+
+    def region(self, tag: str, size_bytes: int) -> int:
+        return self._model.region(tag, size_bytes).bytes
+
+    def declare(self) -> None:
+        self._model.declare()
+
+    def enter(self, timeout_s: float | None = None) -> None:
+        self._model.gate.open_step(timeout_s)
+
+    def leave(self) -> None:
+        self._model.gate.close_step()
+
+    def fill(self, tag: str, value: int) -> None:
+        (region,) = self._model.regions(tag)
+        ctypes.memset(region.address, value, region.bytes)
+        if tag != "workspace":
+            region.mark_written([(0, region.bytes)])
+
+    def values(self, tag: str) -> list[int]:
+        """Every byte value in the region, padding included."""
+        (region,) = self._model.regions(tag)
+        return sorted(set(ctypes.string_at(region.address, region.span_bytes)))
+
+    def set_idle(self, idle: bool) -> None:
+        self._model.gate.set_idle(idle)
+
+    def swap_out(self) -> bool:
+        return self._model.swap_out()
+
+    def is_resident(self) -> bool:
+        return self._model.gate.is_resident
+
+    def close(self) -> None:
+        self._model.close()
+
+    def acquire(self, timeout_s: float) -> int:
+        """A lease without a swap; how many pages."""
+        return len(self._session.acquire(timeout_s))
+
+    def give_back(self) -> None:
+        self._session.give_back(None)
+
+    # Misbehaviour.
+
+    def ignore_revokes(self) -> None:
+        self._session.on_revoke(lambda _: threading.Event().wait())
+
+    def fail_revokes(self, message: str) -> None:
+        def fail(_: float) -> None:
+            raise RuntimeError(message)
+
+        self._session.on_revoke(fail)
+
+    def stop_before_swap_out(self) -> None:
+        """The next swap-out says so and never ends."""
+
+        def stop() -> None:
+            say({"stopped": True})
+            threading.Event().wait()
+
+        self._model._before_swap_out = stop
+
+    def stop_before_swap_in(self) -> None:
+        """The next swap-in, its pages granted, says so and goes on: its copying is cut short."""
+        acquire = self._session.acquire
+
+        def acquire_and_say(timeout_s: float) -> Any:
+            pages = acquire(timeout_s)
+            say({"stopped": True})
+            return pages
+
+        self._session.acquire = acquire_and_say  # type: ignore[method-assign]
+
+    def fork(self) -> int:
+        """A child that shares all memory and descriptors and does nothing."""
+        child = os.fork()
+        if child == 0:
+            os.close(0)
+            os.close(1)
+            while True:
+                signal.pause()
+        return child
+
+    # The socket by hand.
+
+    def connect(self) -> None:
+        self._socket = connect(self._socket_path, 60.0)
+
+    def send(self, kind: str, *fields: Any) -> None:
+        values = [protocol.SwapFigures(*f) if isinstance(f, list) else f for f in fields]
+        self._socket.send(wire.encode(getattr(protocol, kind)(*values)))
+
+    def send_bytes(self, packet: str) -> None:
+        self._socket.send(bytes.fromhex(packet))
+
+    def receive(self) -> str:
+        packet, fds = wire.receive(self._socket, protocol.FDS_MAX)
+        self._received_fds += fds
+        return type(wire.decode_daemon(packet)).__name__
+
+    def hang_up(self) -> None:
+        self._socket.close()
+
+
+def say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def main() -> None:
+    puppet = Puppet(Path(sys.argv[1]))
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        try:
+            say({"value": getattr(puppet, command)(*arguments)})
+        except Exception as error:
+            say({"error": type(error).__name__, "message": str(error)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Any messages and any bytes, in any order: the ledger adds up."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import msgspec
+from desk_bench import OUT_OF_MEMORY, PAGE_BYTES, PAGES, REVOKE_S, SWAP, Bench, FakePeer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from gpupool.daemon import protocol as p
+from gpupool.daemon import wire
+from gpupool.daemon.peers import Peer
+from gpupool.errors import ProtocolError
+
+_names = st.sampled_from(["a", "b", "c", "d", "", "x\n"])
+_figures = st.just(SWAP)
+_messages = st.one_of(
+    st.builds(p.Hello, st.sampled_from([p.PROTOCOL_VERSION] * 9 + [0]), _names),
+    st.builds(p.HostMemory, st.sampled_from([0, 1, 4096, 300_000, 2**53])),
+    st.builds(p.Declare, st.integers(0, PAGES + 1), st.just(1), st.just(1)),
+    st.just(p.Acquire()),
+    st.just(p.Acquire()),
+    st.just(p.Cancel()),
+    st.builds(p.Arrived, _figures),
+    st.builds(p.Yielded, st.none() | _figures),
+    st.builds(p.Yielded, st.none() | _figures),
+    st.just(p.Kept("no")),
+    st.builds(p.Idle, st.booleans()),
+    st.just(p.StatusQuery()),
+    st.just(p.Goodbye()),
+)
+
+
+class AnyMessagesInAnyOrder(RuleBasedStateMachine):
+    """Peers say anything at any time, die, and linger; the ledger adds up all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench()
+        self.peers = [FakePeer(pid) for pid in range(5)]
+        self.host_bytes = dict.fromkeys(self.peers, 0)
+
+    @rule(number=st.integers(0, 4), messages=st.lists(_messages, min_size=1, max_size=4))
+    def say(self, number: int, messages: list[p.ClientMessage]) -> None:
+        peer = self.peers[number]
+        for message in messages:
+            if peer.lost:
+                return
+            before = self.bench.ledger()
+            heard = len(peer.heard)
+            try:
+                stays = self.bench.desk.handle(cast(Peer, peer), message, self.bench.now_s)
+            except ProtocolError:
+                assert self.bench.ledger() == before
+                stays = False
+            for reply in peer.heard[heard:]:
+                if isinstance(reply, p.HostMemory):
+                    self.host_bytes[peer] += -(-reply.size_bytes // 4096) * 4096
+            if not stays:
+                holds = self.bench.desk.holds_pages(cast(Peer, peer))
+                if isinstance(message, p.Goodbye) and peer.key is not None and not holds:
+                    self.host_bytes[peer] = 0
+                self.lose(number)
+        self.bench.settle()
+
+    @rule(number=st.integers(0, 4))
+    def exit(self, number: int) -> None:
+        """The process ends, and with it the connection."""
+        peer = self.peers[number]
+        peer.exited, peer.connected = True, False
+        self.lose(number)
+        assert peer.key is None
+
+    @rule(number=st.integers(0, 4))
+    def exit_leaving_a_fork(self, number: int) -> None:
+        self.peers[number].exited = True
+        self.lose(number)
+
+    @rule(number=st.integers(0, 4))
+    def hang_up(self, number: int) -> None:
+        self.peers[number].connected = False
+        self.lose(number)
+
+    def lose(self, number: int) -> None:
+        peer = self.peers[number]
+        if self.bench.lose(peer):
+            self.peers[number] = FakePeer(peer.pid)
+            del self.host_bytes[peer]
+            self.host_bytes[self.peers[number]] = 0
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, REVOKE_S]))
+    def wait(self, seconds: float) -> None:
+        self.bench.now_s += seconds
+        self.bench.settle()
+
+    @rule(nth=st.integers(1, 3))
+    def fail_a_driver_call(self, nth: int) -> None:
+        self.bench.faults.arm(nth, OUT_OF_MEMORY)
+
+    @invariant()
+    def the_ledger_adds_up(self) -> None:
+        status = self.bench.status()
+        assert status.pages_free + status.pages_granted + status.pages_fenced == PAGES
+        assert status.host_bytes == sum(self.host_bytes.values())
+        assert len({m.name for m in status.models}) == len(status.models)
+        held = sum(
+            m.footprint_bytes // PAGE_BYTES
+            for m in status.models
+            if m.state in ("resident", "leaving")
+        )
+        assert held == status.pages_granted + status.pages_fenced
+        for peer in self.peers:
+            if peer.lost and self.bench.desk.holds_pages(cast(Peer, peer)):
+                assert peer.kills >= 1
+
+    def teardown(self) -> None:
+        for number in range(len(self.peers)):
+            self.exit(number)
+        assert self.bench.ledger() == (PAGES, 0, 0)
+        assert self.bench.status().host_bytes == 0
+        assert self.bench.wake_at_s is None
+
+
+TestAnyMessagesInAnyOrder = AnyMessagesInAnyOrder.TestCase
+TestAnyMessagesInAnyOrder.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
+)
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+_fields = st.dictionaries(
+    st.sampled_from(["version", "model", "size_bytes", "pages", "weights_bytes", "swap", "idle"]),
+    _json,
+)
+_tags = st.sampled_from([m.__struct_config__.tag for m in p.ClientMessage.__args__])
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(
+    st.binary(max_size=400)
+    | st.builds(lambda t, f: msgspec.msgpack.encode({"type": t} | f), _tags, _fields)
+)
+def test_any_bytes_are_a_message_or_a_protocol_error(packet: bytes) -> None:
+    try:
+        message = wire.decode_client(packet)
+    except ProtocolError as error:
+        assert len(str(error)) < 1000
+        return
+    bench = Bench()
+    peer = bench.worker("a", 1)
+    with contextlib.suppress(ProtocolError):
+        bench.tell(peer, message)
+    assert sum(bench.ledger()) == PAGES
