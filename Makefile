@@ -54,7 +54,7 @@ typecheck: $(STAMPS)/package $(STAMPS)/dev ## mypy, strict
 	$(BIN)/mypy
 
 stubs: $(STAMPS)/package $(STAMPS)/dev ## Write the type stubs of the C++ extension anew
-	$(BIN)/pybind11-stubgen gpupool._core --output-dir src
+	$(BIN)/python tools/stubs.py
 
 clean: ## Remove what was built; .venv and the demo's cache stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from serving import Served, serving, start, wait_until, write_config
+from live_server import Served, serving, start, wait_until, write_config
 
 pytestmark = pytest.mark.timeout(600)
 
