@@ -12,12 +12,23 @@ import msgspec
 from gpupool import __version__
 from gpupool.errors import GpupoolError
 
+_DURATION_MAX = 1e6  # ms or s
+
+
+def _duration(_: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what no clock can wait for, infinity and NaN among them."""
+    if not value <= _DURATION_MAX:
+        raise click.BadParameter(f"{value:g} is not at most {_DURATION_MAX:g}.", param=parameter)
+    return value
+
+
 _SOCKET = click.option(
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="The daemon's Unix socket. Its directory is private: mode 0700.",
+    metavar="PATH",
+    help="The daemon's Unix socket, in a directory that only this user can enter (mode 0700).",
 )
 
 
@@ -35,18 +46,28 @@ def main() -> None:
 
 @main.command()
 @_SOCKET
-@click.option("--device", required=True, help="cuda, cuda:<ordinal>, or host (no GPU).")
-@click.option("--budget-bytes", required=True, type=click.IntRange(min=1), help="Device memory.")
+@click.option(
+    "--device", required=True, help="cuda, cuda:<ordinal>, or host: ordinary memory, for tests."
+)
+@click.option(
+    "--budget-bytes",
+    required=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Device memory that the models share.",
+)
 @click.option(
     "--page-bytes",
     default=64 << 20,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Size of a page: a power of two, a multiple of the device's granularity.",
+    metavar="N",
+    help="Size of a page: a power of two and a multiple of the device's granularity.",
 )
 @click.option(
     "--host-budget-bytes",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Host memory for images and saved KV.  [default: the machine's memory]",
 )
 @click.option(
@@ -54,6 +75,8 @@ def main() -> None:
     default=200.0,
     show_default=True,
     type=click.FloatRange(min=0),
+    callback=_duration,
+    metavar="MS",
     help="How long a busy model keeps its memory while others wait.",
 )
 @click.option(
@@ -61,6 +84,7 @@ def main() -> None:
     default=8,
     show_default=True,
     type=click.IntRange(min=0),
+    metavar="N",
     help="Tokens per request that a model makes in a turn, however short the turn.",
 )
 @click.option(
@@ -68,6 +92,8 @@ def main() -> None:
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
+    callback=_duration,
+    metavar="S",
     help="A worker that keeps revoked memory for longer is killed.",
 )
 def daemon(
@@ -83,6 +109,8 @@ def daemon(
     """Run the pool daemon until SIGTERM or Ctrl-C.
 
     It owns the pages and the host memory, grants and revokes leases, and moves no bytes itself.
+    Prints one line when it is ready, and removes its socket when it ends. One that is killed
+    takes nothing along: its workers are told at once, and the next daemon replaces the socket.
     """
     from gpupool.daemon.server import Server
 
@@ -97,7 +125,10 @@ def daemon(
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
         )
-    except (GpupoolError, RuntimeError, OSError) as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise click.ClickException(f"cannot listen on {socket_path}: {reason}") from None
+    except (GpupoolError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
     server.stop_on_signals()
     click.echo(f"gpupool daemon ready: {socket_path}")
@@ -109,27 +140,18 @@ def daemon(
 @_SOCKET
 @click.option("--json", "as_json", is_flag=True, help="Print everything, for machines.")
 def status(socket_path: Path, as_json: bool) -> None:
-    """Show what the pool daemon knows: models, where their memory is, and swaps."""
+    """Show what the pool daemon knows.
+
+    Its pages, its models with where their memory is, and whom it turned away and why.
+    """
     from gpupool.daemon.client import query_status
+    from gpupool.daemon.report import describe
 
     try:
         found = query_status(socket_path)
     except GpupoolError as error:
         raise click.ClickException(str(error)) from None
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-        return
-    click.echo(
-        f"{found.device}: {found.budget_bytes >> 20} MiB in pages of {found.page_bytes >> 20} MiB; "
-        f"{found.pages_free} free, {found.pages_granted} granted, {found.pages_fenced} fenced"
-    )
-    for model in found.models:
-        click.echo(
-            f"  {model.name}: {model.state}, {model.footprint_bytes >> 20} MiB, "
-            f"{model.swap_ins} swap-ins, process {model.pid}"
-        )
-    for refusal in found.refusals:
-        click.echo(f"  refused {refusal.model} (process {refusal.pid}): {refusal.message}")
+    click.echo(msgspec.json.encode(found) if as_json else describe(found))
 
 
 @main.command()

@@ -114,11 +114,13 @@ class Model:
             report = self._memory.swap_in(pages)
         except BaseException:
             if not self._memory.torn:  # else they are still mapped, and go back once they are not
-                self._session.give_back(None)
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._session.give_back(None)
             raise
         self.swap_ins += 1
         self.last_swap_in = report
-        self._session.arrived(report)
+        with contextlib.suppress(DaemonUnavailableError):
+            self._session.arrived(report)  # the memory is here all the same
         return report
 
     def give_up(self) -> SwapReport:

@@ -9,7 +9,7 @@ import pytest
 from daemon_bench import PAGE_BYTES, Daemon, Puppet, StartDaemon, until
 
 POOL_PAGES = 8
-OPERATIONS = 250
+OPERATIONS = 160
 NAMES = "abcd"
 SYSTEM_PAGE_BYTES = 4096
 
@@ -127,7 +127,7 @@ def test_random_schedule(start_daemon: StartDaemon, seed: int) -> None:
     schedule = Schedule(daemon, seed)
     for _ in range(OPERATIONS):
         schedule.step()
-    assert min(schedule.done.values()) >= 5
+    assert min(schedule.done.values()) >= 3
     assert len(schedule.done) == 7
     for name in list(schedule.clients):
         schedule.kill(name)

@@ -1,69 +1,64 @@
-"""The worker's side of the daemon's socket."""
+"""The worker's side of the daemon: a model's session, and the question for the status."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from types import UnionType
 
 import msgspec
 
 from gpupool._core import Driver, Page, SwapReport
 from gpupool.daemon import protocol as p
+from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.errors import (
     DaemonUnavailableError,
-    DoesNotFitError,
     GpupoolError,
     LeaseTimeoutError,
     ProtocolError,
-    RefusedError,
+    UsageError,
 )
 from gpupool.pool import open_driver
 
-_REPLY_TIMEOUT_S = 60.0
-
-
-def _connect(socket_path: Path, timeout_s: float) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.settimeout(timeout_s)
-    try:
-        connection.connect(str(socket_path))
-    except OSError as error:
-        connection.close()
-        raise DaemonUnavailableError(
-            f"no pool daemon answers on {socket_path} ({error.strerror or error}): start one with "
-            "'gpupool daemon' or 'gpupool serve'"
-        ) from None
-    return connection
-
 
 def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
-    """The daemon's account of itself. Raises DaemonUnavailableError or ProtocolError."""
+    """The daemon's account of itself. Raises DaemonUnavailableError or ProtocolError.
+
+    ``timeout_s`` is for each of its packets. The figures are those of the last one, and so is
+    each model's state that of its own packet.
+    """
     models: list[p.ModelStatus] = []
-    with _connect(socket_path, timeout_s) as connection:
+    after = 0
+    with connect(socket_path, timeout_s) as connection:
         while True:
-            try:
-                p.send(connection, p.encode(p.StatusQuery(first=len(models))), [])
-                packet, _ = p.receive(connection)
-            except OSError as error:
-                raise DaemonUnavailableError(f"the pool daemon did not answer: {error}") from None
-            reply = p.decode_daemon(packet)
+            reply = ask(connection, p.StatusQuery(after))
             if not isinstance(reply, p.StatusReply):
                 raise ProtocolError(f"the daemon answered {type(reply).__name__} to a query")
             models.extend(reply.status.models)
-            if len(models) >= reply.total or not reply.status.models:
+            after = reply.next_after
+            if after == 0:
                 return msgspec.structs.replace(reply.status, models=models)
+
+
+class _Answer(Enum):
+    """What became of an Acquire."""
+
+    GRANTED = "granted"
+    CANCELLED = "cancelled"
+    NONE = "none in time"
 
 
 class DaemonSession:
     """A model's session with the pool daemon of this machine.
 
-    A listener thread takes revokes, so that an engine that runs no steps gives its memory up too.
+    One thread of its own hears the daemon, another obeys revokes, so that an engine that runs no
+    steps gives its memory up too. The process is killed if it drops the connection, or ends the
+    session, while it holds pages.
     """
 
     def __init__(self, socket_path: Path, model: str) -> None:
@@ -72,158 +67,150 @@ class DaemonSession:
         Raises DaemonUnavailableError, RefusedError (the name is taken), or whatever opening the
         daemon's device here raises.
         """
-        self._connection = _connect(socket_path, _REPLY_TIMEOUT_S)
+        connection = connect(socket_path, REPLY_TIMEOUT_S)
         try:
-            p.send(self._connection, p.encode(p.Hello(p.PROTOCOL_VERSION, model)), [])
-            welcome = p.decode_daemon(p.receive(self._connection)[0])
-            if isinstance(welcome, p.Refused):
-                raise RefusedError(welcome.message)
+            welcome = ask(connection, p.Hello(p.PROTOCOL_VERSION, model))
             if not isinstance(welcome, p.Welcome):
                 raise ProtocolError(f"the daemon answered {type(welcome).__name__} to Hello")
             self._driver = open_driver(welcome.device)
         except BaseException:
-            self._connection.close()
+            connection.close()
             raise
-        self._connection.settimeout(None)
         self._page_bytes = welcome.page_bytes
         self.budget_bytes = welcome.budget_bytes
         self.min_tokens = welcome.min_tokens
         self._pages: dict[int, Page] = {}  # each imported once, kept for good
-        self._replies: queue.SimpleQueue[tuple[p.DaemonMessage, list[int]]] = queue.SimpleQueue()
-        self._give_up: Callable[[float | None], object] | None = None
-        self._lost: str | None = None
+        self._fds: dict[int, int] = {}  # of pages not imported yet
         self._asking = threading.Lock()
-        self._sending = threading.Lock()
-        self._listener = threading.Thread(target=self._listen, name="gpupool-lease", daemon=True)
-        self._listener.start()
+        self._give_up: Callable[[float], object] | None = None
+        self._revokes: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        self._link = Link(connection, on_revoke=self._revokes.put)
+        self._obeying = threading.Thread(target=self._obey, name="gpupool-revoke", daemon=True)
+        self._obeying.start()
 
     @property
     def driver(self) -> Driver:
+        """The daemon's device, opened in this process."""
         return self._driver
 
     @property
     def page_bytes(self) -> int:
+        """Size of every page."""
         return self._page_bytes
 
-    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
+    def on_revoke(self, give_up: Callable[[float], object]) -> None:
+        """What to call, on a thread of the session, with the seconds that a revoke leaves."""
         self._give_up = give_up
 
     def host_memory(self, size_bytes: int) -> int:
+        """A memfd of that size for a host image; the caller closes it. Raises RefusedError."""
+        if not 0 < size_bytes <= p.COUNT_MAX:
+            raise UsageError(f"{size_bytes} is no size for host memory")
         with self._asking:
-            self._send(p.HostMemory(size_bytes))
-            _, fds = self._reply(p.HostMemory, _REPLY_TIMEOUT_S)
-        if len(fds) != 1:
-            raise ProtocolError("host memory came without its descriptor")
-        return fds[0]
+            reply = self._link.request(p.HostMemory(size_bytes), p.HostMemory)
+        if len(reply.fds) != 1:
+            self._link.out_of_turn(reply)
+        return reply.fds[0]
 
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
+        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
         with self._asking:
-            self._send(p.Declare(pages, weights_bytes, kv_cache_bytes))
-            self._reply(p.Ok, _REPLY_TIMEOUT_S)
+            self._link.request(p.Declare(pages, weights_bytes, kv_cache_bytes), p.Ok)
 
     def acquire(self, timeout_s: float) -> list[Page]:
-        deadline_s = time.monotonic() + timeout_s
+        """Wait for the lease; the declared number of pages.
+
+        Raises LeaseTimeoutError, DaemonUnavailableError, or DriverError when the device cannot
+        provide the pages; nothing is held then.
+        """
         ids: list[int] = []
-        cancelled = False
         with self._asking:
-            self._send(p.Acquire())
-            while True:
-                try:
-                    message, fds = self._reply(p.Granted | p.Ok, deadline_s - time.monotonic())
-                except queue.Empty:
-                    if cancelled:
-                        raise DaemonUnavailableError("the pool daemon does not answer") from None
-                    # A grant may be on its way; either it or the Ok to this comes next.
-                    self._send(p.Cancel())
-                    cancelled = True
-                    deadline_s = time.monotonic() + _REPLY_TIMEOUT_S
-                    continue
-                if not isinstance(message, p.Granted):
-                    raise LeaseTimeoutError(
-                        f"no memory within {timeout_s:g} s: other models hold the pool"
-                    )
-                self._import(message.new, fds)
-                ids.extend(message.pages)
-                if message.last:
-                    return [self._pages[page] for page in ids]
+            self._link.send(p.Acquire())
+            try:
+                answer = self._collect(ids, timeout_s)
+            except GpupoolError:
+                raise  # refused or lost: nothing is held
+            except BaseException:  # interrupted, as by Ctrl-C
+                if self._withdraw(ids) is _Answer.GRANTED:
+                    self._link.send(p.Yielded(None))
+                raise
+            if answer is _Answer.NONE:
+                answer = self._withdraw(ids)
+            if answer is _Answer.CANCELLED:
+                raise LeaseTimeoutError(
+                    f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
+                )
+            try:
+                return [self._page(page) for page in ids]
+            except BaseException:
+                self._link.send(p.Yielded(None))
+                raise
 
     def arrived(self, report: SwapReport) -> None:
-        self._send(p.Arrived(_figures(report)))
+        """The model is resident."""
+        self._link.send(p.Arrived(_figures(report)))
 
     def give_back(self, report: SwapReport | None) -> None:
-        self._send(p.Yielded(None if report is None else _figures(report)))
+        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+        self._link.send(p.Yielded(None if report is None else _figures(report)))
 
     def set_idle(self, idle: bool) -> None:
-        self._send(p.Idle(idle))
+        """Whether there is unfinished work."""
+        self._link.send(p.Idle(idle))
 
     def close(self) -> None:
-        if self._lost is None:
-            self._lost = "the session is closed"
-            try:
-                self._connection.send(p.encode(p.Goodbye()))
-                self._connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the daemon went first
-        self._connection.close()
-        if self._listener is not threading.current_thread():
-            self._listener.join()
+        """Leave the pool; idempotent. The pages must have been given back."""
+        self._link.close()
+        self._revokes.put(None)
+        if self._obeying is not threading.current_thread():
+            self._obeying.join()
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
-    def _import(self, new: list[int], fds: list[int]) -> None:
-        try:
-            if len(new) != len(fds):
-                raise ProtocolError("a grant came without the descriptors of its pages")
-            for page, fd in zip(new, fds, strict=True):
-                self._pages[page] = Page.import_fd(self._driver, fd, self._page_bytes)
-        finally:
-            for fd in fds:
-                os.close(fd)
+    def _collect(self, ids: list[int], timeout_s: float) -> _Answer:
+        """Add the pages of a grant to ``ids`` until it is whole or its time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            reply = self._link.reply(deadline_s - time.monotonic())
+            if reply is None:
+                return _Answer.NONE
+            message, fds = reply
+            if isinstance(message, p.Ok):
+                return _Answer.CANCELLED
+            if not isinstance(message, p.Granted) or len(message.new) != len(fds):
+                self._link.out_of_turn(reply)
+            self._fds.update(zip(message.new, fds, strict=True))
+            ids.extend(message.pages)
+            if message.last:
+                return _Answer.GRANTED
 
-    def _send(self, message: msgspec.Struct) -> None:
-        if self._lost is not None:
-            raise DaemonUnavailableError(self._lost)
-        try:
-            with self._sending:
-                self._connection.send(p.encode(message))
-        except OSError as error:
-            raise DaemonUnavailableError(f"the pool daemon went away: {error}") from None
+    def _withdraw(self, ids: list[int]) -> _Answer:
+        """Take an Acquire back. A grant may be on its way; either it or the Ok comes next."""
+        self._link.send(p.Cancel())
+        answer = self._collect(ids, REPLY_TIMEOUT_S)
+        if answer is _Answer.NONE:
+            self._link.fail("the pool daemon does not answer")
+        return answer
 
-    def _reply(
-        self, expected: type | UnionType, timeout_s: float
-    ) -> tuple[p.DaemonMessage, list[int]]:
-        """The next reply. Raises queue.Empty after ``timeout_s``, or what a refusal stands for."""
-        message, fds = self._replies.get(timeout=max(0.0, timeout_s))
-        if isinstance(message, p.Refused):
-            if message.kind == "does_not_fit":
-                raise DoesNotFitError(message.message, message.needed_bytes, message.budget_bytes)
-            raise RefusedError(message.message)
-        if self._lost is not None:
-            raise DaemonUnavailableError(self._lost)
-        if not isinstance(message, expected):
-            raise ProtocolError(f"the daemon answered {type(message).__name__} out of turn")
-        return message, fds
-
-    def _listen(self) -> None:
-        try:
-            while True:
-                packet, fds = p.receive(self._connection)
-                message = p.decode_daemon(packet)
-                if isinstance(message, p.Revoke):
-                    self._obey()
-                else:
-                    self._replies.put((message, fds))
-        except (GpupoolError, OSError) as error:
-            if self._lost is None:
-                self._lost = f"the pool daemon went away: {error}"
-            self._replies.put((p.Ok(), []))  # wakes whoever waits for a reply
+    def _page(self, page: int) -> Page:
+        if page not in self._pages:
+            fd = self._fds[page]
+            self._pages[page] = Page.import_fd(self._driver, fd, self._page_bytes)
+            del self._fds[page]
+            os.close(fd)
+        return self._pages[page]
 
     def _obey(self) -> None:
-        if self._give_up is None:
-            return
-        try:
-            self._give_up(None)
-        except GpupoolError as error:
-            # Resident as before. The daemon keeps its deadline and ends this process at it.
-            self._send(p.Kept(str(error)))
+        while (deadline_s := self._revokes.get()) is not None:
+            if self._give_up is None:
+                continue
+            try:
+                self._give_up(deadline_s)
+            except Exception as error:
+                # Resident as before. The daemon keeps its deadline and ends this process at it.
+                message = p.one_line(str(error))
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._link.send(p.Kept(message))
 
 
 def _figures(report: SwapReport) -> p.SwapFigures:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 from collections import deque
-
-import msgspec
 
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter, Granted
 from gpupool.daemon import protocol as p
 from gpupool.daemon.peers import Peer
-from gpupool.errors import DoesNotFitError, GpupoolError, ProtocolError
+from gpupool.daemon.workers import Worker
+from gpupool.errors import DoesNotFitError, DriverError, GpupoolError, ProtocolError, RefusedError
 
-_REFUSALS_MAX = 32
-_REFUSAL_CHARACTERS_MAX = 1000
+_REFUSALS_MAX = 32  # so that all of them and one model's history fit a packet
 _GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
 
 
@@ -40,171 +40,220 @@ class Desk:
         self._host_budget_bytes = host_budget_bytes
         self._min_tokens = min_tokens
         self._revoke_timeout_s = revoke_timeout_s
-        self._workers: dict[int, Peer] = {}
+        self._workers: dict[int, Worker] = {}
         self._refusals: deque[p.Refusal] = deque(maxlen=_REFUSALS_MAX)
 
     def handle(self, peer: Peer, message: p.ClientMessage, now_s: float) -> bool:
         """Act on one message; False if the peer is to be disconnected.
 
-        Raises ProtocolError for a message out of turn.
+        Raises ProtocolError for a message out of turn, which changes nothing.
         """
         if isinstance(message, p.StatusQuery):
-            peer.send(p.encode(self._status(message.first)))
+            peer.say(self._status(message.after))
         elif isinstance(message, p.Hello):
             return self._hello(peer, message, now_s)
         elif peer.key is None:
             raise ProtocolError("the first message of a worker is Hello")
         elif isinstance(message, p.Goodbye):
+            if not self.holds_pages(peer):
+                self._workers[peer.key].host_bytes = 0
             return False
         else:
             asks = isinstance(message, p.HostMemory | p.Declare | p.Acquire)
             try:
-                self._worker_said(peer, peer.key, message, now_s)
+                self._worker_said(self._workers[peer.key], peer.key, message, now_s)
             except GpupoolError as error:
                 if not asks:  # nobody waits for an answer to what was merely told
                     raise ProtocolError(str(error)) from error
-                self._refuse(peer, error)
+                self._refuse(self._workers[peer.key], error)
         return True
 
     def lost(self, peer: Peer, now_s: float) -> bool:
         """The peer's connection or process has ended; True once it can be forgotten.
 
-        Pages it held stay out of use until its process has exited, and it is made to.
+        What was handed to it stays out of use until nobody can touch it: its process has exited,
+        and with the end of the connection every process forked from it that shares its memory. A
+        process that holds pages is made to exit, for nothing can ask it for them any more.
         """
+        peer.lost = True
         if peer.key is None:
             return True
-        if peer.has_exited() or not self._pages.owned(peer.key):
+        worker = self._workers[peer.key]
+        gone = peer.exited and not peer.connected
+        holds_pages = self.holds_pages(peer)
+        if gone or not (holds_pages or worker.host_bytes):
             self._arbiter.remove(peer.key)
             del self._workers[peer.key]
             peer.key = None
             return True
         if not self._arbiter.lease(peer.key).fenced:
             self._arbiter.fence(peer.key, now_s)
-            peer.kill()  # nothing can ask it for its pages any more
+            worker.kill_at_s = None
+            if holds_pages:
+                peer.kill()
         return False
+
+    def holds_pages(self, peer: Peer) -> bool:
+        """Whether pages are granted to the peer."""
+        return peer.key is not None and bool(self._pages.owned(peer.key))
 
     def settle(self, now_s: float) -> float | None:
         """Send what the arbiter decides; when to call again at the latest."""
-        outcome = self._arbiter.decide(now_s)
-        for granted in outcome.granted:
-            self._grant(self._workers[granted.key], granted)
-        for key in outcome.revoked:
-            peer = self._workers[key]
-            peer.kill_at_s = now_s + self._revoke_timeout_s
-            peer.send(p.encode(p.Revoke(self._revoke_timeout_s)))
-        for key, error in outcome.failed:
-            self._refuse(self._workers[key], error)
+        while True:
+            outcome = self._arbiter.decide(now_s)
+            for key in outcome.revoked:
+                worker = self._workers[key]
+                worker.kill_at_s = now_s + self._revoke_timeout_s
+                worker.peer.say(p.Revoke(self._revoke_timeout_s))
+            for key, error in outcome.failed:
+                self._refuse(self._workers[key], error)
+            granted = [self._grant(grant, now_s) for grant in outcome.granted]
+            if all(granted) and not outcome.failed:
+                break
+            # What did not go out is free for the next in line.
         wake_at_s = outcome.wake_at_s
-        for peer in self._workers.values():
-            if peer.kill_at_s is None:
+        for worker in self._workers.values():
+            if worker.kill_at_s is None:
                 continue
-            if peer.kill_at_s <= now_s:
-                peer.kill()
-                peer.kill_at_s = None
-                if peer.key is not None:
-                    self._note(peer, "killed: it did not give its memory back in time")
+            if worker.kill_at_s <= now_s:
+                worker.kill_at_s = None
+                worker.peer.kill()
+                self._note(
+                    worker.name, worker.peer, "killed: it did not give its memory back in time"
+                )
                 continue
-            wake_at_s = peer.kill_at_s if wake_at_s is None else min(wake_at_s, peer.kill_at_s)
+            wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
         return wake_at_s
 
     def _hello(self, peer: Peer, message: p.Hello, now_s: float) -> bool:
         if peer.key is not None:
             raise ProtocolError("a worker says Hello once")
-        if message.version != p.PROTOCOL_VERSION:
-            peer.send(p.encode(p.Refused("usage", "worker and daemon differ in version")))
-            return False
-        if not 0 < len(message.model) <= 256:
-            raise ProtocolError("a model's name has 1 to 256 characters")
         try:
-            peer.key = self._arbiter.add(message.model, now_s)
-        except GpupoolError as error:
-            peer.send(p.encode(p.Refused("usage", str(error))))
-            return False
-        self._workers[peer.key] = peer
-        peer.send(
-            p.encode(
-                p.Welcome(
-                    self._device,
-                    self._pages.page_bytes,
-                    self._arbiter.budget_bytes,
-                    self._min_tokens,
+            if message.version != p.PROTOCOL_VERSION:
+                raise RefusedError(
+                    f"the daemon speaks version {p.PROTOCOL_VERSION} of its protocol and the "
+                    f"worker version {message.version}: run the same gpupool on both sides"
                 )
+            name = message.model
+            if not (0 < len(name) <= p.NAME_CHARACTERS_MAX and name.isprintable()):
+                raise RefusedError(
+                    f"a model's name has 1 to {p.NAME_CHARACTERS_MAX} printable characters"
+                )
+            key = self._arbiter.add(name, now_s)
+        except GpupoolError as error:
+            self._note(message.model, peer, str(error))
+            peer.say(p.Refused("refused", p.one_line(str(error))))
+            return False
+        peer.key = key
+        self._workers[key] = Worker(peer, name)
+        peer.say(
+            p.Welcome(
+                self._device, self._pages.page_bytes, self._arbiter.budget_bytes, self._min_tokens
             )
         )
         return True
 
-    def _worker_said(self, peer: Peer, key: int, message: p.ClientMessage, now_s: float) -> None:
+    def _worker_said(
+        self, worker: Worker, key: int, message: p.ClientMessage, now_s: float
+    ) -> None:
         match message:
             case p.HostMemory():
-                self._host_memory(peer, message.size_bytes)
+                self._host_memory(worker, message.size_bytes)
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
                 self._arbiter.declare(key, message.pages, detail)
-                peer.weights_bytes = message.weights_bytes
-                peer.kv_cache_bytes = message.kv_cache_bytes
-                peer.send(p.encode(p.Ok()))
+                worker.weights_bytes = message.weights_bytes
+                worker.kv_cache_bytes = message.kv_cache_bytes
+                worker.peer.say(p.Ok())
             case p.Acquire():
                 self._arbiter.request(key, now_s)
             case p.Cancel():
                 if self._arbiter.cancel(key, now_s):
-                    peer.send(p.encode(p.Ok()))
+                    worker.peer.say(p.Ok())
             case p.Arrived():
-                peer.swap_ins += 1
-                peer.history.add(message.swap, peer.waited_s)
+                if not worker.arriving:
+                    raise ProtocolError("a model arrives once after each grant")
+                worker.arrived(message.swap)
             case p.Yielded():
                 self._arbiter.yielded(key, now_s)
-                peer.kill_at_s = None
-                peer.swap_outs += message.swap is not None
+                worker.gave_back(message.swap is not None)
             case p.Kept():
-                self._note(peer, message.message)  # the deadline of its revoke stands
+                # The deadline of its revoke stands. Without one this crossed a Yielded.
+                if worker.kill_at_s is not None:
+                    self._note(worker.name, worker.peer, message.message)
             case p.Idle():
                 self._arbiter.set_idle(key, message.idle, now_s)
             case _:
                 raise ProtocolError(f"a worker does not say {type(message).__name__}")
 
-    def _host_memory(self, peer: Peer, size_bytes: int) -> None:
+    def _host_memory(self, worker: Worker, size_bytes: int) -> None:
+        held_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         free_bytes = self._host_budget_bytes - self._host_bytes()
-        if not 0 < size_bytes <= free_bytes:
-            raise GpupoolError(
+        if size_bytes == 0:
+            raise RefusedError("host memory has at least one byte")
+        if held_bytes > free_bytes:
+            raise RefusedError(
                 f"{size_bytes} bytes of host memory were asked for and {free_bytes} of the host "
                 "budget are free: raise the host budget"
             )
-        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
+        fd = -1
         try:
+            fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size_bytes)
+            # What is accounted for stays what is held.
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         except OSError as error:
-            os.close(fd)
-            raise GpupoolError(f"no host memory: {error}") from error
-        peer.host_bytes += size_bytes
-        peer.send(p.encode(p.HostMemory(size_bytes)), [fd])
+            if fd >= 0:
+                os.close(fd)
+            raise RefusedError(f"no host memory: {error.strerror}") from error
+        worker.host_bytes += held_bytes
+        worker.peer.say(p.HostMemory(size_bytes), [fd])
 
-    def _grant(self, peer: Peer, granted: Granted) -> None:
-        peer.waited_s = granted.waited_s
+    def _grant(self, granted: Granted, now_s: float) -> bool:
+        """Send the pages of a lease; False if they cannot be exported, which undoes the grant."""
+        worker = self._workers[granted.key]
+        exported: dict[int, int] = {}
+        try:
+            for page in granted.pages:
+                if page not in worker.seen_pages:
+                    exported[page] = self._pages.page(page).export_fd()
+        except DriverError as error:
+            for fd in exported.values():
+                os.close(fd)
+            self._arbiter.yielded(granted.key, now_s)
+            self._refuse(worker, error)
+            return False
+        worker.waited_s = granted.waited_s
+        worker.arriving = True
         for start in range(0, len(granted.pages), _GRANT_PAGES_MAX):
             pages = granted.pages[start : start + _GRANT_PAGES_MAX]
-            new = [page for page in pages if page not in peer.seen_pages]
-            fds = [self._pages.page(page).export_fd() for page in new]
-            peer.seen_pages.update(new)
+            new = [page for page in pages if page in exported]
             last = start + len(pages) == len(granted.pages)
-            peer.send(p.encode(p.Granted(pages, new, last)), fds)
+            worker.peer.say(p.Granted(pages, new, last), [exported[page] for page in new])
+        worker.seen_pages.update(exported)
+        return True
 
-    def _refuse(self, peer: Peer, error: GpupoolError) -> None:
-        self._note(peer, str(error))
+    def _refuse(self, worker: Worker, error: GpupoolError) -> None:
+        self._note(worker.name, worker.peer, str(error))
+        message = p.one_line(str(error))
         if isinstance(error, DoesNotFitError):
-            refused = p.Refused("does_not_fit", str(error), error.needed_bytes, error.budget_bytes)
+            refused = p.Refused("does_not_fit", message, error.needed_bytes, error.budget_bytes)
+        elif isinstance(error, DriverError):
+            refused = p.Refused("driver", message, call=error.call, status=error.status)
         else:
-            refused = p.Refused("other", str(error)[:_REFUSAL_CHARACTERS_MAX])
-        peer.send(p.encode(refused))
+            refused = p.Refused("refused", message)
+        worker.peer.say(refused)
 
-    def _note(self, peer: Peer, message: str) -> None:
-        name = "" if peer.key is None else self._arbiter.lease(peer.key).name
-        self._refusals.append(p.Refusal(name, peer.pid, message[:_REFUSAL_CHARACTERS_MAX]))
+    def _note(self, name: str, peer: Peer, message: str) -> None:
+        shown = p.one_line(name)[: p.NAME_CHARACTERS_MAX]
+        self._refusals.append(p.Refusal(shown, peer.pid, p.one_line(message)))
 
     def _host_bytes(self) -> int:
-        return sum(peer.host_bytes for peer in self._workers.values())
+        return sum(worker.host_bytes for worker in self._workers.values())
 
-    def _status(self, first: int) -> msgspec.Struct:
-        keys = list(self._workers)
+    def _status(self, after: int) -> p.StatusReply:
+        keys = [key for key in self._workers if key > after]  # in order: keys only grow
         fenced = self._arbiter.fenced_pages
         status = p.Status(
             version=self._version,
@@ -215,25 +264,10 @@ class Desk:
             pages_granted=self._pages.total_pages - self._pages.free_pages - fenced,
             pages_fenced=fenced,
             host_bytes=self._host_bytes(),
-            models=[self._model_status(key) for key in keys[max(0, first) :][:1]],
+            models=[
+                self._workers[key].status(self._arbiter.lease(key), self._pages.page_bytes)
+                for key in keys[:1]
+            ],
             refusals=list(self._refusals),
         )
-        return p.StatusReply(status, len(keys))
-
-    def _model_status(self, key: int) -> p.ModelStatus:
-        lease = self._arbiter.lease(key)
-        peer = self._workers[key]
-        return p.ModelStatus(
-            name=lease.name,
-            pid=peer.pid,
-            state=lease.state.value if lease.pages else "starting",
-            footprint_bytes=lease.pages * self._pages.page_bytes,
-            weights_bytes=peer.weights_bytes,
-            kv_cache_bytes=peer.kv_cache_bytes,
-            swap_ins=peer.swap_ins,
-            swap_outs=peer.swap_outs,
-            swap_in_s=list(peer.history.total_s),
-            swap_in_copied_bytes=list(peer.history.copied_bytes),
-            swap_in_copy_s=list(peer.history.copy_s),
-            lease_wait_s=list(peer.history.wait_s),
-        )
+        return p.StatusReply(status, keys[0] if len(keys) > 1 else 0)

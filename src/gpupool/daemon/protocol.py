@@ -1,32 +1,35 @@
-"""Messages between the pool daemon and its clients.
+"""Messages between the pool daemon and its clients, and their limits.
 
-One message is one packet of a SOCK_SEQPACKET Unix socket: a MessagePack map with a ``type`` key,
-decoded into a typed structure or refused. File descriptors travel beside it (SCM_RIGHTS).
+One message is one packet of a SOCK_SEQPACKET Unix socket (``wire`` has the bytes). What does not
+fit these types is refused at the door.
 """
 
 from __future__ import annotations
 
-import array
-import os
-import socket
-from typing import TypeVar
+from typing import Annotated
 
 import msgspec
-
-from gpupool.errors import DaemonUnavailableError, ProtocolError
+from msgspec import Meta
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
 HISTORY = 1024  # swap-ins remembered per model
+TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
+NAME_CHARACTERS_MAX = 256
+COUNT_MAX = 2**53
+
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+Pages = Annotated[int, Meta(ge=0, le=2**32)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
 
 
-class SwapFigures(msgspec.Struct, frozen=True):
+class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one swap took: seconds and bytes."""
 
-    total_s: float
-    copy_s: float
-    copied_bytes: int
+    total_s: Seconds
+    copy_s: Seconds
+    copied_bytes: Count
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -73,74 +76,74 @@ class Status(msgspec.Struct, frozen=True):
 # From a client.
 
 
-class Hello(msgspec.Struct, tag=True, frozen=True):
+class Hello(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """First message of a worker: the model whose memory it will move."""
 
     version: int
     model: str
 
 
-class HostMemory(msgspec.Struct, tag=True, frozen=True):
-    """Asks for a memfd of ``size_bytes``; answered by itself with the descriptor."""
+class HostMemory(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Asks for a memfd of ``size_bytes``; answered by itself with the descriptor, or Refused."""
 
-    size_bytes: int
+    size_bytes: Count
 
 
-class Declare(msgspec.Struct, tag=True, frozen=True):
+class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The footprint ``Acquire`` will be about; answered by Ok or Refused."""
 
-    pages: int
-    weights_bytes: int
-    kv_cache_bytes: int
+    pages: Pages
+    weights_bytes: Count
+    kv_cache_bytes: Count
 
 
-class Acquire(msgspec.Struct, tag=True, frozen=True):
+class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Asks for the lease; answered by Granted, Refused, or Ok to a Cancel."""
 
 
-class Cancel(msgspec.Struct, tag=True, frozen=True):
-    """Takes an Acquire back; answered by Ok unless Granted came first."""
+class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Takes an Acquire back; answered by Ok unless Granted or Refused came first."""
 
 
-class Arrived(msgspec.Struct, tag=True, frozen=True):
+class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The model is resident."""
 
     swap: SwapFigures
 
 
-class Yielded(msgspec.Struct, tag=True, frozen=True):
+class Yielded(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """No page of the lease is mapped any more."""
 
     swap: SwapFigures | None
 
 
-class Kept(msgspec.Struct, tag=True, frozen=True):
+class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """A revoke could not be obeyed; the model is resident as before."""
 
     message: str
 
 
-class Idle(msgspec.Struct, tag=True, frozen=True):
+class Idle(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Whether the model has unfinished requests."""
 
     idle: bool
 
 
-class StatusQuery(msgspec.Struct, tag=True, frozen=True):
+class StatusQuery(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Asks for the status; any client of the same user may, without a Hello."""
 
-    first: int = 0
-    """Index of the first model to report, since one packet may not hold all."""
+    after: Count = 0
+    """Report the first model beyond this mark: 0 to begin with, then what the last reply says."""
 
 
-class Goodbye(msgspec.Struct, tag=True, frozen=True):
-    """The client leaves in good order and holds nothing."""
+class Goodbye(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The client leaves in good order and holds nothing; it is killed if it does hold pages."""
 
 
 # From the daemon.
 
 
-class Welcome(msgspec.Struct, tag=True, frozen=True):
+class Welcome(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Answer to Hello."""
 
     device: str
@@ -149,21 +152,23 @@ class Welcome(msgspec.Struct, tag=True, frozen=True):
     min_tokens: int
 
 
-class Ok(msgspec.Struct, tag=True, frozen=True):
+class Ok(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Done."""
 
 
-class Refused(msgspec.Struct, tag=True, frozen=True):
+class Refused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Not done; nothing has changed."""
 
     kind: str
-    """does_not_fit, driver or usage"""
+    """does_not_fit (with both numbers), driver (with call and status) or refused"""
     message: str
     needed_bytes: int = 0
     budget_bytes: int = 0
+    call: str = ""
+    status: int = 0
 
 
-class Granted(msgspec.Struct, tag=True, frozen=True):
+class Granted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Pages of the lease, in order; more follow unless ``last``.
 
     ``new`` names those this client has not seen; their descriptors come along in that order.
@@ -174,17 +179,24 @@ class Granted(msgspec.Struct, tag=True, frozen=True):
     last: bool
 
 
-class Revoke(msgspec.Struct, tag=True, frozen=True):
+class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Give the memory up within ``deadline_s`` or be killed."""
 
     deadline_s: float
 
 
-class StatusReply(msgspec.Struct, tag=True, frozen=True):
-    """Answer to StatusQuery; ``total`` models in all."""
+class StatusReply(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Answer to StatusQuery: the whole account, but at most one model."""
 
     status: Status
-    total: int
+    next_after: int
+    """Ask again with this for the next model; 0 when there is none."""
+
+
+class Dismissed(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The daemon ends the connection, and why."""
+
+    message: str
 
 
 ClientMessage = (
@@ -200,67 +212,10 @@ ClientMessage = (
     | StatusQuery
     | Goodbye
 )
-DaemonMessage = Welcome | Ok | Refused | Granted | Revoke | StatusReply | HostMemory
-
-Message = TypeVar("Message")
-
-_encoder = msgspec.msgpack.Encoder()
-_client_decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)
-_daemon_decoder: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
+DaemonMessage = Welcome | Ok | Refused | Granted | Revoke | StatusReply | HostMemory | Dismissed
 
 
-def encode(message: msgspec.Struct) -> bytes:
-    """The packet for a message. Raises ProtocolError if it is larger than a packet may be."""
-    packet = _encoder.encode(message)
-    if len(packet) > MESSAGE_BYTES_MAX:
-        raise ProtocolError(f"a message of {len(packet)} bytes is larger than {MESSAGE_BYTES_MAX}")
-    return packet
-
-
-def decode_client(packet: bytes) -> ClientMessage:
-    """What a client said. Raises ProtocolError."""
-    try:
-        return _client_decoder.decode(packet)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"malformed message: {error}") from None
-
-
-def decode_daemon(packet: bytes) -> DaemonMessage:
-    """What the daemon said. Raises ProtocolError."""
-    try:
-        return _daemon_decoder.decode(packet)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"malformed message: {error}") from None
-
-
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors, which the caller owns.
-
-    Raises DaemonUnavailableError when the other side has closed, ProtocolError for a packet or
-    descriptors beyond the limits (all descriptors are closed then).
-    """
-    size = array.array("i").itemsize
-    space = socket.CMSG_SPACE(FDS_MAX * size)
-    packet, ancillary, flags, _ = connection.recvmsg(
-        MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % size])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        for fd in fds:
-            os.close(fd)
-        raise ProtocolError(f"a message is larger than {MESSAGE_BYTES_MAX} bytes")
-    if not packet and not fds:
-        raise DaemonUnavailableError("the other side closed the connection")
-    return packet, list(fds)
-
-
-def send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
-    """Send one packet; the descriptors stay the caller's. Raises OSError."""
-    if fds:
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        connection.sendmsg([packet], [rights])
-    else:
-        connection.send(packet)
+def one_line(text: str) -> str:
+    """A text of another process, fit to be kept and shown: printable, one line, not long."""
+    printable = "".join(c if c.isprintable() else " " for c in text[:TEXT_BYTES_MAX])
+    return printable.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore")

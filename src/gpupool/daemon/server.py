@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import selectors
 import signal
-import socket
 import time
 from pathlib import Path
 
 from gpupool import __version__
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
-from gpupool.daemon import protocol as p
+from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
-from gpupool.daemon.listening import listen
-from gpupool.daemon.peers import Peer
-from gpupool.errors import DaemonUnavailableError, ProtocolError
+from gpupool.daemon.listening import Listener
+from gpupool.daemon.peers import Peer, dismiss
+from gpupool.daemon.protocol import Dismissed
+from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
 from gpupool.pool import open_driver
 
 _CONNECTIONS_MAX = 1024
+_CONNECTIONS_MIN = 16
+_PAGE_BYTES_MAX = 1 << 30
+_FDS_OWN = 64  # descriptors of the daemon itself
 
 
 class Server:
@@ -42,9 +47,10 @@ class Server:
         Raises UsageError for impossible sizes or an unsafe directory, RuntimeError or DriverError
         where there is no such device, OSError if the socket cannot be made.
         """
+        if page_bytes > _PAGE_BYTES_MAX:
+            raise UsageError(f"a page has at most {_PAGE_BYTES_MAX} bytes, not {page_bytes}")
+        self._connections_max = _connections_max(budget_bytes // page_bytes)
         pages = PagePool(open_driver(device), budget_bytes, page_bytes)
-        self._socket_path = socket_path
-        self._listener = listen(socket_path)
         self._desk = Desk(
             pages=pages,
             arbiter=Arbiter(pages, turn_s),
@@ -54,17 +60,19 @@ class Server:
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
         )
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._listener = Listener(socket_path)
+        self._peers: dict[Peer, None] = {}  # in order of their coming
         self._stopping = False
-        self._peers: set[Peer] = set()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._selector.register(self._listener.socket, selectors.EVENT_READ, None)
 
     def stop(self) -> None:
         """End ``run`` soon; may be called from a signal handler or another thread."""
         self._stopping = True
-        os.write(self._wake_write, b"x")
+        with contextlib.suppress(OSError):  # told often enough, or ended already
+            os.write(self._wake_write, b"x")
 
     def stop_on_signals(self) -> None:
         """Stop on SIGTERM and SIGINT. Main thread only."""
@@ -77,75 +85,131 @@ class Server:
             while not self._stopping:
                 self._turn()
         finally:
-            for peer in list(self._peers):
+            self._listener.close()
+            for peer in self._peers:
                 peer.close()
             self._selector.close()
-            self._listener.close()
-            self._socket_path.unlink(missing_ok=True)
             os.close(self._wake_read)
             os.close(self._wake_write)
 
     def _turn(self) -> None:
-        now_s = time.monotonic()
-        wake_at_s = self._desk.settle(now_s)
+        wake_at_s = self._desk.settle(time.monotonic())
+        while failed := [peer for peer in self._peers if peer.send_failed]:
+            for peer in failed:
+                peer.send_failed = False
+                self._lose(peer)
+            wake_at_s = self._desk.settle(time.monotonic())
         self._watch()
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - time.monotonic())
         for key, events in self._selector.select(timeout_s):
-            if key.fileobj is self._listener:
+            if key.fileobj is self._listener.socket:
                 self._accept()
             elif key.fileobj == self._wake_read:
                 os.read(self._wake_read, 64)
-            elif isinstance(key.data, Peer):
+            elif key.data in self._peers:  # else forgotten earlier in this round
                 self._serve(key.data, key.fd, events)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        if len(self._peers) >= _CONNECTIONS_MAX:
-            connection.close()
-            return
         try:
+            connection, _ = self._listener.socket.accept()
             peer = Peer(connection)
-        except ProtocolError:
+        except (OSError, ProtocolError):  # gone already, not welcome, or out of descriptors
             return
-        self._peers.add(peer)
+        if len(self._peers) >= self._connections_max:
+            # Whoever has not joined as a worker has had time to ask what it wanted.
+            stranger = next((other for other in self._peers if other.key is None), None)
+            if stranger is None:
+                dismiss(connection, f"the daemon has {self._connections_max} workers already")
+                peer.close()
+                return
+            self._forget(stranger)
+        self._peers[peer] = None
         self._selector.register(peer.connection, selectors.EVENT_READ, peer)
         self._selector.register(peer.pidfd, selectors.EVENT_READ, peer)
 
     def _serve(self, peer: Peer, fd: int, events: int) -> None:
-        if peer not in self._peers:  # forgotten earlier in this round
-            return
         if fd == peer.pidfd:
+            peer.exited = True
+            self._selector.unregister(peer.pidfd)
             self._lose(peer)
+            return
+        if not peer.connected:
             return
         if events & selectors.EVENT_WRITE:
             peer.flush()
-        if events & selectors.EVENT_READ and peer.connected:
-            try:
-                packet, fds = p.receive(peer.connection)
-                for stray in fds:
-                    os.close(stray)
-                if fds:
-                    raise ProtocolError("a client sent descriptors")
-                if not self._desk.handle(peer, p.decode_client(packet), time.monotonic()):
-                    self._lose(peer)
-            except BlockingIOError:
+        if events & selectors.EVENT_READ:
+            self._read(peer)
+
+    def _read(self, peer: Peer) -> None:
+        try:
+            packet, _ = wire.receive(peer.connection, 0)
+            if peer.lost:
                 return
-            except (ProtocolError, DaemonUnavailableError, OSError):
+            message = wire.decode_client(packet)
+            if not self._desk.handle(peer, message, time.monotonic()):
                 self._lose(peer)
+        except BlockingIOError:
+            return
+        except ProtocolError as error:
+            if not peer.lost:
+                peer.say(Dismissed(str(error)))
+                self._lose(peer)
+        except (DaemonUnavailableError, OSError):
+            self._hang_up(peer)
+            self._lose(peer)
 
     def _lose(self, peer: Peer) -> None:
-        """The connection or the process has ended; forget the peer once both have."""
+        """The connection or the process has ended, or is of no use any more."""
+        if not self._desk.holds_pages(peer):
+            self._hang_up(peer)
+        # Else the connection stays open, unheard, for its end tells that no fork of the process
+        # is left.
+        if self._desk.lost(peer, time.monotonic()):
+            self._forget(peer)
+
+    def _hang_up(self, peer: Peer) -> None:
         if peer.connected:
             self._selector.unregister(peer.connection)
             peer.disconnect()
-        if self._desk.lost(peer, time.monotonic()):
+
+    def _forget(self, peer: Peer) -> None:
+        self._hang_up(peer)
+        if not peer.exited:
             self._selector.unregister(peer.pidfd)
-            self._peers.discard(peer)
-            peer.close()
+        del self._peers[peer]
+        peer.close()
 
     def _watch(self) -> None:
+        """Wait for something to read, or for room to write where something is still to be said.
+
+        Nothing more is read from a peer that does not read what it is told.
+        """
         for peer in self._peers:
             if peer.connected:
-                wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.sending else 0)
+                wanted = selectors.EVENT_WRITE if peer.sending else selectors.EVENT_READ
                 if self._selector.get_key(peer.connection).events != wanted:
                     self._selector.modify(peer.connection, wanted, peer)
+
+
+def _connections_max(pages: int) -> int:
+    """How many connections this process may hold beside the pool's pages, raising its limit.
+
+    Raises UsageError if those are too few.
+    """
+    # A page may be a descriptor, and so may its copy on the way to a worker; a connection comes
+    # with a descriptor of its process.
+    own = _FDS_OWN + 2 * pages
+    wanted = own + 2 * _CONNECTIONS_MAX
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        soft = wanted
+    found = min((soft - own) // 2, _CONNECTIONS_MAX)
+    if found < _CONNECTIONS_MIN:
+        raise UsageError(
+            f"{pages} pages need a limit of at least {own + 2 * _CONNECTIONS_MIN} open files and "
+            f"this process has {soft}: raise it (ulimit -Hn) or use larger pages"
+        )
+    return found

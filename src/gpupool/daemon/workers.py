@@ -1,0 +1,67 @@
+"""What the daemon keeps about one worker, and how it reports it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from gpupool.arbiter import Lease
+from gpupool.daemon.peers import Peer
+from gpupool.daemon.protocol import HISTORY, ModelStatus, SwapFigures
+
+
+@dataclass
+class Worker:
+    """The account of a peer that has joined as a model."""
+
+    peer: Peer
+    name: str
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    host_bytes: int = 0
+    """Host memory handed out, in whole pages of the system."""
+    seen_pages: set[int] = field(default_factory=set)
+    """Pages whose descriptors it has."""
+    arriving: bool = False
+    """It was granted pages and has not said that it arrived."""
+    waited_s: float = 0.0
+    kill_at_s: float | None = None
+    """When it will be killed if it has not given its memory back."""
+    swap_ins: int = 0
+    swap_outs: int = 0
+    total_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    copy_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    lease_wait_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    def arrived(self, swap: SwapFigures) -> None:
+        """Remember one swap-in and how long its lease was waited for."""
+        self.arriving = False
+        self.swap_ins += 1
+        self.total_s.append(swap.total_s)
+        self.copied_bytes.append(swap.copied_bytes)
+        self.copy_s.append(swap.copy_s)
+        self.lease_wait_s.append(self.waited_s)
+
+    def gave_back(self, swapped: bool) -> None:
+        """It holds no page any more."""
+        self.arriving = False
+        self.kill_at_s = None
+        self.swap_outs += swapped
+
+    def status(self, lease: Lease, page_bytes: int) -> ModelStatus:
+        """What the daemon tells of it."""
+        return ModelStatus(
+            name=self.name,
+            pid=self.peer.pid,
+            state=lease.state.value if lease.pages else "starting",
+            footprint_bytes=lease.pages * page_bytes,
+            weights_bytes=self.weights_bytes,
+            kv_cache_bytes=self.kv_cache_bytes,
+            swap_ins=self.swap_ins,
+            swap_outs=self.swap_outs,
+            swap_in_s=list(self.total_s),
+            swap_in_copied_bytes=list(self.copied_bytes),
+            swap_in_copy_s=list(self.copy_s),
+            lease_wait_s=list(self.lease_wait_s),
+        )
