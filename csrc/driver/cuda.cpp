@@ -108,6 +108,9 @@ class CudaDriver final : public Driver {
   Status host_unregister(void* memory) noexcept override {
     return in_context([&] { return cu_.cuMemHostUnregister(memory); });
   }
+  Status context_synchronize() noexcept override {
+    return in_context([&] { return cu_.cuCtxSynchronize(); });
+  }
   Status stream_create(StreamHandle* stream) noexcept override {
     return in_context([&] {
       // Non-blocking: copies must not wait for the legacy default stream of other code.

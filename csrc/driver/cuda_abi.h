@@ -54,6 +54,7 @@ struct AccessDescriptor {
   X(cuDevicePrimaryCtxRelease, 11000, (Device device))                                     \
   X(cuCtxGetCurrent, 4000, (Context * context))                                            \
   X(cuCtxSetCurrent, 4000, (Context context))                                              \
+  X(cuCtxSynchronize, 2000, ())                                                            \
   X(cuMemGetInfo, 3020, (std::size_t* free_bytes, std::size_t* total_bytes))               \
   X(cuMemGetAllocationGranularity, 10020,                                                  \
     (std::size_t* bytes, const AllocationProperties* properties, int option))              \

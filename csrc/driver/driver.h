@@ -63,6 +63,7 @@ using EventHandle = EventState*;
 //                    no work that touches them may be in flight
 // set_access         makes a fully mapped range readable and writable by the device
 // host_register      pins host memory for asynchronous copies
+// context_synchronize  waits for all work of the process on the device, also that of others
 // stream_wait_event  later work of `stream` waits for the event's last record; an event never
 //                    recorded counts as complete
 // event_query        success when complete, not_ready otherwise
@@ -82,6 +83,7 @@ using EventHandle = EventState*;
   X(set_access, (DevicePtr address, std::size_t bytes), (address, bytes), 1)                     \
   X(host_register, (void* memory, std::size_t bytes), (memory, bytes), 1)                        \
   X(host_unregister, (void* memory), (memory), 1)                                                \
+  X(context_synchronize, (), (), 1)                                                              \
   X(stream_create, (StreamHandle * stream), (stream), 1)                                         \
   X(stream_destroy, (StreamHandle stream), (stream), 1)                                          \
   X(stream_synchronize, (StreamHandle stream), (stream), 1)                                      \

@@ -85,6 +85,9 @@ class HostDriver final : public Driver {
                : Status::host_memory_not_registered;
   }
 
+  Status context_synchronize() noexcept override {
+    return after(guarded([&] { return streams_.synchronize_all(); }));
+  }
   Status stream_create(StreamHandle* stream) noexcept override {
     return guarded([&] { return streams_.create(stream); });
   }

@@ -99,6 +99,18 @@ Status Streams::synchronize(StreamHandle handle) {
   return Status::success;
 }
 
+Status Streams::synchronize_all() {
+  std::vector<StreamHandle> handles;
+  {
+    std::lock_guard lock(mutex_);
+    handles.reserve(streams_.size());
+    for (const auto& [handle, state] : streams_) handles.push_back(handle);
+  }
+  // A stream destroyed meanwhile has finished its work.
+  for (const StreamHandle handle : handles) static_cast<void>(synchronize(handle));
+  return Status::success;
+}
+
 Status Streams::enqueue(StreamHandle handle, std::function<void()> work) {
   const auto state = stream(handle);
   if (!state) return Status::invalid_handle;

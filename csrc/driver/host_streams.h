@@ -47,6 +47,7 @@ class Streams {
   Status create(StreamHandle* stream);
   Status destroy(StreamHandle stream);
   Status synchronize(StreamHandle stream);
+  Status synchronize_all();
   Status enqueue(StreamHandle stream, std::function<void()> work);
 
   Status create_event(EventHandle* event);

@@ -172,6 +172,8 @@ SwapReport ModelMemory::swap_out() {
   SwapReport report;
   const std::int64_t start = driver_->now_ns();
   if (state_ == State::resident) {
+    // Kernels of others, torch's among them, may still write what is about to be saved.
+    GPUPOOL_CALL(driver_, context_synchronize);
     try {
       save(report);
     } catch (...) {

@@ -50,11 +50,10 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     then no tensor of the module may be touched. A storage that something not found here refers to
     stays where it is. Raises UsageError if a tensor is in another model already.
     """
-    storages = _find(module)
     outside_bytes = 0
     weights: list[_Storage] = []
     runtime: list[_Storage] = []
-    for storage in storages:
+    for storage in _find(module):
         first = storage.tensors[0]
         owner = getattr(first, _OWNER, None)
         if owner is not None:
@@ -68,9 +67,20 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
             weights.append(storage)
         else:
             runtime.append(storage)
-    return Adopted(
-        _move(weights, model, "weights"), _move(runtime, model, "runtime"), outside_bytes
-    )
+    sizes = _pack(weights), _pack(runtime)
+    # Both regions first: if one is refused, no tensor has moved.
+    regions = [
+        model.region(tag, size_bytes) if size_bytes > 0 else None
+        for tag, size_bytes in zip(("weights", "runtime"), sizes, strict=True)
+    ]
+    for region, storages in zip(regions, (weights, runtime), strict=True):
+        if region is not None:
+            _fill_image(region, storages)
+            region.adopt_image()
+    for region, storages in zip(regions, (weights, runtime), strict=True):
+        if region is not None:
+            _rebind(storages, region, model.name)
+    return Adopted(*sizes, outside_bytes)
 
 
 def _find(module: torch.nn.Module) -> list[_Storage]:
@@ -103,17 +113,17 @@ def _references(tensor: torch.Tensor) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage` itself
 
 
-def _move(storages: list[_Storage], model: Model, tag: str) -> int:
+def _pack(storages: list[_Storage]) -> int:
+    """Give each its offset; the size of the region they need."""
     end = 0
     for storage in storages:
         storage.offset = end
         size_bytes = storage.tensors[0].untyped_storage().nbytes()
         end += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    if end == 0:
-        return 0
-    region = model.region(tag, end)
-    _fill_image(region, storages)
-    region.adopt_image()
+    return end
+
+
+def _rebind(storages: list[_Storage], region: Region, owner: str) -> None:
     base = torch.from_dlpack(region)
     for storage in storages:
         for tensor in storage.tensors:
@@ -123,8 +133,7 @@ def _move(storages: list[_Storage], model: Model, tag: str) -> int:
                 tensor.stride(),
                 storage.offset // tensor.element_size() + tensor.storage_offset(),
             )
-            setattr(tensor, _OWNER, model.name)
-    return end
+            setattr(tensor, _OWNER, owner)
 
 
 def _fill_image(region: Region, storages: list[_Storage]) -> None:

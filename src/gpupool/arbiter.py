@@ -129,6 +129,15 @@ class Arbiter:
         lease.idle = idle
         lease.used_s = now_s
 
+    def used(self, key: int, used_s: float) -> None:
+        """The model's memory was in use at that time."""
+        lease = self._leases[key]
+        lease.used_s = max(lease.used_s, used_s)
+
+    def is_leaving(self, key: int) -> bool:
+        """Whether the model was revoked and still holds its pages."""
+        return self._leases[key].state is Residency.LEAVING
+
     def yielded(self, key: int, now_s: float) -> None:
         """The model has unmapped all its pages."""
         lease = self._leases[key]

@@ -6,6 +6,7 @@ step that finds the model out brings it in first. Thread safe.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ class Resident(Protocol):
 
     def set_idle(self, idle: bool) -> None:
         """Tell the arbiter whether there is unfinished work."""
+
+
+_POLL_S = 0.02
 
 
 class _State(Enum):
@@ -75,12 +79,18 @@ class Gate:
         self._closed_s = 0.0
         self._revokes = 0  # threads that wait in give_up
         self._arrivals = 0
+        self._hurry_at_s = math.inf  # from then on a turn may be cut short
         self._idle = True
 
     @property
     def is_resident(self) -> bool:
         """Whether the model's memory is in place. True may be outdated at once."""
         return self._state is _State.RESIDENT
+
+    @property
+    def used_s(self) -> float:
+        """When the last step closed; now, while one is open."""
+        return self._clock() if self._open > 0 else self._closed_s
 
     def open_step(self, timeout_s: float | None = None) -> None:
         """Wait until the model is resident and keep it so until ``close_step``.
@@ -136,10 +146,14 @@ class Gate:
             self._changed.notify_all()
         self._resident.set_idle(idle)
 
-    def give_up(self, timeout_s: float | None = None) -> bool:
+    def give_up(
+        self, timeout_s: float | None = None, is_stale: Callable[[], bool] | None = None
+    ) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
-        False if the model was out already, or another thread saw to it. Raises LeaseTimeoutError
+        With half of ``timeout_s`` gone a turn is cut short: ``min_steps`` no longer counts. False
+        if the model was out already, another thread saw to it, or ``is_stale`` says that what was
+        revoked has gone by itself. Raises LeaseTimeoutError
         if a step stays open for ``timeout_s`` (None waits for ever), UsageError if this very
         thread holds it open, and whatever giving up raises; the model is resident then, or torn.
         """
@@ -148,16 +162,22 @@ class Gate:
             if threading.get_ident() in self._open_by:
                 raise UsageError("a thread cannot give up a model in whose step it is")
             self._revokes += 1
+            if timeout_s is not None:
+                self._hurry_at_s = min(self._hurry_at_s, self._clock() + timeout_s / 2)
             arrivals = self._arrivals
             try:
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
                     if self._state is _State.OUT or self._arrivals != arrivals:
                         return False
-                    self._wait_until(deadline_s)
+                    if is_stale is not None and is_stale():
+                        return False
+                    self._wait_until(deadline_s, polls=is_stale is not None)
                 self._state = _State.LEAVING
             finally:
                 self._revokes -= 1
+                if self._revokes == 0:
+                    self._hurry_at_s = math.inf
                 self._changed.notify_all()
         after = None
         try:
@@ -170,11 +190,13 @@ class Gate:
         return True
 
     def _enter(self) -> bool:
-        # A model about to leave lets nobody in, but a step that is open already must be able to
-        # finish, and what it needs for that may be another step.
+        # A model about to leave lets nobody in, or threads whose steps overlap would keep it for
+        # ever. But a step that is open already must be able to finish, and what its thread needs
+        # for that may be another step.
         if self._state is not _State.RESIDENT:
             return False
-        if self._revokes > 0 and self._may_leave():
+        holds = threading.get_ident() in self._open_by
+        if self._revokes > 0 and not holds and self._had_turn():
             return False
         self._open_step()
         return True
@@ -187,15 +209,21 @@ class Gate:
     def _may_leave(self) -> bool:
         if self._state is _State.TORN:
             return True
-        if self._state is not _State.RESIDENT or self._open > 0:
-            return False
-        paused = self._clock() - self._closed_s >= self._pause_s
-        return self._idle or self._steps >= self._min_steps or paused
+        return self._state is _State.RESIDENT and self._open == 0 and self._had_turn()
 
-    def _wait_until(self, deadline_s: float | None) -> None:
+    def _had_turn(self) -> bool:
+        paused = self._open == 0 and self._clock() - self._closed_s >= self._pause_s
+        hurry = self._clock() >= self._hurry_at_s
+        return self._idle or self._steps >= self._min_steps or paused or hurry
+
+    def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
         limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
         if self._state is _State.RESIDENT and self._open == 0:
             limits_s.append(self._closed_s + self._pause_s - self._clock())
+            if self._hurry_at_s < math.inf:
+                limits_s.append(self._hurry_at_s - self._clock())
+        if self._state is _State.ARRIVING and polls:
+            limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
         if deadline_s is not None and self._clock() >= deadline_s:
             raise LeaseTimeoutError("a model did not leave its memory as soon as it should have")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
 from gpupool.errors import DaemonUnavailableError, UsageError
@@ -46,13 +45,15 @@ class Model:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
-        session.on_revoke(self.gate.give_up)
+        session.bind(self.gate)
 
     def region(self, tag: str, size_bytes: int) -> Region:
         """Reserve addresses (and host memory) for ``size_bytes`` of device memory.
 
-        ``tag`` is weights, runtime, cudagraph, kv_cache or workspace. Raises UsageError unless
-        the model is out, and DriverError or HostMemoryError if there is no room.
+        ``tag`` says what a swap-out saves: ``weights`` once, and then what was written (see
+        ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
+        ``workspace`` nothing. What was not saved reads as zeros afterwards. Raises UsageError
+        unless the model is out, and DriverError or HostMemoryError if there is no room.
         """
         kind = Tag.__members__.get(tag)
         if kind is None:
@@ -75,16 +76,35 @@ class Model:
         return [region for region in self._regions if region.tag == Tag[tag]]
 
     @property
+    def device_kind(self) -> str:
+        """``host`` or ``cuda``."""
+        return self._session.driver.kind
+
+    @property
+    def device_ordinal(self) -> int:
+        """Index of the device among those that this process sees."""
+        return self._session.driver.ordinal
+
+    @property
     def footprint_bytes(self) -> int:
         """Device memory the model needs to be resident, in whole pages."""
         return self._memory.pages_needed * self._session.page_bytes
 
-    def resident(self, timeout_s: float | None = None) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:
         """Bring the model in and keep it for the length of a ``with`` block.
 
-        Raises DoesNotFitError, LeaseTimeoutError, DriverError.
+        A swap-out does not copy weights that it has saved before: whoever changes weights or a
+        KV cache in the block says so with ``writes``, or by ``Region.mark_written``, or the change
+        is lost at the next swap-out. Raises DoesNotFitError, LeaseTimeoutError, DriverError.
         """
-        return self.gate.hold(timeout_s)
+        with self.gate.hold(timeout_s):
+            try:
+                yield
+            finally:  # also after an error: part may have been written
+                if writes:
+                    for region in (*self.regions("weights"), *self.regions("kv_cache")):
+                        region.mark_written([(0, region.bytes)])
 
     def swap_out(self) -> bool:
         """Give the memory up now; False if the model was out already."""
@@ -96,8 +116,10 @@ class Model:
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
-        self._closed = True
+        if self._closed:
+            return
         self.gate.give_up()
+        self._closed = True
         self._session.close()
 
     # What the gate asks for.

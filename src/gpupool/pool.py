@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gpupool._core import (
     Driver,
@@ -32,7 +33,7 @@ from gpupool._core import (
 from gpupool.arbiter import Arbiter
 from gpupool.errors import LeaseTimeoutError, UsageError
 from gpupool.model import Model
-from gpupool.session import Session
+from gpupool.session import Revocable, Session
 
 MIB = 1 << 20
 
@@ -75,7 +76,7 @@ class Pool:
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._arbiter = Arbiter(self._pages, turn_s=0.0)
         self._changed = threading.Condition()
-        self._give_up: dict[int, Callable[[float | None], object]] = {}
+        self._holders: dict[int, Revocable] = {}
         self._granted: dict[int, list[int]] = {}
         self._failed: dict[int, Exception] = {}
         self._revoked: list[int] = []
@@ -118,40 +119,61 @@ class Pool:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             self._arbiter.request(key, time.monotonic())
-        while True:
+        try:
+            while True:
+                with self._changed:
+                    pages, revoked = self._look(key, timeout_s, deadline_s)
+                if pages is not None:
+                    return [self._pages.page(page) for page in pages]
+                # Outside the lock, since giving up may wait for a step of that model to close.
+                self._obey(revoked, deadline_s)
+        except BaseException:
             with self._changed:
-                wake_at_s = self._decide()
-                if key in self._failed:
-                    raise self._failed.pop(key)
-                if key in self._granted:
-                    return [self._pages.page(page) for page in self._granted.pop(key)]
-                # Whoever waits sees to all revokes: the decision may have been another thread's.
-                revoked, self._revoked = self._revoked, []
-                if not revoked:
-                    now_s = time.monotonic()
-                    if now_s >= deadline_s:
-                        self._arbiter.cancel(key, now_s)
-                        raise LeaseTimeoutError(
-                            f"no memory within {timeout_s:g} s: another model is in use"
-                        )
-                    until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-                    self._changed.wait(max(0.0, until_s - now_s))
-                    continue
-            # Outside the lock, since giving up may wait for a step of that model to close.
-            for index, victim in enumerate(revoked):
-                give_up = self._give_up.get(victim)
-                if give_up is None:
-                    continue  # closed meanwhile: its pages are back
-                try:
-                    give_up(max(0.0, deadline_s - time.monotonic()))
-                except BaseException:
-                    with self._changed:
-                        for kept in revoked[index:]:
-                            if kept in self._give_up:
-                                self._arbiter.keep(kept, time.monotonic())
-                        self._withdraw(key)
-                        self._changed.notify_all()
-                    raise
+                self._withdraw(key)
+                self._changed.notify_all()
+            raise
+
+    def _look(
+        self, key: int, timeout_s: float, deadline_s: float
+    ) -> tuple[list[int] | None, list[int]]:
+        """The pages granted to ``key``, or revokes to see to; waits once if there are neither."""
+        wake_at_s = self._decide()
+        if key in self._failed:
+            raise self._failed.pop(key)
+        if key in self._granted:
+            return self._granted.pop(key), []
+        # Whoever waits sees to all revokes: the decision may have been another thread's.
+        revoked, self._revoked = self._revoked, []
+        if not revoked:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                raise LeaseTimeoutError(
+                    f"no memory within {timeout_s:g} s: another model is in use"
+                )
+            until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
+            self._changed.wait(max(0.0, until_s - now_s))
+        return None, revoked
+
+    def _obey(self, revoked: list[int], deadline_s: float) -> None:
+        for index, victim in enumerate(revoked):
+            holder = self._holders.get(victim)
+            if holder is None:
+                continue  # closed meanwhile: its pages are back
+            try:
+                holder.give_up(
+                    max(0.0, deadline_s - time.monotonic()), partial(self._is_stale, victim)
+                )
+            except BaseException:
+                with self._changed:
+                    for kept in revoked[index:]:
+                        if kept in self._holders:
+                            self._arbiter.keep(kept, time.monotonic())
+                raise
+
+    def _is_stale(self, key: int) -> bool:
+        """Whether a model that was to leave has left, and may have asked to come back since."""
+        with self._changed:
+            return key not in self._holders or not self._arbiter.is_leaving(key)
 
     def _withdraw(self, key: int) -> None:
         """Take a request back, also if another thread's decision has answered it already."""
@@ -161,6 +183,8 @@ class Pool:
             self._arbiter.yielded(key, time.monotonic())
 
     def _decide(self) -> float | None:
+        for key, holder in self._holders.items():
+            self._arbiter.used(key, holder.used_s)
         outcome = self._arbiter.decide(time.monotonic())
         for granted in outcome.granted:
             self._granted[granted.key] = granted.pages
@@ -186,8 +210,9 @@ class _EmbeddedSession:
     def page_bytes(self) -> int:
         return self._pool.page_bytes
 
-    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
-        self._pool._give_up[self._key] = give_up
+    def bind(self, holder: Revocable) -> None:
+        with self._pool._changed:
+            self._pool._holders[self._key] = holder
 
     def host_memory(self, size_bytes: int) -> int:
         fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
@@ -221,6 +246,6 @@ class _EmbeddedSession:
 
     def close(self) -> None:
         with self._pool._changed:
-            if self._pool._give_up.pop(self._key, None) is not None:
+            if self._pool._holders.pop(self._key, None) is not None:
                 self._pool._arbiter.remove(self._key)
                 self._pool._changed.notify_all()

@@ -8,6 +8,23 @@ from typing import Protocol
 from gpupool._core import Driver, Page, SwapReport
 
 
+class Revocable(Protocol):
+    """What a lease can be taken back from: a gate."""
+
+    def give_up(
+        self, timeout_s: float | None = None, is_stale: Callable[[], bool] | None = None
+    ) -> bool:
+        """Give the memory up at the next step boundary, within ``timeout_s``.
+
+        False if there is nothing to give up, as when ``is_stale`` says that the lease which was
+        revoked has ended by itself.
+        """
+
+    @property
+    def used_s(self) -> float:
+        """When the memory was last used, by ``time.monotonic``."""
+
+
 class Session(Protocol):
     """What a model asks of an arbiter: the embedded one or the daemon's."""
 
@@ -19,8 +36,8 @@ class Session(Protocol):
     def page_bytes(self) -> int:
         """Size of every page."""
 
-    def on_revoke(self, give_up: Callable[[float | None], object]) -> None:
-        """What to call, on any thread, when the lease is revoked, with seconds to do it in."""
+    def bind(self, holder: Revocable) -> None:
+        """Whom to tell, on any thread, when the lease is revoked."""
 
     def host_memory(self, size_bytes: int) -> int:
         """A memfd of that size for a host image; the caller closes it.

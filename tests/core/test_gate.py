@@ -50,6 +50,22 @@ def test_a_step_in_progress_may_open_another_under_a_revoke() -> None:
     assert model.calls == ["in", "out"]
 
 
+def test_threads_whose_steps_overlap_do_not_keep_a_model_for_ever() -> None:
+    model = FakeModel()
+    gate = gate_of(model)
+    gate.open_step()
+
+    def overlap() -> list[str]:
+        with gate.hold():
+            return list(model.calls)
+
+    with thread_running(gate.give_up):
+        wait_until(lambda: revoke_is_waiting(gate))
+        with thread_running(overlap) as results:
+            gate.close_step()
+    assert results == [["in", "out", "in"]]
+
+
 def test_a_new_step_under_a_revoke_finds_the_model_out_and_brings_it_in() -> None:
     model = FakeModel()
     gate = gate_of(model)

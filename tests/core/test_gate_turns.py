@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 from gate_bench import Clock, FakeModel, gate_of, revoke_is_waiting, thread_running, wait_until
 
-from gpupool.errors import LeaseTimeoutError
 from gpupool.gate import Gate
 
 
@@ -76,6 +74,26 @@ def test_every_turn_counts_its_own_steps() -> None:
     assert gate.give_up() is True
     gate.open_step()
     gate.close_step()
-    with pytest.raises(LeaseTimeoutError):
-        gate.give_up(timeout_s=0.0)
-    assert gate.is_resident
+    with thread_running(gate.give_up) as results:
+        wait_until(lambda: revoke_is_waiting(gate))
+        for _ in range(2):
+            assert model.calls == ["in", "out", "in"]
+            gate.open_step()
+            gate.close_step()
+    assert results == [True]
+
+
+def test_a_turn_is_cut_short_when_half_of_the_deadline_is_gone() -> None:
+    model, clock = FakeModel(), Clock()
+    gate = busy_gate(model, clock)
+    with thread_running(lambda: gate.give_up(timeout_s=4.0)) as results:
+        wait_until(lambda: revoke_is_waiting(gate))
+        gate.open_step()
+        clock.now_s += 1.9
+        gate.close_step()
+        assert model.calls == ["in"]
+        gate.open_step()
+        clock.now_s += 0.2
+        gate.close_step()
+    assert results == [True]
+    assert gate._hurry_at_s == float("inf")

@@ -158,3 +158,78 @@ def test_every_fault_leaves_a_pool_that_works(persistent: bool) -> None:
         pool.close()
         assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
     assert nth > 10
+
+
+def test_the_model_used_least_recently_makes_room() -> None:
+    pool = pool_of()
+    half = BUDGET_PAGES // 2
+    first, second, third = (resident_model(pool, name, half) for name in "abc")
+    for model in (first, second):
+        with model.resident():
+            pass
+    with first.resident():  # granted earlier, used later
+        pass
+    with third.resident():
+        assert first.gate.is_resident
+        assert not second.gate.is_resident
+    pool.close()
+
+
+def test_an_interrupted_wait_leaves_no_request_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of()
+    a, b = (resident_model(pool, name, BUDGET_PAGES) for name in "ab")
+    with a.resident(), monkeypatch.context() as patch:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(type(a.gate), "give_up", interrupt)
+        with pytest.raises(KeyboardInterrupt), b.resident():
+            pass
+    for model in (b, a, b):
+        with model.resident():
+            pass
+    pool.close()
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+
+
+def test_a_revoke_of_a_lease_that_has_ended_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The victim leaves by itself, and asks to come back, before the revoke reaches it."""
+    pool = pool_of()
+    a, b = (resident_model(pool, name, BUDGET_PAGES) for name in "ab")
+    with a.resident():
+        pass
+    asked_again = threading.Event()
+    give_up = type(a.gate).give_up
+
+    def late(self: object, *arguments: object) -> object:
+        if self is a.gate and arguments and not asked_again.is_set():
+            assert give_up(a.gate)  # of its own accord
+            asking = threading.Thread(target=lambda: a.gate.open_step() or a.gate.close_step())
+            asking.start()
+            while a.gate._state.value != "arriving":
+                pass
+            asked_again.set()
+        return give_up(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(a.gate), "give_up", late)
+    with b.resident(timeout_s=20.0):
+        assert not a.gate.is_resident
+    with a.resident(timeout_s=20.0):
+        pass
+    pool.close()
+
+
+def test_writes_survive_where_they_are_announced() -> None:
+    torch = pytest.importorskip("torch")
+    pool = pool_of()
+    model = pool.model("a")
+    tensors = [torch.from_dlpack(model.region(tag, PAGE_BYTES)) for tag in ("weights", "kv_cache")]
+    for value in (7, 9):
+        with model.resident(writes=True):
+            for tensor in tensors:
+                tensor.fill_(value)
+        model.swap_out()
+    with model.resident():
+        assert all(int(tensor.min()) == int(tensor.max()) == 9 for tensor in tensors)
+    pool.close()

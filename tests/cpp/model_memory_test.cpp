@@ -41,6 +41,23 @@ TEST(a_page_is_scrubbed_before_its_next_owner_reads_it) {
   curious.check_content();  // zeros, to the last byte of the last page
 }
 
+TEST(a_swap_out_waits_for_the_kernels_of_others) {
+  Machine machine(40);
+  Subject a(machine, 1);
+  const std::size_t bytes = 32 * page_bytes;
+  a.add(Tag::weights, bytes);
+  a.swap_in();
+  // Launched on a stream that the model knows nothing of, and far from done when it leaves.
+  for (int value = 1; value <= 20; ++value) {
+    CHECK_OK(machine.bench->fill(a.regions[0]->address(), static_cast<std::uint8_t>(value), bytes,
+                                 machine.bench.stream()));
+  }
+  a.swap_out();
+  a.expected[0].assign(bytes, 20);
+  a.swap_in();
+  a.check_content();
+}
+
 TEST(weights_are_saved_once_and_then_where_marked) {
   Machine machine(8);
   Subject a(machine, 1);

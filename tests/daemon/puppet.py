@@ -12,14 +12,23 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpupool.daemon.link import connect
-
 from gpupool.daemon import protocol, wire
 from gpupool.daemon.client import DaemonSession
+from gpupool.daemon.link import connect
 from gpupool.model import Model
+
+
+class _Holder:
+    """Does as the test says when its lease is revoked."""
+
+    used_s = 0.0
+
+    def __init__(self, give_up: Callable[..., bool]) -> None:
+        self.give_up = give_up
 
 
 class Puppet:
@@ -81,13 +90,13 @@ class Puppet:
     # Misbehaviour.
 
     def ignore_revokes(self) -> None:
-        self._session.on_revoke(lambda _: threading.Event().wait())
+        self._session.bind(_Holder(lambda *_: threading.Event().wait()))
 
     def fail_revokes(self, message: str) -> None:
-        def fail(_: float) -> None:
+        def fail(*_: object) -> bool:
             raise RuntimeError(message)
 
-        self._session.on_revoke(fail)
+        self._session.bind(_Holder(fail))
 
     def stop_before_swap_out(self) -> None:
         """The next swap-out says so and never ends."""

@@ -50,6 +50,8 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
         additional_config={"gpupool": gpupool},
         speculative_config=None,
         parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
+        cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20),
+        kv_transfer_config=None,
     )
 
 
@@ -94,7 +96,7 @@ class FakeWorker:
         return nullcontext()
 
     def load_model(self) -> None:
-        module = Module(self._seed)
+        self._loaded = module = Module(self._seed)
         self.model_runner = SimpleNamespace(get_model=lambda: module)
 
     def determine_available_memory(self) -> int:
@@ -110,7 +112,7 @@ class FakeWorker:
         return 0.0
 
     def _module(self) -> Any:
-        return self.model_runner.get_model()
+        return self._loaded
 
     def synchronize_device(self) -> None:
         self.run_until(self._launch_count)

@@ -5,6 +5,7 @@ Usage: async_engine_run.py SEEDS [BREAK], where BREAK names a safeguard to take 
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from gpupool.vllm import worker as pool_worker
 from gpupool.vllm.written_blocks import WrittenBlocks
 
 MIB = 1 << 20
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engines of one process share a pool
 
 
 def tokens_of(engines: list[Any], rng: random.Random) -> list[dict[str, list[int]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -19,7 +21,7 @@ _OVERRIDES = {"__init__", "__module__", "__doc__", "__dict__", "__weakref__", "_
 @pytest.mark.parametrize("platform_worker", [CPUWorker, GpuWorker])
 def test_every_public_method_is_classified(platform_worker: type) -> None:
     worker = pooled(platform_worker)
-    public = {name for name in dir(worker) if not name.startswith("_")}
+    public = {name for name in dir(worker) if not name.startswith("_")} - {"model_runner"}
     classified = frozenset().union(*_KINDS)
     assert public - classified == set()
 
@@ -31,7 +33,7 @@ def test_no_method_is_classified_twice() -> None:
 def test_doors_are_gated() -> None:
     for name in doors.READS | doors.WRITES:
         if hasattr(CPUWorker, name):
-            assert getattr(Worker, name).__wrapped__ is getattr(CPUWorker, name)
+            assert inspect.unwrap(getattr(Worker, name)) is inspect.unwrap(getattr(CPUWorker, name))
 
 
 def test_names_of_ours_are_clear_of_vllm() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ PooledWorker = worker.pooled(FakeWorker)
 @pytest.fixture(autouse=True)
 def fresh_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "_pools", {})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 def _config(name: str, pages: int = 3) -> Any:
@@ -58,6 +59,13 @@ def test_a_thread_in_a_step_of_one_model_cannot_wait_for_another() -> None:
         a.worker.wake_up()
 
 
+def _wait_until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
 @contextmanager
 def _elsewhere() -> Iterator[Callable[[Callable[[], Any]], Any]]:
     with ThreadPoolExecutor(1) as thread:
@@ -72,16 +80,29 @@ def _all_tokens(engine: Engine) -> dict[str, list[int]]:
 
 def test_a_door_waits_its_turn_beside_a_waiting_step() -> None:
     with (
+        running(PooledWorker, _config("a"), seed=1, requests=2, tokens=4) as a,
+        running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        gate = a.worker.pool_model.gate
+        with b.worker.resident():
+            steps = threads.submit(_all_tokens, a)
+            _wait_until(lambda: gate._state.value == "arriving")  # a step waits for the lease
+            door = threads.submit(a.worker.add_lora, 10)
+            _wait_until(lambda: len(gate._changed._waiters) == 1)  # and add_lora for that step
+            assert not steps.done()
+            assert not door.done()
+        assert door.result(60) is True
+        assert len(steps.result(60)) == 2
+
+
+def test_what_a_door_writes_survives_a_swap() -> None:
+    with (
         running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,
         running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
     ):
         before = _weight_sum(a)
-        with b.worker.resident():
-            adding = threading.Thread(target=a.worker.add_lora, args=(10,))
-            adding.start()
-            assert not a.worker.pool_model.gate.is_resident
-        adding.join()
-        # Written through a door: the change survives being swapped out.
+        assert a.worker.add_lora(10)
         with b.worker.resident():
             assert not a.worker.pool_model.gate.is_resident
         assert _weight_sum(a) == before + 10
@@ -107,6 +128,42 @@ def test_sleep_and_wake_up() -> None:
         assert not a.worker.pool_model.gate.is_resident
         with pytest.raises(UsageError, match="level 1"):
             a.worker.sleep(2)
+
+
+def test_a_callable_reaches_the_model_only_through_the_gate() -> None:
+    with running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a:
+        a.worker.sleep()
+        with pytest.raises(UsageError, match=r"with worker.resident\(\)"):
+            _ = a.worker.model_runner
+        with a.worker.resident():
+            a.worker.model_runner.get_model().weight[0] = 12345
+        a.worker.sleep()
+        with a.worker.resident():
+            assert a.worker.model_runner.get_model().weight[0] == 12345
+
+
+def test_engines_in_processes_of_their_own_cannot_share_an_embedded_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(UsageError, match="VLLM_ENABLE_V1_MULTIPROCESSING=0"):
+        PooledWorker(_config("a"), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "kv_transfer_config", object()), "KV connectors"),
+        (lambda c: setattr(c.cache_config, "kv_offloading_size", 4), "KV connectors"),
+        (lambda c: setattr(c.cache_config, "kv_cache_memory_bytes", None), "kv-cache-memory"),
+        (lambda c: setattr(c.parallel_config, "data_parallel_size", 2), "data parallel"),
+    ],
+)
+def test_configurations_that_cannot_be_pooled_are_refused(change: Any, message: str) -> None:
+    config = _config("a")
+    change(config)
+    with pytest.raises(UsageError, match=message):
+        PooledWorker(config, seed=1)
 
 
 @pytest.mark.parametrize(

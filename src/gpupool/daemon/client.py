@@ -7,7 +7,6 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gpupool.errors import (
     UsageError,
 )
 from gpupool.pool import open_driver
+from gpupool.session import Revocable
 
 
 def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
@@ -82,7 +82,7 @@ class DaemonSession:
         self._pages: dict[int, Page] = {}  # each imported once, kept for good
         self._fds: dict[int, int] = {}  # of pages not imported yet
         self._asking = threading.Lock()
-        self._give_up: Callable[[float], object] | None = None
+        self._holder: Revocable | None = None
         self._revokes: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._link = Link(connection, on_revoke=self._revokes.put)
         self._obeying = threading.Thread(target=self._obey, name="gpupool-revoke", daemon=True)
@@ -98,9 +98,9 @@ class DaemonSession:
         """Size of every page."""
         return self._page_bytes
 
-    def on_revoke(self, give_up: Callable[[float], object]) -> None:
-        """What to call, on a thread of the session, with the seconds that a revoke leaves."""
-        self._give_up = give_up
+    def bind(self, holder: Revocable) -> None:
+        """Whom to tell, on a thread of the session, when the lease is revoked."""
+        self._holder = holder
 
     def host_memory(self, size_bytes: int) -> int:
         """A memfd of that size for a host image; the caller closes it. Raises RefusedError."""
@@ -202,10 +202,10 @@ class DaemonSession:
 
     def _obey(self) -> None:
         while (deadline_s := self._revokes.get()) is not None:
-            if self._give_up is None:
+            if self._holder is None:
                 continue
             try:
-                self._give_up(deadline_s)
+                self._holder.give_up(deadline_s)
             except Exception as error:
                 # Resident as before. The daemon keeps its deadline and ends this process at it.
                 message = p.one_line(str(error))

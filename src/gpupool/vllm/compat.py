@@ -31,6 +31,22 @@ def prepare_process() -> None:
         custom_ops._supports_onednn = False
 
 
+def waive_free_memory_check(vllm_config: Any) -> None:
+    """Before the device is opened: what is free on it is the pool's affair.
+
+    vLLM refuses to start when less than a share of the device is free, whatever its own KV cache's
+    size, and the pool holds that memory for all its engines.
+    """
+    vllm_config.cache_config.gpu_memory_utilization = 0.001
+
+
+def runs_in_child_process() -> bool:
+    """Whether an ``LLM`` of this configuration runs its engine in a process of its own."""
+    import vllm.envs as envs
+
+    return bool(envs.VLLM_ENABLE_V1_MULTIPROCESSING)
+
+
 def forget_shared_tensors() -> None:
     """Before each load: a tensor cached by vLLM must not become part of two models."""
     from vllm.model_executor.layers import rotary_embedding
@@ -88,4 +104,14 @@ def unsupported(vllm_config: Any) -> str | None:
         return "data parallel engines are not supported yet: start one engine per model"
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
         return "context parallel engines are not supported yet"
+    cache = vllm_config.cache_config
+    if cache.kv_cache_memory_bytes is None:
+        return "a pooled engine needs its KV cache's size: give --kv-cache-memory-bytes"
+    if (
+        vllm_config.kv_transfer_config is not None
+        or getattr(vllm_config, "ec_transfer_config", None) is not None
+        or getattr(cache, "kv_offloading_size", None) is not None
+    ):
+        # Their writes pass neither the gate nor the scheduler's output.
+        return "KV connectors and KV offloading cannot be used with a pooled engine"
     return None

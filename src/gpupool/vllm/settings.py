@@ -11,6 +11,7 @@ import msgspec
 from gpupool.errors import UsageError
 from gpupool.pool import MIB, Pool
 from gpupool.session import Session
+from gpupool.vllm import compat
 
 
 class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +62,11 @@ def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
 
         session = DaemonSession(Path(settings.socket), settings.model)
         return session, session.min_tokens
+    if compat.runs_in_child_process():
+        raise UsageError(
+            "engines share an embedded pool only within one process: set "
+            "VLLM_ENABLE_V1_MULTIPROCESSING=0, or join a daemon's pool with 'socket'"
+        )
     with _pools_lock:
         if settings.device not in _pools:
             pool = Pool(

@@ -1,0 +1,273 @@
+"""A vLLM worker whose weights and KV cache live in a pool, at addresses that never change.
+
+``execute_model`` first makes sure that the memory is there; between two steps a listener thread
+gives it up when the arbiter asks. The engine above sees one slow step: its block tables, prefix
+cache and requests stay valid.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+
+from gpupool._core import Region
+from gpupool.adopt import adopt
+from gpupool.errors import UsageError
+from gpupool.model import Model
+from gpupool.vllm import compat, settings
+from gpupool.vllm.kv_allocation import KvInPool
+from gpupool.vllm.written_blocks import WrittenBlocks
+
+logger = init_logger(__name__)
+
+# The share of vLLM's own limit on a step that may be spent waiting for the lease.
+_LEASE_SHARE = 0.8
+
+
+class Inside(threading.local):
+    """Whether this thread has come through a method of the worker; nests."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+class PoolWorker:
+    """What gpupool adds to a platform's worker; mixed in before it."""
+
+    # Of the platform's worker. What is ours is named _pool_*, to stay clear of its attributes.
+    vllm_config: Any
+    device: torch.device
+    synchronize_device: Callable[[], None]
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        """Join the pool named in ``additional_config['gpupool']``.
+
+        Raises UsageError for a configuration that cannot be pooled, and what joining raises.
+        """
+        if reason := compat.unsupported(vllm_config):
+            raise UsageError(reason)
+        joined = settings.parse(vllm_config.additional_config)
+        compat.prepare_process()
+        self._pool_inside = Inside()
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        session, min_steps = settings.join(joined)
+        self.pool_model = Model(
+            joined.model,
+            session,
+            lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
+            min_steps=min_steps,
+            before_swap_out=self._pool_before_swap_out,
+        )
+        self._pool_weights: list[Region] = []
+        self._pool_kv_cache: Region | None = None
+        self._pool_block_pieces: list[tuple[int, int, int]] | None = None
+        self._pool_written = WrittenBlocks([], 0)
+        self._pool_unsampled = 0  # steps whose sample_tokens is still to come
+
+    # Start-up.
+
+    def init_device(self) -> None:
+        """Open the device, which must be the pool's. Raises UsageError if it is another."""
+        if self.pool_model.device_kind == "cuda":
+            compat.waive_free_memory_check(self.vllm_config)
+        super().init_device()  # type: ignore[misc]
+        if self.device.type == "cuda" and self.device.index != self.pool_model.device_ordinal:
+            raise UsageError(
+                f"the engine runs on {self.device} and its pool on "
+                f"cuda:{self.pool_model.device_ordinal}: give both the same CUDA_VISIBLE_DEVICES "
+                "and the pool the engine's ordinal"
+            )
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Load as vLLM does, then move the weights into the pool; they start out of memory."""
+        compat.forget_shared_tensors()
+        super().load_model(**kwargs)  # type: ignore[misc]
+        adopted = adopt(self.model_runner.get_model(), self.pool_model)
+        self._pool_weights = self.pool_model.regions("weights")
+        logger.info(
+            "gpupool: %d bytes of weights and %d of buffers in the pool, %d outside",
+            adopted.weights_bytes,
+            adopted.runtime_bytes,
+            adopted.outside_bytes,
+        )
+        if self.pool_model.device_kind == "cuda":
+            torch.cuda.empty_cache()  # the copy that was loaded goes back to the device
+        self.pool_model.declare()  # what can never fit is said now
+
+    def determine_available_memory(self) -> int:
+        """Profile with the weights in place."""
+        with self.pool_model.resident():
+            return int(super().determine_available_memory())  # type: ignore[misc]
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Allocate the KV cache in the pool."""
+        self.pool_model.swap_out()  # the footprint grows
+        with self._pool_kept_from_allocation():
+            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        if kv_cache_config.kv_cache_groups and self._pool_kv_cache is None:
+            raise UsageError("this version of vLLM allocates its KV cache in an unknown way")
+        self._pool_block_pieces = compat.block_pieces(kv_cache_config)
+        speculative = self.vllm_config.speculative_config
+        drafts = 0 if speculative is None else int(speculative.num_speculative_tokens)
+        self._pool_written = WrittenBlocks(compat.block_tokens(kv_cache_config), drafts)
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Warm up, then leave: the engine is ready, and the next one may need the room."""
+        with self.pool_model.resident():
+            times = super().compile_or_warm_up_model()  # type: ignore[misc]
+        self.pool_model.swap_out()
+        return times
+
+    def shutdown(self) -> None:
+        """Stop, and leave the pool."""
+        super().shutdown()  # type: ignore[misc]
+        if hasattr(self, "pool_model"):
+            while self._pool_unsampled > 0:  # steps that nobody will finish
+                self._pool_unsampled -= 1
+                self.pool_model.gate.close_step(counts=False)
+            self.pool_model.close()
+
+    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
+        if tag != "kv_cache":
+            return nullcontext()
+        return KvInPool(self._pool_take_kv_cache)
+
+    def _pool_take_kv_cache(self, size_bytes: int) -> torch.Tensor:
+        if self._pool_kv_cache is not None:
+            raise UsageError("an engine with more than one KV allocation cannot be pooled")
+        self._pool_kv_cache = self.pool_model.region("kv_cache", size_bytes)
+        self.pool_model.gate.open_step()  # closed by _pool_kept_from_allocation
+        return torch.from_dlpack(self._pool_kv_cache)
+
+    @contextmanager
+    def _pool_kept_from_allocation(self) -> Iterator[None]:
+        """Whoever allocates the KV cache may go on to use it."""
+        try:
+            yield
+        finally:
+            if self._pool_kv_cache is not None and self.pool_model.gate.is_resident:
+                self.pool_model.gate.close_step(counts=False)
+
+    # Steps.
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run a step with the memory in place."""
+        gate = self.pool_model.gate
+        if not _touches_memory(scheduler_output):
+            self._pool_written.step(scheduler_output)
+            output = super().execute_model(scheduler_output)  # type: ignore[misc]
+            gate.set_idle(self._pool_written.live_requests == 0)
+            return output
+        gate.set_idle(False)
+        gate.open_step()
+        try:
+            # Only now: a swap-out that happened while waiting must not take what this step writes.
+            self._pool_written.step(scheduler_output)
+            output = super().execute_model(scheduler_output)  # type: ignore[misc]
+        except BaseException:
+            gate.close_step(counts=False)
+            raise
+        if output is None:
+            self._pool_unsampled += 1
+        else:
+            gate.close_step()
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Finish the step that ``execute_model`` left open."""
+        if self._pool_unsampled == 0:
+            return super().sample_tokens(grammar_output)  # type: ignore[misc]
+        try:
+            return super().sample_tokens(grammar_output)  # type: ignore[misc]
+        finally:
+            self._pool_unsampled -= 1
+            self.pool_model.gate.close_step()
+
+    def _pool_before_swap_out(self) -> None:
+        """No step is open: wait for the device, then say what the steps have written."""
+        self.synchronize_device()
+        if self._pool_kv_cache is None:
+            return
+        blocks = self._pool_written.take()
+        if self._pool_block_pieces is None:
+            runs = [(0, self._pool_kv_cache.bytes)]
+        else:
+            runs = [
+                (offset + block * stride, size)
+                for offset, stride, size in self._pool_block_pieces
+                for block in blocks
+            ]
+        self._pool_kv_cache.mark_written(runs)
+
+    # Doors.
+
+    @property
+    def model_runner(self) -> Any:
+        """The platform's runner, for code that has come through the gate.
+
+        Raises UsageError for other code, as a callable sent by ``collective_rpc`` is: what it
+        would touch may not be there.
+        """
+        if not self._pool_inside.depth:
+            raise UsageError(
+                "a callable sent to a pooled worker must reach the model inside "
+                "'with worker.resident():'"
+            )
+        return self._pool_runner
+
+    @model_runner.setter
+    def model_runner(self, runner: Any) -> None:
+        self._pool_runner = runner
+
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """Keep the memory in place, and let the model be reached, for a ``with`` block.
+
+        What the block changes of weights is saved.
+        """
+        with self._pool_inside, self._pool_door(writes=True):
+            yield
+
+    def sleep(self, level: int = 1) -> None:
+        """Give the memory up until it is needed. Raises UsageError for level 2."""
+        if level != 1:
+            raise UsageError("a pooled engine keeps its weights on the host: use sleep level 1")
+        self.pool_model.swap_out()
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Bring the memory in, all of it whatever ``tags`` says."""
+        with self.pool_model.resident():
+            pass
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        """Refuse: the pool decides what is kept. Raises UsageError."""
+        raise UsageError("a pooled engine discards nothing by itself: use sleep level 1")
+
+    @contextmanager
+    def _pool_door(self, writes: bool) -> Iterator[None]:
+        with self.pool_model.resident():
+            try:
+                yield
+            finally:  # also after a failure: part may have been written
+                if writes:
+                    for region in self._pool_weights:
+                        region.mark_written([(0, region.bytes)])
+
+
+def _touches_memory(scheduler_output: Any) -> bool:
+    return bool(
+        scheduler_output.total_num_scheduled_tokens > 0
+        or getattr(scheduler_output, "new_block_ids_to_zero", None)
+        or getattr(scheduler_output, "kv_cache_block_copies", None)
+        or getattr(scheduler_output, "kv_connector_metadata", None)
+    )
