@@ -85,7 +85,7 @@ def main() -> None:
     show_default=True,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Tokens per request that a model makes in a turn, however short the turn.",
+    help="Steps that a busy model has in a turn, each a token per request, however short the turn.",
 )
 @click.option(
     "--revoke-timeout-s",
@@ -94,7 +94,7 @@ def main() -> None:
     type=click.FloatRange(min=0, min_open=True),
     callback=_duration,
     metavar="S",
-    help="A worker that keeps revoked memory for longer is killed.",
+    help="A worker that keeps revoked memory for longer is killed; longer than any one step.",
 )
 def daemon(
     socket_path: Path,

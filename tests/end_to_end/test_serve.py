@@ -56,6 +56,15 @@ def test_errors_have_openai_form(served: Served) -> None:
     assert [model["id"] for model in listed["data"]] == ["m0", "m1"]
 
 
+def test_an_engines_own_port_is_closed_to_others(served: Served) -> None:
+    direct = httpx.post(
+        f"http://127.0.0.1:{_port(served, 'm0')}/v1/completions",
+        json=served.request("m0", 1),
+        timeout=60,
+    )
+    assert direct.status_code == 401
+
+
 def test_a_client_that_leaves_ends_its_request(served: Served) -> None:
     with served.stream("m0", 480) as events:
         next(events)
@@ -131,15 +140,18 @@ def test_a_budget_too_small_for_a_model(tmp_path: Path) -> None:
 
 def _running(served: Served, name: str) -> float:
     """Requests that the model's own server has running or waiting."""
-    pid = served.engine(name)["pid"]
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    port = command[command.index(b"--port") + 1].decode()
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
+    metrics = httpx.get(f"http://127.0.0.1:{_port(served, name)}/metrics", timeout=60).text
     return sum(
         float(line.rsplit(" ", 1)[1])
         for line in metrics.splitlines()
         if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
     )
+
+
+def _port(served: Served, name: str) -> str:
+    pid = served.engine(name)["pid"]
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return command[command.index(b"--port") + 1].decode()
 
 
 def _session_processes(root: int) -> set[int]:

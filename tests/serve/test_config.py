@@ -115,6 +115,10 @@ def test_defaults(tmp_path: Path, make_checkpoint: Make) -> None:
             changed("models", 0, "args", value={"max-model-len": 1, "max_model_len": 2}),
             "same option as max-model-len",
         ),
+        (
+            changed("models", 0, "args", value={"tensor_parallel_size": 2}),
+            "uses one device",
+        ),
         (changed("models", 0, "model", value="./none"), "models[0].model: "),
         (changed("models", 0, "model", value="/none/here"), "/none/here does not exist"),
         (changed("models", 0, "model", value="none"), "does not exist"),

@@ -15,6 +15,7 @@ from rich.console import Console
 from gpupool.serve import launch, lifecycle, logs, status_page
 from gpupool.serve.config import ModelConfig, PoolConfig
 from gpupool.serve.events import EventAligner
+from gpupool.serve.failures import ServeError
 from gpupool.serve.forward import end_to_end
 from gpupool.serve.lifecycle import Life, Phase, RestartPolicy
 from gpupool.serve.metrics import Metrics, new_samples
@@ -243,13 +244,14 @@ def test_engine_command_line() -> None:
 def test_engine_environment() -> None:
     local = ModelConfig(name="a", model="/models/a", kv_cache_bytes=ByteSize(1))
     inherited = {"PATH": "/bin", "VLLM_CPU_KVCACHE_SPACE": "4"}
-    environment = launch.engine_environment(local, inherited, Path("/run/x/e0"), 3600.0)
+    environment = launch.engine_environment(local, inherited, Path("/run/x/e0"), 3600.0, "k")
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment and environment["PATH"] == "/bin"
     assert environment["TMPDIR"] == environment["VLLM_RPC_BASE_PATH"] == "/run/x/e0"
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert environment["VLLM_API_KEY"] == "k"
     assert int(environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > 3600
     hub = ModelConfig(name="a", model="org/a", kv_cache_bytes=ByteSize(1))
-    assert "HF_HUB_OFFLINE" not in launch.engine_environment(hub, {}, Path("/run/x/e0"), 1.0)
+    assert "HF_HUB_OFFLINE" not in launch.engine_environment(hub, {}, Path("/run/x/e0"), 1.0, "k")
 
 
 def test_daemon_command_line() -> None:
@@ -308,3 +310,29 @@ def test_json_lines() -> None:
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [event["event"] for event in events] == ["engine", "ready", "stopping", "error"]
     assert events[0]["state"] == "starting" and events[1]["url"] == "http://h:1"
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "shown"),
+    [
+        ("host", "0,1", None),
+        ("cuda", None, "0"),
+        ("cuda:1", None, "1"),
+        ("cuda:1", "4, 6", "6"),
+        ("cuda", "GPU-8d5b", "GPU-8d5b"),
+    ],
+)
+def test_daemon_and_engines_see_one_device(
+    device: str, visible: str | None, shown: str | None
+) -> None:
+    inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = launch.device_environment(device, inherited)
+    assert found.get("CUDA_VISIBLE_DEVICES") == shown
+    pool = PoolConfig(device=device, budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
+    command = launch.daemon_command(pool, Path("/run/x/daemon.sock"))
+    assert command[command.index("--device") + 1] == device.partition(":")[0]
+
+
+def test_a_device_that_is_not_visible_is_refused() -> None:
+    with pytest.raises(ServeError, match="shows 1 devices"):
+        launch.device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "3"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -102,9 +103,12 @@ class _Run:
         self._listener = listener
         self._directory = directory
         self._socket_path = directory / "pool" / "daemon.sock"
+        device = launch.device_environment(config.pool.device, os.environ)
+        self._environment = {**os.environ, **device}
+        self._api_key = secrets.token_hex(32)
 
     async def main(self) -> int:
-        async with _engine_client() as client:
+        async with _engine_client(self._api_key) as client:
             self._metrics = Metrics()
             self._daemon = PoolDaemon(
                 self._socket_path, self._directory / "daemon.log", self._parts.query_status
@@ -138,7 +142,7 @@ class _Run:
     async def _work(self) -> None:
         """Starts everything and waits for something to fail."""
         await self._daemon.start(
-            self._parts.daemon_command(self._config.pool, self._socket_path), os.environ
+            self._parts.daemon_command(self._config.pool, self._socket_path), self._environment
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._daemon.watch, self._metrics.take_status)
@@ -176,7 +180,7 @@ class _Run:
                     Launch(
                         command=_command_of(self._parts, model, self._socket_path),
                         environment=launch.engine_environment(
-                            model, os.environ, private_dir, START_TIMEOUT_S
+                            model, self._environment, private_dir, START_TIMEOUT_S, self._api_key
                         ),
                         log_path=self._directory / f"e{index}.log",
                     ),
@@ -200,9 +204,10 @@ def _first(group: BaseExceptionGroup[GpupoolError]) -> GpupoolError:
 
 
 @asynccontextmanager
-async def _engine_client() -> AsyncIterator[httpx.AsyncClient]:
+async def _engine_client(api_key: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client for all engines: no read timeout, for a model may wait for its turn."""
     async with httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {api_key}"},
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
         limits=httpx.Limits(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEP_ALIVE_S

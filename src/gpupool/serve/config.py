@@ -28,9 +28,15 @@ _ARG = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 # What gpupool itself must decide for the engines to share a pool behind one address.
 _RESERVED_ARGS = frozenset(
     {
-        *("additional-config", "config", "headless", "host", "kv-cache-memory-bytes", "model"),
-        *("port", "root-path", "served-model-name", "ssl-ca-certs", "ssl-certfile"),
-        *("ssl-keyfile", "uds", "worker-cls"),
+        *("additional-config", "api-key", "config", "headless", "host", "kv-cache-memory-bytes"),
+        *("kv-transfer-config", "kv-offloading-size", "model", "port", "root-path"),
+        *("served-model-name", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "uds", "worker-cls"),
+    }
+)
+_ONE_DEVICE_ARGS = frozenset(
+    {
+        *("tensor-parallel-size", "tp", "pipeline-parallel-size", "pp", "data-parallel-size"),
+        *("dp", "decode-context-parallel-size", "dcp", "prefill-context-parallel-size", "pcp"),
     }
 )
 
@@ -226,5 +232,9 @@ def _check_args(key: str, args: dict[str, ArgValue]) -> None:
         if option in seen:
             raise ValueError(
                 f"{key}.args.{name}: is the same option as {seen[option]}; keep one of them"
+            )
+        if option in _ONE_DEVICE_ARGS and args[name] != 1:
+            raise ValueError(
+                f"{key}.args.{name}: an engine in a pool uses one device; remove this option"
             )
         seen[option] = name

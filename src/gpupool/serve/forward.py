@@ -29,8 +29,9 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
     b" transfer-encoding upgrade".split()
 )
-# Written anew on either side. `expect` is already answered by our own server.
-_REQUEST_OWN = frozenset({b"host", b"content-length", b"expect"})
+# Written anew on either side. `expect` is already answered by our own server, and the key that an
+# engine asks for is the router's.
+_REQUEST_OWN = frozenset({b"host", b"content-length", b"expect", b"authorization"})
 _RESPONSE_OWN = frozenset({b"content-length", b"date", b"server"})
 
 

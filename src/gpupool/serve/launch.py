@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpupool.serve.config import ArgValue, ModelConfig, PoolConfig
+from gpupool.serve.failures import ServeError
 
 # vLLM counts an engine step's time from when it is queued. A step here may wait for many turns
 # of other models, and the daemon ends a model that does not give way: vLLM must not do so first.
@@ -27,11 +28,32 @@ class Launch:
     log_path: Path
 
 
+def device_environment(device: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What shows a process the pool's GPU alone, so that daemon and engines mean the same one.
+
+    Raises ServeError if the ordinal is not among those that CUDA_VISIBLE_DEVICES shows already.
+    """
+    kind, _, ordinal = device.partition(":")
+    if kind != "cuda":
+        return {}
+    visible = inherited.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return {"CUDA_VISIBLE_DEVICES": ordinal or "0"}
+    shown = [name.strip() for name in visible.split(",") if name.strip()]
+    if int(ordinal or 0) >= len(shown):
+        raise ServeError(
+            f"pool.device is {device!r} and CUDA_VISIBLE_DEVICES={visible!r} shows {len(shown)}"
+            " devices: name one of these"
+        )
+    return {"CUDA_VISIBLE_DEVICES": shown[int(ordinal or 0)]}
+
+
 def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
     """The command line of the pool daemon."""
     return [
         *(sys.executable, "-m", "gpupool", "daemon"),
-        *("--device", pool.device),
+        # The one device that is visible: see device_environment.
+        *("--device", pool.device.partition(":")[0]),
         *("--budget-bytes", str(int(pool.budget_bytes))),
         *("--page-bytes", str(int(pool.page_bytes))),
         *("--turn-ms", str(pool.turn_ms)),
@@ -72,15 +94,23 @@ def _option(name: str, value: ArgValue) -> list[str]:
 
 
 def engine_environment(
-    model: ModelConfig, inherited: Mapping[str, str], private_dir: Path, start_timeout_s: float
+    model: ModelConfig,
+    inherited: Mapping[str, str],
+    private_dir: Path,
+    start_timeout_s: float,
+    api_key: str,
 ) -> dict[str, str]:
-    """The engine's environment: its sockets and temporary files go to `private_dir`."""
+    """The engine's environment: its sockets and temporary files go to `private_dir`.
+
+    Its port is open to all users of the machine, so it answers only to who knows `api_key`.
+    """
     environment = dict(inherited)
     # It would override --kv-cache-memory-bytes on the CPU platform.
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)
     environment |= {
         "TMPDIR": str(private_dir),
         "VLLM_RPC_BASE_PATH": str(private_dir),
+        "VLLM_API_KEY": api_key,
         "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(_STEP_TIMEOUT_S),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(int(start_timeout_s)),
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S),
