@@ -23,6 +23,13 @@ class UsageError(GpupoolError, ValueError):
     """The caller broke a precondition; nothing was changed."""
 
 
+class BehindGateError(UsageError, AttributeError):
+    """A model was reached for without its memory being held in place.
+
+    An AttributeError too: what only asks whether a worker has a model is told that it has none.
+    """
+
+
 class HostMemoryError(GpupoolError):
     """The system refused host memory."""
 

@@ -18,6 +18,8 @@ os.environ["VLLM_NO_USAGE_STATS"] = "1"
 import vllm._custom_ops as custom_ops
 from vllm import LLM, SamplingParams
 
+from gpupool.errors import BehindGateError
+
 MIB = 1 << 20
 
 
@@ -62,6 +64,11 @@ def requests(index: int) -> list[tuple[str, list[int], SamplingParams]]:
     return found
 
 
+def weight_sum(model: Any) -> float:
+    """What the weights of a model add up to."""
+    return float(sum(parameter.double().sum() for parameter in model.parameters()))
+
+
 def main() -> None:
     custom_ops._supports_onednn = False  # the same matrix products with and without the pool
     pooled, directory = sys.argv[1] == "pooled", Path(sys.argv[2])
@@ -87,11 +94,19 @@ def main() -> None:
                         for o in output.outputs
                     ]
     swaps = 0
+    refused = False
+    # RPC into the models, each of which is out when its turn comes in a pool of one.
+    sums = [one.apply_model(weight_sum)[0] for one in engines * 2]
     if pooled:
+        try:
+            engines[0].collective_rpc(lambda worker: weight_sum(worker.model_runner.model))
+        except BehindGateError:
+            refused = True
         for one in engines:
             worker = one.engine_core.engine_core.model_executor.driver_worker.worker
             swaps += worker.pool_model.swap_ins
-    print(json.dumps({"answers": answers, "swaps": swaps, "cached_tokens": cached_tokens}))
+    found = {"answers": answers, "swaps": swaps, "cached_tokens": cached_tokens}
+    print(json.dumps({**found, "sums": sums, "refused": refused}))
 
 
 if __name__ == "__main__":

@@ -43,4 +43,6 @@ def test_tokens_and_log_probabilities_are_equal_bit_for_bit(tmp_path: Path) -> N
     assert pooled["swaps"] >= 40
     assert pooled["cached_tokens"] == alone["cached_tokens"] > 0  # prefix hits after a swap
     assert pooled["answers"] == alone["answers"]
+    assert pooled["sums"] == alone["sums"]
+    assert pooled["refused"]  # a callable that touches a model without asking for its memory
     assert len(alone["answers"]) == 12

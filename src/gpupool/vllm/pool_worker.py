@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 
 from gpupool._core import Region
 from gpupool.adopt import adopt
-from gpupool.errors import UsageError
+from gpupool.errors import BehindGateError, UsageError
 from gpupool.model import Model
 from gpupool.vllm import compat, settings
 from gpupool.vllm.kv_allocation import KvInPool
@@ -215,11 +215,11 @@ class PoolWorker:
     def model_runner(self) -> Any:
         """The platform's runner, for code that has come through the gate.
 
-        Raises UsageError for other code, as a callable sent by ``collective_rpc`` is: what it
-        would touch may not be there.
+        Raises BehindGateError for other code, as a callable sent by ``collective_rpc`` is: what
+        it would touch may not be there.
         """
         if not self._pool_inside.depth:
-            raise UsageError(
+            raise BehindGateError(
                 "a callable sent to a pooled worker must reach the model inside "
                 "'with worker.resident():'"
             )
