@@ -1,76 +1,22 @@
-// Copies and fills: what they need, what they move, and what a late one does.
+// Copies, fills and the host memory they need.
+#include <cstdlib>
+
 #include "bench.h"
 
 using namespace gpupool;
 
 namespace {
-constexpr Status invalid = Status::invalid_value;
-}
 
-TEST(copies_need_access) {
-  Bench bench;
-  DevicePtr base = 0;
-  PageHandle page = 0;
-  CHECK_OK(bench->address_reserve(&base, 2 * page_bytes));
-  CHECK_OK(bench->page_create(&page, page_bytes));
-  const auto refused = [&](DevicePtr address, std::size_t bytes) {
-    CHECK_EQ(bench->copy_to_device(address, bench.staging(), bytes, bench.stream()), invalid);
-    CHECK_EQ(bench->copy_to_host(bench.staging(), address, bytes, bench.stream()), invalid);
-    CHECK_EQ(bench->fill(address, 1, bytes, bench.stream()), invalid);
-  };
-  refused(base, 16);  // reserved only
-  CHECK_OK(bench->map(base, page_bytes, page));
-  refused(base, 16);  // mapped only
-  CHECK_OK(bench->set_access(base, page_bytes));
-  refused(base + page_bytes, 16);      // behind its end
-  refused(base + page_bytes - 8, 16);  // across its end
-  refused(base, page_bytes + 1);
-  refused(base, ~std::size_t{0});
-  refused(base - 8, 16);
-  refused(0, 16);
-  refused(base, 0);
-  CHECK(all_are(bench.read(base, page_bytes), 0xA5));  // none of them did anything
-}
+// Page-aligned host memory that nobody has registered.
+struct Plain {
+  Plain() : data(static_cast<std::byte*>(std::aligned_alloc(4096, 4 * 4096))) {}
+  ~Plain() { std::free(data); }
+  Plain(const Plain&) = delete;
+  Plain& operator=(const Plain&) = delete;
+  std::byte* const data;
+};
 
-TEST(copies_need_registered_host_memory) {
-  Bench bench;
-  const DevicePtr base = bench.mapped(1);
-  Bytes memory(8192);
-  const auto copy = [&](std::size_t offset, std::size_t bytes) {
-    const Status to = bench->copy_to_device(base, memory.data() + offset, bytes, bench.stream());
-    const Status from = bench->copy_to_host(memory.data() + offset, base, bytes, bench.stream());
-    CHECK_EQ(to, from);
-    CHECK_OK(bench->stream_synchronize(bench.stream()));
-    return to;
-  };
-  CHECK_EQ(copy(0, 16), invalid);
-  CHECK_OK(bench->host_register(memory.data(), 4096));
-  CHECK_OK(copy(0, 4096));
-  CHECK_EQ(copy(4000, 97), invalid);
-  CHECK_EQ(copy(4096, 1), invalid);
-  CHECK_OK(bench->host_unregister(memory.data()));
-  CHECK_EQ(copy(0, 16), invalid);
-}
-
-TEST(host_memory_is_registered_once) {
-  Bench bench;
-  Bytes memory(8192);
-  constexpr Status again = Status::host_memory_already_registered;
-  CHECK_EQ(bench->host_register(nullptr, 4096), invalid);
-  CHECK_EQ(bench->host_register(memory.data(), 0), invalid);
-  CHECK_EQ(bench->host_register(memory.data(), ~std::size_t{0}), invalid);
-  CHECK_OK(bench->host_register(memory.data() + 2048, 4096));
-  CHECK_EQ(bench->host_register(memory.data() + 2048, 4096), again);
-  CHECK_EQ(bench->host_register(memory.data(), 2049), again);
-  CHECK_EQ(bench->host_register(memory.data() + 6143, 1), again);
-  CHECK_EQ(bench->host_register(memory.data(), 8192), again);
-  CHECK_OK(bench->host_register(memory.data(), 2048));         // just before
-  CHECK_OK(bench->host_register(memory.data() + 6144, 2048));  // just behind
-  constexpr Status unknown = Status::host_memory_not_registered;
-  CHECK_EQ(bench->host_unregister(memory.data() + 1), unknown);
-  CHECK_OK(bench->host_unregister(memory.data()));
-  CHECK_EQ(bench->host_unregister(memory.data()), unknown);
-}
+}  // namespace
 
 TEST(copies_move_exactly_their_bytes) {
   Bench bench;
@@ -88,41 +34,106 @@ TEST(copies_move_exactly_their_bytes) {
   CHECK(bench.read(odd, 40) == expected);
 }
 
-TEST(work_on_an_unknown_stream_is_refused) {
+TEST(host_memory_is_registered_once) {
+  Bench bench;
+  const Plain plain;
+  CHECK_OK(bench->host_register(plain.data, 8192));
+  CHECK_EQ(bench->host_register(plain.data, 8192), Status::host_memory_already_registered);
+  CHECK_EQ(bench->host_register(plain.data + 4096, 8192), Status::host_memory_already_registered);
+  CHECK_OK(bench->host_unregister(plain.data));
+  CHECK_EQ(bench->host_unregister(plain.data), Status::host_memory_not_registered);
+}
+
+TEST(memory_beside_registered_memory_can_be_registered) {
+  Bench bench;
+  const Plain plain;
+  CHECK_OK(bench->host_register(plain.data + 4096, 4096));
+  CHECK_OK(bench->host_register(plain.data, 4096));
+  CHECK_OK(bench->host_register(plain.data + 8192, 4096));
+  CHECK_OK(bench->host_unregister(plain.data + 8192));
+  CHECK_OK(bench->host_unregister(plain.data));
+  CHECK_OK(bench->host_unregister(plain.data + 4096));
+}
+
+TEST(no_memory_is_not_registered) {
+  Bench bench;
+  const Plain plain;
+  CHECK_EQ(bench->host_register(nullptr, 4096), Status::invalid_value);
+  CHECK_EQ(bench->host_register(plain.data, 0), Status::invalid_value);
+}
+
+TEST(memory_registered_again_can_be_copied_again) {
   Bench bench;
   const DevicePtr base = bench.mapped(1);
-  StreamHandle gone = nullptr;
-  CHECK_OK(bench->stream_create(&gone));
-  CHECK_OK(bench->stream_destroy(gone));
-  CHECK_EQ(bench->fill(base, 0, 16, gone), Status::invalid_handle);
-  CHECK_EQ(bench->copy_to_host(bench.staging(), base, 16, gone), Status::invalid_handle);
-  CHECK_EQ(bench->copy_to_device(base, bench.staging(), 16, gone), Status::invalid_handle);
+  const Plain plain;
+  for (int round = 1; round <= 3; ++round) {
+    CHECK_OK(bench->host_register(plain.data, 4096));
+    std::memset(plain.data, round, 4096);
+    CHECK_OK(bench->copy_to_device(base, plain.data, 4096, bench.stream()));
+    CHECK_OK(bench->stream_synchronize(bench.stream()));
+    CHECK_OK(bench->host_unregister(plain.data));
+    CHECK(all_are(bench.read(base, 4096), static_cast<std::uint8_t>(round)));
+  }
 }
 
-TEST(use_after_unmap_is_a_sticky_fault) {
+TEST(a_copy_may_be_one_byte) {
   Bench bench;
-  const DevicePtr slow = bench.mapped(32), victim = bench.mapped(1);
-  for (int i = 0; i < 8; ++i) CHECK_OK(bench->fill(slow, 1, 32 * page_bytes, bench.stream()));
-  CHECK_OK(bench->fill(victim, 1, page_bytes, bench.stream()));
-  CHECK_OK(bench->unmap(victim, page_bytes));  // while the fill is queued behind the slow ones
-  constexpr Status fault = Status::illegal_address;
-  CHECK_EQ(bench->stream_synchronize(bench.stream()), fault);
-  CHECK_EQ(bench->stream_synchronize(bench.stream()), fault);
-  PageHandle page = 0;
-  CHECK_EQ(bench->page_create(&page, page_bytes), fault);
-  CHECK_EQ(bench->fill(slow, 1, 16, bench.stream()), fault);
-  DevicePtr address = 0;
-  CHECK_EQ(bench->address_reserve(&address, page_bytes), fault);
+  const DevicePtr base = bench.mapped(1);
+  CHECK_OK(bench->fill(base, 1, 64, bench.stream()));
+  bench.write(base + 13, {7});
+  CHECK_EQ(bench.read(base + 13, 1)[0], 7);
+  CHECK_EQ(bench.read(base + 12, 1)[0], 1);
+  CHECK_EQ(bench.read(base + 14, 1)[0], 1);
 }
 
-TEST(a_range_mapped_anew_is_no_excuse_for_lost_access) {
+TEST(a_copy_may_end_with_the_mapping) {
   Bench bench;
-  const DevicePtr slow = bench.mapped(32);
+  const DevicePtr base = bench.mapped(2);
+  bench.write(base + page_bytes, pattern(3, page_bytes));
+  CHECK(bench.read(base + page_bytes, page_bytes) == pattern(3, page_bytes));
+  CHECK_OK(bench->fill(base + 2 * page_bytes - 1, 9, 1, bench.stream()));
+  CHECK_EQ(bench.read(base + 2 * page_bytes - 1, 1)[0], 9);
+}
+
+TEST(every_value_can_be_filled) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(1);
+  for (int value = 0; value < 256; ++value) {
+    CHECK_OK(bench->fill(base + value * 64, static_cast<std::uint8_t>(value), 64, bench.stream()));
+  }
+  const Bytes seen = bench.read(base, 256 * 64);
+  for (std::size_t i = 0; i < seen.size(); ++i) CHECK_EQ(seen[i], i / 64);
+}
+
+TEST(a_copy_out_shows_what_came_before_it_on_the_stream) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(1);
+  for (int round = 0; round < 20; ++round) {
+    const auto value = static_cast<std::uint8_t>(round);
+    CHECK_OK(bench->fill(base, value, page_bytes, bench.stream()));
+    CHECK_OK(
+        bench->copy_to_host(bench.staging() + round * 4096, base + 4096, 4096, bench.stream()));
+  }
+  CHECK_OK(bench->stream_synchronize(bench.stream()));
+  for (int i = 0; i < 20 * 4096; ++i) CHECK_EQ(bench.staging()[i], std::byte(i / 4096));
+}
+
+TEST(two_mappings_of_a_page_show_the_same_bytes) {
+  Bench bench;
   std::vector<PageHandle> pages;
-  const DevicePtr victim = bench.mapped(1, &pages);
-  for (int i = 0; i < 8; ++i) CHECK_OK(bench->fill(slow, 1, 32 * page_bytes, bench.stream()));
-  CHECK_OK(bench->fill(victim, 1, page_bytes, bench.stream()));
-  CHECK_OK(bench->unmap(victim, page_bytes));
-  CHECK_OK(bench->map(victim, page_bytes, pages[0]));
-  CHECK_EQ(bench->stream_synchronize(bench.stream()), Status::illegal_address);
+  const DevicePtr base = bench.mapped(1, &pages);
+  DevicePtr other = 0;
+  CHECK_OK(bench->address_reserve(&other, page_bytes));
+  CHECK_OK(bench->map(other, page_bytes, pages[0]));
+  CHECK_OK(bench->set_access(other, page_bytes));
+  bench.write(base, pattern(4, page_bytes));
+  CHECK(bench.read(other, page_bytes) == pattern(4, page_bytes));
+}
+
+TEST(a_refused_copy_leaves_the_stream_usable) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(1);
+  CHECK(bench->fill(0, 1, 16, bench.stream()) != Status::success);
+  CHECK_OK(bench->fill(base, 5, page_bytes, bench.stream()));
+  CHECK(all_are(bench.read(base, page_bytes), 5));
 }
