@@ -13,8 +13,9 @@ namespace {
 
 constexpr int skipped = 77;
 
-// Runs every test once; the number that failed.
+// Runs every test once, or until one fails; the number that failed.
 int run_all(bool quiet) {
+  const bool stop = gpupool::setting("GPUPOOL_TEST_STOP", "0") == "1";
   int failed = 0;
   for (const auto& [name, body] : check::tests()) {
     try {
@@ -25,6 +26,7 @@ int run_all(bool quiet) {
       std::printf("FAILED  %s\n        %s\n", name, error.what());
     }
     std::fflush(stdout);
+    if (failed > 0 && stop) break;
   }
   return failed;
 }
