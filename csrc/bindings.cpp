@@ -106,8 +106,9 @@ void bind_driver(py::module_& m) {
             return bytes;
           },
           "Smallest page size in bytes; every page size is a multiple of it.");
-  m.def("open_host_driver", &open_host_driver,
-        "An emulation in host memory: pages are memfds, streams are threads.");
+  m.def(
+      "open_host_driver", [] { return open_host_driver(); },
+      "An emulation in host memory: pages are memfds, streams are threads.");
   m.def("open_cuda_driver", &open_cuda_driver, py::arg("ordinal"),
         "The CUDA driver of this machine. Raises RuntimeError where there is none.");
   py::class_<FaultPlan, std::shared_ptr<FaultPlan>>(m, "FaultPlan",

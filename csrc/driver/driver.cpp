@@ -14,6 +14,7 @@ std::string Driver::status_name(Status status) const {
     case Status::not_found: return "CUDA_ERROR_NOT_FOUND";
     case Status::not_ready: return "CUDA_ERROR_NOT_READY";
     case Status::illegal_address: return "CUDA_ERROR_ILLEGAL_ADDRESS";
+    case Status::launch_timeout: return "CUDA_ERROR_LAUNCH_TIMEOUT";
     case Status::host_memory_already_registered: return "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED";
     case Status::host_memory_not_registered: return "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED";
     case Status::not_supported: return "CUDA_ERROR_NOT_SUPPORTED";

@@ -32,6 +32,7 @@ enum class Status : int {
   not_found = 500,
   not_ready = 600,
   illegal_address = 700,
+  launch_timeout = 702,
   host_memory_already_registered = 712,
   host_memory_not_registered = 713,
   not_supported = 801,
@@ -157,8 +158,19 @@ inline void check(const Driver& driver, const char* call, Status status) {
 // needs one. Throws DriverError or std::runtime_error with what is missing.
 DriverPtr open_cuda_driver(int ordinal);
 
-// An emulation in host memory: pages are memfds, streams are threads. Strict: it refuses what the
-// CUDA driver refuses, poisons fresh pages and lets nobody touch a range without access.
-DriverPtr open_host_driver();
+// How the host driver runs what is on its streams: as threads, or one step at a time inside driver
+// calls, by a scheduler with a seed that has work done as early or as late as CUDA allows.
+enum class StreamMode { threads, stepped };
+
+struct HostOptions {
+  StreamMode streams = StreamMode::threads;
+  std::uint64_t seed = 0;                                // of the schedule, when stepped
+  std::size_t granularity_bytes = std::size_t{2} << 20;  // a power of two, 4 KiB or more
+};
+
+// An emulation in host memory: pages are memfds. Strict: it refuses what the CUDA driver refuses,
+// poisons fresh pages and lets nobody touch a range without access. Stepped streams report a wait
+// that can never end as launch_timeout. Throws UsageError.
+DriverPtr open_host_driver(const HostOptions& options = {});
 
 }  // namespace gpupool

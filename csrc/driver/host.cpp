@@ -1,14 +1,14 @@
 // The host driver: the seam's contract over ordinary memory, strict enough to be a test bench.
-#include <atomic>
-#include <chrono>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <new>
+#include "driver/host.h"
 
 #include <unistd.h>
 
-#include "driver/driver.h"
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <new>
+#include <utility>
+
 #include "driver/host_address_space.h"
 #include "driver/host_streams.h"
 
@@ -16,11 +16,18 @@ namespace gpupool {
 namespace host {
 namespace {
 
-class HostDriver final : public Driver {
+class Host final : public HostDriver {
  public:
+  explicit Host(const HostOptions& options)
+      : pages_(options.granularity_bytes),
+        streams_(options.streams == StreamMode::threads ? threaded_streams()
+                                                        : stepped_streams(options.seed)) {}
+
   Status page_granularity(std::size_t* bytes) noexcept override {
-    *bytes = granularity_bytes;
-    return Status::success;
+    return guarded([&] {
+      *bytes = pages_.granularity_bytes();
+      return Status::success;
+    });
   }
   Status memory_info(std::size_t* free_bytes, std::size_t* total_bytes) noexcept override {
     return guarded([&] {
@@ -60,99 +67,106 @@ class HostDriver final : public Driver {
   }
 
   Status host_register(void* memory, std::size_t bytes) noexcept override {
-    return guarded([&] {
-      const auto start = reinterpret_cast<std::uintptr_t>(memory);
-      if (memory == nullptr || bytes == 0 || start + bytes < start) return Status::invalid_value;
-      std::lock_guard lock(registered_mutex_);
-      const auto next = registered_.lower_bound(start);
-      if (next != registered_.end() && next->first < start + bytes) {
-        return Status::host_memory_already_registered;
-      }
-      if (next != registered_.begin()) {
-        const auto previous = std::prev(next);
-        if (previous->first + previous->second > start) {
-          return Status::host_memory_already_registered;
-        }
-      }
-      registered_.emplace(start, bytes);
-      return Status::success;
-    });
+    return guarded([&] { return registry_.add(memory, bytes); });
   }
   Status host_unregister(void* memory) noexcept override {
-    std::lock_guard lock(registered_mutex_);
-    return registered_.erase(reinterpret_cast<std::uintptr_t>(memory)) == 1
-               ? Status::success
-               : Status::host_memory_not_registered;
+    return guarded([&] { return registry_.remove(memory); });
   }
 
   Status context_synchronize() noexcept override {
-    return after(guarded([&] { return streams_.synchronize_all(); }));
+    return after(guarded([&] { return streams_->synchronize_all(); }));
   }
   Status stream_create(StreamHandle* stream) noexcept override {
-    return guarded([&] { return streams_.create(stream); });
+    return guarded([&] { return streams_->create(stream); });
   }
   Status stream_destroy(StreamHandle stream) noexcept override {
-    return guarded([&] { return streams_.destroy(stream); });
+    return guarded([&] { return streams_->destroy(stream); });
   }
   Status stream_synchronize(StreamHandle stream) noexcept override {
-    return after(guarded([&] { return streams_.synchronize(stream); }));
+    return after(guarded([&] { return streams_->synchronize(stream); }));
   }
   Status stream_wait_event(StreamHandle stream, EventHandle event) noexcept override {
-    return guarded([&] { return streams_.wait_on_stream(stream, event); });
+    return guarded([&] { return streams_->wait_on_stream(stream, event); });
   }
   Status event_create(EventHandle* event) noexcept override {
-    return guarded([&] { return streams_.create_event(event); });
+    return guarded([&] { return streams_->create_event(event); });
   }
   Status event_destroy(EventHandle event) noexcept override {
-    return guarded([&] { return streams_.destroy_event(event); });
+    return guarded([&] { return streams_->destroy_event(event); });
   }
   Status event_record(EventHandle event, StreamHandle stream) noexcept override {
-    return guarded([&] { return streams_.record(event, stream); });
+    return guarded([&] { return streams_->record(event, stream); });
   }
   Status event_query(EventHandle event) noexcept override {
-    return after(guarded([&] { return streams_.query(event); }));
+    return after(guarded([&] { return streams_->query(event); }));
   }
   Status event_synchronize(EventHandle event) noexcept override {
-    return after(guarded([&] { return streams_.wait(event); }));
+    return after(guarded([&] { return streams_->wait(event); }));
   }
 
   Status copy_to_device(DevicePtr destination, const void* source, std::size_t bytes,
                         StreamHandle stream) noexcept override {
     return guarded([&] {
-      if (!is_registered(source, bytes)) return Status::invalid_value;
-      return device_work(destination, bytes, stream,
-                         [=] { std::memcpy(reinterpret_cast<void*>(destination), source, bytes); });
+      return copy(destination, source, bytes, stream, [=](std::size_t at, std::size_t n) {
+        std::memcpy(pointer(destination + at), static_cast<const char*>(source) + at, n);
+      });
     });
   }
   Status copy_to_host(void* destination, DevicePtr source, std::size_t bytes,
                       StreamHandle stream) noexcept override {
     return guarded([&] {
-      if (!is_registered(destination, bytes)) return Status::invalid_value;
-      return device_work(source, bytes, stream, [=] {
-        std::memcpy(destination, reinterpret_cast<const void*>(source), bytes);
+      return copy(source, destination, bytes, stream, [=](std::size_t at, std::size_t n) {
+        std::memcpy(static_cast<char*>(destination) + at, pointer(source + at), n);
       });
     });
   }
   Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
               StreamHandle stream) noexcept override {
     return guarded([&] {
-      return device_work(destination, bytes, stream,
-                         [=] { std::memset(reinterpret_cast<void*>(destination), value, bytes); });
+      if (bytes == 0 || !space_.accessible(destination, bytes)) return Status::invalid_value;
+      return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
+        return space_.touch(destination + begin, end - begin, [&] {
+          std::memset(pointer(destination + begin), value, end - begin);
+          return Status::success;
+        });
+      });
     });
   }
 
-  std::int64_t now_ns() const noexcept override {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(
-               std::chrono::steady_clock::now().time_since_epoch())
-        .count();
+  Status launch(StreamHandle stream, std::vector<DeviceRange> touched,
+                std::function<void()> kernel) noexcept override {
+    return guarded([&] {
+      return enqueue(stream, 1, [=, this](std::size_t, std::size_t) {
+        return space_.touch_all(touched, kernel);
+      });
+    });
   }
+  Status hold(StreamHandle stream, std::unique_ptr<Hold>* hold) noexcept override {
+    return guarded([&] {
+      auto record = std::make_shared<EventRecord>();
+      auto made = std::make_unique<Hold>([record] { record->finish(); });
+      const Status status = streams_->hold(stream, record);
+      if (status == Status::success) *hold = std::move(made);
+      return status;
+    });
+  }
+  std::size_t pending() const override { return streams_->pending(); }
+  void advance_ns(std::int64_t ns) noexcept override { streams_->advance_ns(ns); }
+  std::string deadlock() const override { return streams_->deadlock(); }
+
+  std::int64_t now_ns() const noexcept override { return streams_->now_ns(); }
   DeviceKind kind() const noexcept override { return DeviceKind::host; }
   int ordinal() const noexcept override { return 0; }
+  std::string status_name(Status status) const override {
+    const std::string name = Driver::status_name(status);
+    return status == Status::launch_timeout ? name + " (" + deadlock() + ")" : name;
+  }
 
  private:
   // Turns what the emulation itself may throw into a status; a sticky fault comes first.
   template <typename Call>
   Status guarded(Call call) noexcept {
+    streams_->point();
     if (const Status fault = fault_.load(); fault != Status::success) return fault;
     try {
       return call();
@@ -168,36 +182,55 @@ class HostDriver final : public Driver {
     return fault == Status::success ? status : fault;
   }
 
-  template <typename Work>
-  Status device_work(DevicePtr address, std::size_t bytes, StreamHandle stream, Work work) {
-    if (bytes == 0 || !space_.accessible(address, bytes)) return Status::invalid_value;
-    return streams_.enqueue(stream, [this, address, bytes, work] {
-      // Checked again when it runs: a range unmapped meanwhile is a use after unmap.
-      const Status status = space_.touch(address, bytes, work);
-      if (status != Status::success) fault_.store(status);
-    });
+  static void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
+
+  // `run(begin, end)` does that part and says whether it could.
+  template <typename Run>
+  Status enqueue(StreamHandle stream, std::size_t units, Run run) {
+    return streams_->enqueue(stream, {units, [this, run](std::size_t begin, std::size_t end) {
+                                        const Status status = run(begin, end);
+                                        if (status != Status::success) fault_.store(status);
+                                      }});
   }
 
-  bool is_registered(const void* memory, std::size_t bytes) {
-    std::lock_guard lock(registered_mutex_);
-    const auto start = reinterpret_cast<std::uintptr_t>(memory);
-    auto it = registered_.upper_bound(start);
-    if (it == registered_.begin()) return false;
-    --it;
-    return start + bytes <= it->first + it->second;
+  // Checked now, and again when it runs: memory gone meanwhile is a use after it was given back.
+  template <typename Move>
+  Status copy(DevicePtr device, const void* memory, std::size_t bytes, StreamHandle stream,
+              Move move) {
+    if (bytes == 0 || !registry_.holds(memory, bytes) || !space_.accessible(device, bytes)) {
+      return Status::invalid_value;
+    }
+    return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
+      const std::size_t n = end - begin;
+      return registry_.touch(static_cast<const char*>(memory) + begin, n, [&] {
+        return space_.touch(device + begin, n, [&] {
+          move(begin, n);
+          return Status::success;
+        });
+      });
+    });
   }
 
   Pages pages_;
   AddressSpace space_{pages_};
-  std::mutex registered_mutex_;
-  std::map<std::uintptr_t, std::size_t> registered_;
+  Registry registry_;
   std::atomic<Status> fault_{Status::success};
-  Streams streams_;  // last: its threads end before what they touch
+  std::unique_ptr<Streams> streams_;  // last: its threads end before what they touch
 };
 
 }  // namespace
+
+std::shared_ptr<HostDriver> open_host_device(const HostOptions& options) {
+  const std::size_t granularity = options.granularity_bytes;
+  if (!std::has_single_bit(granularity) || granularity < 4096) {
+    throw UsageError("granularity of " + std::to_string(granularity) +
+                     " bytes must be a power of two and at least 4096");
+  }
+  return std::make_shared<Host>(options);
+}
+
 }  // namespace host
 
-DriverPtr open_host_driver() { return std::make_shared<host::HostDriver>(); }
+DriverPtr open_host_driver(const HostOptions& options) { return host::open_host_device(options); }
 
 }  // namespace gpupool

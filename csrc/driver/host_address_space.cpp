@@ -17,8 +17,6 @@ namespace {
 
 void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
 
-bool aligned(std::size_t bytes) { return bytes != 0 && bytes % granularity_bytes == 0; }
-
 Status from_errno() {
   return errno == ENOMEM || errno == ENFILE || errno == EMFILE || errno == ENOSPC
              ? Status::out_of_memory
@@ -123,7 +121,8 @@ AddressSpace::~AddressSpace() {
 }
 
 Status AddressSpace::reserve(DevicePtr* address, std::size_t bytes) {
-  if (!aligned(bytes)) return Status::invalid_value;
+  if (!pages_.aligned(bytes)) return Status::invalid_value;
+  const std::size_t granularity_bytes = pages_.granularity_bytes();
   // Over-reserve, then trim, for an address aligned like a device's.
   const std::size_t padded = bytes + granularity_bytes;
   void* raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -156,7 +155,8 @@ Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) 
   std::size_t page_bytes = 0;
   if (!pages_.find(page, &fd, &page_bytes)) return Status::invalid_value;
   std::unique_lock lock(mutex_);
-  if (bytes != page_bytes || address % granularity_bytes != 0 || !reserved(address, bytes)) {
+  if (bytes != page_bytes || address % pages_.granularity_bytes() != 0 ||
+      !reserved(address, bytes)) {
     return Status::invalid_value;
   }
   const auto next = mappings_.lower_bound(address);
@@ -228,6 +228,40 @@ bool AddressSpace::exact(DevicePtr address, std::size_t bytes) const {
   if (!covered(address, bytes, false)) return false;
   const auto last = std::prev(mappings_.lower_bound(address + bytes));
   return last->first + last->second.bytes == address + bytes;
+}
+
+Status Registry::add(void* memory, std::size_t bytes) {
+  const auto start = reinterpret_cast<std::uintptr_t>(memory);
+  if (memory == nullptr || bytes == 0 || start + bytes < start) return Status::invalid_value;
+  std::unique_lock lock(mutex_);
+  const auto next = registered_.lower_bound(start);
+  const bool before_next = next == registered_.end() || next->first >= start + bytes;
+  const bool behind_previous =
+      next == registered_.begin() || std::prev(next)->first + std::prev(next)->second <= start;
+  if (!before_next || !behind_previous) return Status::host_memory_already_registered;
+  registered_.emplace(start, bytes);
+  return Status::success;
+}
+
+Status Registry::remove(void* memory) {
+  std::unique_lock lock(mutex_);
+  return registered_.erase(reinterpret_cast<std::uintptr_t>(memory)) == 1
+             ? Status::success
+             : Status::host_memory_not_registered;
+}
+
+bool Registry::holds(const void* memory, std::size_t bytes) const {
+  std::shared_lock lock(mutex_);
+  return covered(memory, bytes);
+}
+
+bool Registry::covered(const void* memory, std::size_t bytes) const {
+  const auto start = reinterpret_cast<std::uintptr_t>(memory);
+  auto it = registered_.upper_bound(start);
+  if (it == registered_.begin()) return false;
+  --it;
+  const std::size_t offset = start - it->first;
+  return bytes <= it->second && offset <= it->second - bytes;
 }
 
 }  // namespace gpupool::host

@@ -1,4 +1,5 @@
-// The host driver's model of a device address space: what is reserved, mapped and accessible.
+// The host driver's model of memory: what is reserved, mapped and accessible, and what of the
+// host is registered.
 #pragma once
 
 #include <map>
@@ -9,7 +10,6 @@
 
 namespace gpupool::host {
 
-inline constexpr std::size_t granularity_bytes = std::size_t{2} << 20;
 inline constexpr std::uint8_t poison = 0xA5;
 
 // Memory that the system can still give without taking it from someone, in bytes.
@@ -18,7 +18,13 @@ std::size_t available_bytes();
 // Physical pages as memfds: a page lives while a handle, a mapping or another process holds it.
 class Pages {
  public:
+  explicit Pages(std::size_t granularity_bytes) : granularity_bytes_(granularity_bytes) {}
   ~Pages();
+  [[nodiscard]] std::size_t granularity_bytes() const noexcept { return granularity_bytes_; }
+  // Whether it is a whole number of granules, and at least one.
+  [[nodiscard]] bool aligned(std::size_t bytes) const noexcept {
+    return bytes != 0 && bytes % granularity_bytes_ == 0;
+  }
   Status create(PageHandle* page, std::size_t bytes);
   Status release(PageHandle page);
   Status export_fd(int* fd, PageHandle page);
@@ -33,6 +39,7 @@ class Pages {
   };
   Status insert(PageHandle* page, int fd, std::size_t bytes);
 
+  const std::size_t granularity_bytes_;
   mutable std::mutex mutex_;
   std::map<PageHandle, Entry> pages_;
   PageHandle next_ = 1;
@@ -55,6 +62,14 @@ class AddressSpace {
   Status touch(DevicePtr address, std::size_t bytes, Work work) const {
     std::shared_lock lock(mutex_);
     if (!covered(address, bytes, true)) return Status::illegal_address;
+    return work();
+  }
+  template <typename Ranges, typename Work>
+  Status touch_all(const Ranges& ranges, Work work) const {
+    std::shared_lock lock(mutex_);
+    for (const auto& [address, bytes] : ranges) {
+      if (!covered(address, bytes, true)) return Status::illegal_address;
+    }
     work();
     return Status::success;
   }
@@ -73,6 +88,27 @@ class AddressSpace {
   mutable std::shared_mutex mutex_;
   std::map<DevicePtr, std::size_t> reservations_;
   std::map<DevicePtr, Mapping> mappings_;
+};
+
+// Host memory that copies may touch.
+class Registry {
+ public:
+  Status add(void* memory, std::size_t bytes);
+  Status remove(void* memory);
+  bool holds(const void* memory, std::size_t bytes) const;
+  // Runs `work` if the memory is registered, and keeps it so meanwhile.
+  template <typename Work>
+  Status touch(const void* memory, std::size_t bytes, Work work) const {
+    std::shared_lock lock(mutex_);
+    if (!covered(memory, bytes)) return Status::illegal_address;
+    return work();
+  }
+
+ private:
+  bool covered(const void* memory, std::size_t bytes) const;
+
+  mutable std::shared_mutex mutex_;
+  std::map<std::uintptr_t, std::size_t> registered_;
 };
 
 }  // namespace gpupool::host

@@ -1,6 +1,7 @@
 // The few assertions these tests need, so that they build with a compiler and CMake alone.
 #pragma once
 
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <sstream>
@@ -29,6 +30,17 @@ struct Register {
   }
 };
 
+// Places in the source where something was checked, each counted once.
+inline std::atomic<int>& sites() {
+  static std::atomic<int> count{0};
+  return count;
+}
+template <typename Site>  // a lambda: its type is the place
+void reached(Site) {
+  static const int site = ++sites();
+  static_cast<void>(site);
+}
+
 [[noreturn]] inline void fail(const char* file, int line, const std::string& what) {
   throw Failure(std::string(file) + ":" + std::to_string(line) + ": " + what);
 }
@@ -53,14 +65,16 @@ std::string text(const T& value) {
   static const check::Register reg_##name(#name, name); \
   static void name()
 #define CHECK(...) \
-  if (!(__VA_ARGS__)) check::fail(__FILE__, __LINE__, #__VA_ARGS__)
-#define CHECK_EQ(left, right)                                                 \
-  if (const auto l = (left); !(l == std::remove_const_t<decltype(l)>(right))) \
-  check::fail(__FILE__, __LINE__,                                             \
-              #left " == " #right ": it is " + check::text(l) + ", not " +    \
+  if (check::reached([] {}); !(__VA_ARGS__)) check::fail(__FILE__, __LINE__, #__VA_ARGS__)
+#define CHECK_EQ(left, right)                                              \
+  if (const auto l = (check::reached([] {}), (left));                      \
+      !(l == std::remove_const_t<decltype(l)>(right)))                     \
+  check::fail(__FILE__, __LINE__,                                          \
+              #left " == " #right ": it is " + check::text(l) + ", not " + \
                   check::text(std::remove_const_t<decltype(l)>(right)))
 #define CHECK_THROWS(type, ...)                                     \
   try {                                                             \
+    check::reached([] {});                                          \
     static_cast<void>(__VA_ARGS__);                                 \
     check::fail(__FILE__, __LINE__, #__VA_ARGS__ " threw nothing"); \
   } catch (const type&) {                                           \

@@ -1,25 +1,53 @@
 #include <cstdio>
+#include <cstdlib>
 
 #include "check.h"
+#include "devices.h"
 
 std::vector<check::Test>& check::tests() {
   static std::vector<Test> all;
   return all;
 }
 
-int main() {
+namespace {
+
+constexpr int skipped = 77;
+
+// Runs every test once, or until one fails; the number that failed.
+int run_all(bool quiet) {
+  const bool stop = gpupool::setting("GPUPOOL_TEST_STOP", "0") == "1";
   int failed = 0;
   for (const auto& [name, body] : check::tests()) {
     try {
       body();
-      std::printf("ok      %s\n", name);
+      if (!quiet) std::printf("ok      %s\n", name);
     } catch (const std::exception& error) {
       ++failed;
       std::printf("FAILED  %s\n        %s\n", name, error.what());
     }
     std::fflush(stdout);
+    if (failed > 0 && stop) break;
   }
+  return failed;
+}
+
+}  // namespace
+
+int main() {
+  const std::string driver = gpupool::test_driver_name();
+  try {
+    static_cast<void>(gpupool::open_test_driver());
+  } catch (const std::runtime_error& error) {
+    if (driver != "cuda") throw;
+    std::printf("skipped on %s: %s\n", driver.c_str(), error.what());
+    return skipped;
+  }
+  // Schedules differ from round to round where the driver draws them.
+  const int rounds = std::stoi(gpupool::setting("GPUPOOL_TEST_ROUNDS", "1"));
+  int failed = 0;
+  for (int round = 0; round < rounds && failed == 0; ++round) failed = run_all(round > 0);
   const int passed = static_cast<int>(check::tests().size()) - failed;
-  std::printf("%d passed, %d failed\n", passed, failed);
+  std::printf("%s: %d tests passed, %d failed, %d checks, %d rounds\n", driver.c_str(), passed,
+              failed, check::sites().load(), rounds);
   return failed == 0 ? 0 : 1;
 }

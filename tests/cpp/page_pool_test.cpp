@@ -10,23 +10,23 @@ using namespace gpupool;
 
 namespace {
 
-DriverPtr host() {
+DriverPtr device() {
   static const DriverPtr driver = open_host_driver();
   return driver;
 }
 
-PagePool pool_of(std::size_t pages, DriverPtr driver = host()) {
+PagePool pool_of(std::size_t pages, DriverPtr driver = device()) {
   return PagePool(std::move(driver), pages * page_bytes, page_bytes);
 }
 
 }  // namespace
 
 TEST(page_size_and_budget_are_checked_at_the_door) {
-  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, page_bytes / 2));
-  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, 3 * page_bytes));
-  CHECK_THROWS(UsageError, PagePool(host(), 8 * page_bytes, 0));
-  CHECK_THROWS(UsageError, PagePool(host(), page_bytes - 1, page_bytes));
-  const PagePool pool(host(), 3 * page_bytes - 1, page_bytes);
+  CHECK_THROWS(UsageError, PagePool(device(), 8 * page_bytes, page_bytes / 2));
+  CHECK_THROWS(UsageError, PagePool(device(), 8 * page_bytes, 3 * page_bytes));
+  CHECK_THROWS(UsageError, PagePool(device(), 8 * page_bytes, 0));
+  CHECK_THROWS(UsageError, PagePool(device(), page_bytes - 1, page_bytes));
+  const PagePool pool(device(), 3 * page_bytes - 1, page_bytes);
   CHECK_EQ(pool.total_pages(), 2);  // whole pages only
 }
 

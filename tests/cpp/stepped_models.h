@@ -1,0 +1,135 @@
+// Models that share a stepped device of small pages, with compute streams that read and write their
+// regions as a step does. Every word a kernel reads is compared with what it should be.
+#pragma once
+
+#include <cstring>
+#include <string>
+
+#include "bench.h"
+#include "driver/fault.h"
+#include "driver/host_ops.h"
+#include "memory/memory.h"
+#include "swap/swap.h"
+
+namespace gpupool {
+
+inline constexpr std::size_t small_page = 4096;
+using Words = std::vector<std::uint64_t>;
+
+struct SteppedMachine {
+  SteppedMachine(std::uint64_t seed, std::size_t pages)
+      : device(host_device(open_stepped(seed, small_page))),
+        faulty(with_faults(device, plan)),
+        pool(faulty, pages * small_page, small_page),
+        random(~seed) {}
+
+  std::shared_ptr<host::HostDriver> device;
+  std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
+  DriverPtr faulty;
+  PagePool pool;
+  host::Random random;  // of what is done; when it runs is the device's own draw
+  std::string wrong;    // the first word that a kernel found stale or torn
+};
+
+class SteppedModel {
+ public:
+  static constexpr std::size_t pages = 7;
+  // Copies are cut so that borders of chunks, pages and regions do not meet.
+  SteppedModel(SteppedMachine& machine, OwnerId owner)
+      : machine_(machine),
+        owner_(owner),
+        memory_(new ModelMemory(machine.faulty, small_page, 1504)) {
+    add(Tag::weights, 2 * small_page - 800);
+    add(Tag::runtime, 1000);
+    add(Tag::kv_cache, 3 * small_page);
+    add(Tag::workspace, small_page - 8);
+    CHECK_OK(machine.device->stream_create(&compute_));
+  }
+  ~SteppedModel() {
+    machine_.plan->disarm();
+    static_cast<void>(machine_.device->stream_synchronize(compute_));
+    static_cast<void>(machine_.device->stream_destroy(compute_));
+    memory_.reset();
+    machine_.pool.give_back_all(owner_);
+  }
+  SteppedModel(const SteppedModel&) = delete;
+  SteppedModel& operator=(const SteppedModel&) = delete;
+
+  ModelMemory& memory() { return *memory_; }
+  bool resident() const { return memory_->resident(); }
+
+  SwapReport swap_in() {
+    std::vector<PagePtr> held;
+    for (const PageId id : machine_.pool.acquire(owner_, pages)) {
+      held.push_back(machine_.pool.page(id));
+    }
+    try {
+      return memory_->swap_in(std::move(held));
+    } catch (...) {
+      if (!memory_->torn()) machine_.pool.give_back_all(owner_);
+      throw;
+    }
+  }
+  SwapReport swap_out() {
+    CHECK_OK(machine_.device->stream_synchronize(compute_));  // no step is open
+    const SwapReport report = memory_->swap_out();
+    machine_.pool.give_back_all(owner_);
+    content_[3].assign(content_[3].size(), 0);  // the workspace is not kept
+    return report;
+  }
+  void end() { memory_.reset(); }
+
+  // A kernel that reads every word of every region. It runs some time before the step ends.
+  void read() {
+    for (std::size_t i = 0; i < regions_.size(); ++i) {
+      const DevicePtr base = regions_[i]->address();
+      CHECK_OK(machine_.device->launch(compute_, {{base, regions_[i]->span_bytes()}},
+                                       [this, i, base, words = content_[i]] {
+                                         compare(i, reinterpret_cast<std::uint64_t*>(base), words);
+                                       }));
+    }
+  }
+  // A kernel that stamps a run of words with the owner and a generation that never comes again.
+  void write() {
+    const std::size_t i = machine_.random.below(regions_.size());
+    Words& words = content_[i];
+    const std::size_t count = regions_[i]->bytes() / 8, begin = machine_.random.below(count);
+    const std::size_t end = begin + 1 + machine_.random.below(count - begin);
+    const std::uint64_t stamp = owner_ << 48 | ++generation_;
+    std::fill(words.begin() + begin, words.begin() + end, stamp);
+    const DevicePtr base = regions_[i]->address();
+    CHECK_OK(machine_.device->launch(compute_, {{base, regions_[i]->span_bytes()}}, [=] {
+      auto* first = reinterpret_cast<std::uint64_t*>(base);
+      std::fill(first + begin, first + end, stamp);
+    }));
+    const Tag tag = regions_[i]->tag();
+    if (tag == Tag::weights || tag == Tag::kv_cache) {
+      memory_->mark_written(*regions_[i], {{8 * begin, 8 * end}});
+    }
+  }
+  void finish_step() { CHECK_OK(machine_.device->stream_synchronize(compute_)); }
+
+ private:
+  void add(Tag tag, std::size_t bytes) {
+    regions_.push_back(memory_->add_region(tag, bytes, -1));
+    content_.push_back(Words(regions_.back()->span_bytes() / 8, 0));
+  }
+  void compare(std::size_t region, const std::uint64_t* seen, const Words& words) {
+    if (std::memcmp(seen, words.data(), words.size() * 8) == 0 || !machine_.wrong.empty()) return;
+    std::size_t at = 0;
+    while (seen[at] == words[at]) ++at;
+    machine_.wrong = "model " + std::to_string(owner_) + ", region " + std::to_string(region) +
+                     ", word " + std::to_string(at) + " is " + std::to_string(seen[at]) + ", not " +
+                     std::to_string(words[at]);
+  }
+
+  SteppedMachine& machine_;
+  OwnerId owner_;
+  std::unique_ptr<ModelMemory> memory_;
+  StreamHandle compute_ = nullptr;
+  std::vector<RegionPtr> regions_;
+  std::vector<Words> content_;  // to the end of the last page, where zeros are
+  std::uint64_t generation_ = 0;
+};
+
+}  // namespace gpupool
