@@ -17,9 +17,11 @@ inline constexpr std::size_t small_page = 4096;
 using Words = std::vector<std::uint64_t>;
 
 struct SteppedMachine {
-  SteppedMachine(std::uint64_t seed, std::size_t pages)
+  using Wrap = std::function<DriverPtr(DriverPtr)>;
+  // `wrap` may put a driver of its own between the device and what is tested.
+  SteppedMachine(std::uint64_t seed, std::size_t pages, const Wrap& wrap = nullptr)
       : device(host_device(open_stepped(seed, small_page))),
-        faulty(with_faults(device, plan)),
+        faulty(with_faults(wrap ? wrap(device) : device, plan)),
         pool(faulty, pages * small_page, small_page),
         random(~seed) {}
 

@@ -1,0 +1,304 @@
+#include "random_world.h"
+
+#include <algorithm>
+
+namespace gpupool {
+
+RandomWorld::RandomWorld(std::uint64_t seed, const Wrap& wrap)
+    : machine_(seed, pool_pages, wrap), pages_(pool_pages) {
+  for (std::size_t i = 0; i < owner_count; ++i) {
+    owners_[i].id = i + 1;
+    owners_[i].staging = std::make_unique<HostMemory>(machine_.device, -1, small_page);
+    CHECK_OK(machine_.device->stream_create(&owners_[i].stream));
+  }
+  model_ = std::make_unique<SteppedModel>(machine_, model_owner);
+}
+
+RandomWorld::~RandomWorld() {
+  for (const Owner& owner : owners_) {
+    static_cast<void>(machine_.device->stream_synchronize(owner.stream));
+  }
+}
+
+void RandomWorld::step() {
+  for (int attempts = 0; !attempt(); ++attempts) CHECK(attempts < 1000);
+}
+
+bool RandomWorld::attempt() {
+  const std::size_t kind = below(kinds);
+  Owner& owner = owners_[below(owner_count)];
+  Place& place = owner.places[below(place_count)];
+  constexpr Status codes[] = {Status::unknown, Status::out_of_memory, Status::invalid_value};
+  const bool fail = below(8) == 0;
+  if (fail) machine_.plan->arm(1 + below(6), codes[below(3)], false);
+  bool effective = true;
+  try {
+    switch (kind) {
+      case 0: effective = acquire(owner); break;
+      case 1: effective = give_back(owner); break;
+      case 2: effective = map(owner, place); break;
+      case 3: effective = unmap(owner, place); break;
+      case 4: effective = stamp(owner, place); break;
+      case 5: effective = look(owner, place); break;
+      case 6: effective = read(owner, place); break;
+      case 7: effective = reserve(place); break;
+      case 8: effective = import(owner); break;
+      case 9: effective = swap(); break;
+      case 10: effective = refusal(owner); break;
+    }
+  } catch (const DriverError&) {
+    if (!fail || machine_.plan->injected() == 0) throw;
+  }
+  if (fail) injected += machine_.plan->injected();
+  machine_.plan->disarm();
+  if (effective) ++done[kind];
+  CHECK_EQ(machine_.wrong, std::string());
+  if (below(256) == 0) audit();
+  return effective;
+}
+
+bool RandomWorld::acquire(Owner& owner) {
+  const std::size_t count = below(6), available = free_pages();
+  if (count > available) {
+    CHECK_THROWS(UsageError, machine_.pool.acquire(owner.id, count));
+    return true;
+  }
+  const std::vector<PageId> got = machine_.pool.acquire(owner.id, count);
+  CHECK_EQ(got.size(), count);
+  for (const PageId id : got) {
+    CHECK(id < pages_.size());
+    CHECK_EQ(pages_[id].owner, 0);
+    pages_[id].owner = owner.id;
+  }
+  return true;
+}
+
+bool RandomWorld::give_back(Owner& owner) {
+  std::vector<PageId> all = unused(owner);
+  if (all.empty()) return false;
+  all.resize(1 + below(all.size()));
+  machine_.pool.give_back(owner.id, all);
+  for (const PageId id : all) pages_[id].owner = 0;
+  return true;
+}
+
+bool RandomWorld::refusal(Owner& owner) {
+  std::vector<PageId> mine = unused(owner);
+  PageId foreign = static_cast<PageId>(below(2 * pool_pages));
+  if (foreign < pool_pages && pages_[foreign].owner == owner.id) {
+    mine.push_back(foreign);
+    mine.push_back(foreign);  // named twice
+  } else {
+    mine.push_back(foreign);  // another's, nobody's, or no page at all
+  }
+  CHECK_THROWS(UsageError, machine_.pool.give_back(owner.id, mine));
+  return true;
+}
+
+bool RandomWorld::map(Owner& owner, Place& place) {
+  if (!place.reservation || place.mapped) return false;
+  if (!place.mapping) {
+    std::vector<PageId> ids = unused(owner);
+    if (ids.empty()) return false;
+    ids.resize(std::min<std::size_t>(ids.size(), 1 + below(place_pages)));
+    std::vector<PagePtr> held;
+    for (const PageId id : ids) held.push_back(machine_.pool.page(id));
+    auto mapping = std::make_unique<Mapping>(machine_.faulty, place.reservation, std::move(held));
+    mapping->map();
+    place.mapping = std::move(mapping);
+    place.pages = std::move(ids);
+    for (const PageId id : place.pages) pages_[id].in_use = true;
+  } else {
+    place.mapping->map();
+  }
+  place.mapped = true;
+  for (std::size_t i = 0; i < place.pages.size(); ++i) {
+    expect(place.pages[i], place.words(i), "mapped");
+  }
+  return true;
+}
+
+bool RandomWorld::unmap(Owner& owner, Place& place) {
+  if (!place.mapping) return false;
+  synchronize(owner);
+  place.mapping->unmap();
+  place.mapped = false;
+  if (below(2) == 0) return true;  // the same pages may come again at the same place
+  place.mapping.reset();
+  for (const PageId id : place.pages) pages_[id].in_use = false;
+  place.pages.clear();
+  return true;
+}
+
+bool RandomWorld::stamp(Owner& owner, Place& place) {
+  if (!place.mapped) return false;
+  const std::size_t at = below(place.pages.size());
+  auto* words = place.words(at);
+  const DevicePtr address = place.reservation->address() + at * small_page;
+  Content content{Content::Kind::stamped, owner.id << 56 | ++generation_ << 12};
+  switch (below(3)) {
+    case 0:
+      CHECK_OK(machine_.device->launch(owner.stream, {{address, small_page}}, [=] {
+        for (std::size_t i = 0; i < page_words; ++i) words[i] = content.word(i);
+      }));
+      break;
+    case 1: {
+      synchronize(owner);  // what the staging held has gone
+      auto* staged = reinterpret_cast<std::uint64_t*>(owner.staging->data());
+      for (std::size_t i = 0; i < page_words; ++i) staged[i] = content.word(i);
+      CHECK_OK(machine_.device->copy_to_device(address, staged, small_page, owner.stream));
+      break;
+    }
+    default: {
+      const auto value = static_cast<std::uint8_t>(generation_);
+      content = {Content::Kind::filled, std::uint64_t{0x0101010101010101} * value};
+      CHECK_OK(machine_.device->fill(address, value, small_page, owner.stream));
+    }
+  }
+  pages_[place.pages[at]].content = content;
+  return true;
+}
+
+// On the stream, so that it is what the page holds by then that counts.
+bool RandomWorld::look(Owner& owner, Place& place) {
+  if (!place.mapped) return false;
+  const std::size_t at = below(place.pages.size());
+  const PageId id = place.pages[at];
+  CHECK_OK(machine_.device->launch(
+      owner.stream, {{place.reservation->address() + at * small_page, small_page}},
+      [this, id, words = place.words(at), content = pages_[id].content] {
+        if (!content.fits(words)) machine_.wrong = "page " + std::to_string(id) + " on a stream";
+      }));
+  return true;
+}
+
+bool RandomWorld::read(Owner& owner, Place& place) {
+  if (!place.mapped) return false;
+  const std::size_t at = below(place.pages.size());
+  synchronize(owner);
+  CHECK_OK(machine_.device->copy_to_host(owner.staging->data(),
+                                         place.reservation->address() + at * small_page, small_page,
+                                         owner.stream));
+  synchronize(owner);
+  expect(place.pages[at], reinterpret_cast<std::uint64_t*>(owner.staging->data()), "copied out");
+  return true;
+}
+
+bool RandomWorld::reserve(Place& place) {
+  if (place.mapping) return false;
+  if (place.reservation && below(2) == 0) {
+    place.reservation.reset();
+  } else {
+    place.reservation =
+        std::make_shared<const Reservation>(machine_.faulty, place_pages * small_page);
+  }
+  return true;
+}
+
+bool RandomWorld::import(Owner& owner) {
+  std::vector<PageId> mine;
+  for (PageId id = 0; id < pages_.size(); ++id) {
+    if (pages_[id].owner == owner.id) mine.push_back(id);
+  }
+  if (mine.empty()) return false;
+  const PageId id = mine[below(mine.size())];
+  synchronize(owner);
+  struct Descriptor {
+    ~Descriptor() { close(fd); }
+    const int fd;
+  } const descriptor{machine_.pool.page(id)->export_fd()};
+  const PagePtr page = Page::import(machine_.faulty, descriptor.fd, small_page);
+  const auto reservation = std::make_shared<const Reservation>(machine_.faulty, small_page);
+  Mapping mapping(machine_.faulty, reservation, {page});
+  mapping.map();
+  expect(id, reinterpret_cast<std::uint64_t*>(reservation->address()), "imported");
+  return true;
+}
+
+bool RandomWorld::swap() {
+  if (model_->resident()) {
+    if (below(4) != 0) {
+      model_->read();
+      model_->write();
+      return true;
+    }
+    const std::vector<PageId> ids = machine_.pool.owned(model_owner);
+    model_->swap_out();
+    for (const PageId id : ids) pages_[id] = {0, false, {Content::Kind::unknown, 0}};
+    return true;
+  }
+  if (free_pages() < SteppedModel::pages) return false;
+  try {
+    model_->swap_in();
+  } catch (...) {
+    for (PlainPage& page : pages_) {  // it may have written to any of them
+      if (page.owner == 0) page.content.kind = Content::Kind::unknown;
+    }
+    throw;
+  }
+  for (const PageId id : machine_.pool.owned(model_owner)) {
+    CHECK_EQ(pages_[id].owner, 0);
+    pages_[id].owner = model_owner;
+  }
+  return true;
+}
+
+std::vector<PageId> RandomWorld::unused(const Owner& owner) const {
+  std::vector<PageId> ids;
+  for (PageId id = 0; id < pages_.size(); ++id) {
+    if (pages_[id].owner == owner.id && !pages_[id].in_use) ids.push_back(id);
+  }
+  return ids;
+}
+
+std::size_t RandomWorld::free_pages() const {
+  return static_cast<std::size_t>(
+      std::count_if(pages_.begin(), pages_.end(), [](auto& page) { return page.owner == 0; }));
+}
+
+void RandomWorld::synchronize(const Owner& owner) const {
+  CHECK_OK(machine_.device->stream_synchronize(owner.stream));
+}
+
+void RandomWorld::expect(PageId id, const std::uint64_t* words, const char* where) const {
+  if (!pages_[id].content.fits(words)) {
+    check::fail(__FILE__, __LINE__,
+                "page " + std::to_string(id) + ", " + where + ", begins with " +
+                    std::to_string(words[0]) + ", not " +
+                    std::to_string(pages_[id].content.word(0)));
+  }
+}
+
+void RandomWorld::audit() const {
+  CHECK_EQ(machine_.pool.free_pages(), free_pages());
+  for (const OwnerId owner : {OwnerId{1}, OwnerId{2}, OwnerId{3}, OwnerId{4}, model_owner}) {
+    std::vector<PageId> ids;
+    for (PageId id = 0; id < pages_.size(); ++id) {
+      if (pages_[id].owner == owner) ids.push_back(id);
+    }
+    CHECK(machine_.pool.owned(owner) == ids);
+  }
+  for (const Owner& owner : owners_) {
+    synchronize(owner);
+    for (const Place& place : owner.places) {
+      for (std::size_t i = 0; place.mapped && i < place.pages.size(); ++i) {
+        expect(place.pages[i], place.words(i), "in its place");
+      }
+    }
+  }
+}
+
+void RandomWorld::finish() {
+  audit();
+  if (model_->resident()) model_->swap_out();
+  model_.reset();
+  for (Owner& owner : owners_) {
+    for (Place& place : owner.places) place = {};
+    machine_.pool.give_back_all(owner.id);
+  }
+  CHECK_EQ(machine_.pool.free_pages(), pool_pages);
+  CHECK_EQ(machine_.device->pending(), 0);
+  CHECK_EQ(machine_.wrong, std::string());
+}
+
+}  // namespace gpupool
