@@ -10,6 +10,7 @@
 #include "check.h"
 #include "driver/driver.h"
 #include "image/image.h"
+#include "test_driver.h"
 
 namespace gpupool {
 
@@ -22,7 +23,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 class Bench {
  public:
-  explicit Bench(DriverPtr driver = open_host_driver())
+  explicit Bench(DriverPtr driver = open_test_driver())
       : driver_(std::move(driver)), staging_(driver_, -1, 64 * mib) {
     CHECK_OK(driver_->stream_create(&stream_));
   }

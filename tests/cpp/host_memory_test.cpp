@@ -23,31 +23,31 @@ struct Fd {
 
 }  // namespace
 
-TEST(it_has_at_least_one_byte) { CHECK_THROWS(UsageError, HostMemory(open_host_driver(), -1, 0)); }
+TEST(it_has_at_least_one_byte) { CHECK_THROWS(UsageError, HostMemory(open_test_driver(), -1, 0)); }
 
 TEST(more_than_the_system_can_give_is_refused) {
-  CHECK_THROWS(std::system_error, HostMemory(open_host_driver(), -1, std::size_t{1} << 60));
-  CHECK_THROWS(std::system_error, HostMemory(open_host_driver(), -1, std::size_t{1} << 63));
+  CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, std::size_t{1} << 60));
+  CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, std::size_t{1} << 63));
 }
 
 TEST(a_descriptor_must_hold_the_bytes) {
   const Fd fd(4096);
-  CHECK_THROWS(UsageError, HostMemory(open_host_driver(), fd.fd, 4097));
-  CHECK_THROWS(UsageError, HostMemory(open_host_driver(), 1 << 20, 4096));  // not open
-  const HostMemory exact(open_host_driver(), fd.fd, 4096);
+  CHECK_THROWS(UsageError, HostMemory(open_test_driver(), fd.fd, 4097));
+  CHECK_THROWS(UsageError, HostMemory(open_test_driver(), 1 << 20, 4096));  // not open
+  const HostMemory exact(open_test_driver(), fd.fd, 4096);
   CHECK(fcntl(fd.fd, F_GETFD) >= 0);  // still the caller's
 }
 
 TEST(it_is_shared_through_its_descriptor) {
   const Fd fd(page_bytes);
-  const HostMemory one(open_host_driver(), fd.fd, page_bytes);
-  const HostMemory two(open_host_driver(), fd.fd, page_bytes);
+  const HostMemory one(open_test_driver(), fd.fd, page_bytes);
+  const HostMemory two(open_test_driver(), fd.fd, page_bytes);
   std::memcpy(one.data(), pattern(1, page_bytes).data(), page_bytes);
   CHECK_EQ(std::memcmp(two.data(), pattern(1, page_bytes).data(), page_bytes), 0);
 }
 
 TEST(fresh_memory_is_zero) {
-  const HostMemory memory(open_host_driver(), -1, 4097);
+  const HostMemory memory(open_test_driver(), -1, 4097);
   CHECK_EQ(memory.bytes(), 4097);
   for (std::size_t i = 0; i < memory.bytes(); ++i) CHECK_EQ(memory.data()[i], std::byte{0});
 }
@@ -67,7 +67,7 @@ TEST(it_is_registered_while_it_lives) {
 
 TEST(a_refused_registration_leaves_nothing) {
   const auto plan = std::make_shared<FaultPlan>();
-  const DriverPtr inner = open_host_driver();
+  const DriverPtr inner = open_test_driver();
   const DriverPtr faulty = with_faults(inner, plan);
   const Fd fd(page_bytes);
   const int next = dup(fd.fd);

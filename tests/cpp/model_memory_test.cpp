@@ -137,9 +137,9 @@ TEST(pages_of_another_size_are_refused) {
 }
 
 TEST(a_page_size_the_device_cannot_have_is_refused) {
-  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), 0, mib));
-  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), page_bytes + 1, mib));
-  CHECK_THROWS(UsageError, ModelMemory(open_host_driver(), page_bytes, 0));
+  CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), 0, mib));
+  CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), page_bytes + 1, mib));
+  CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), page_bytes, 0));
 }
 
 TEST(a_region_too_large_for_anything_is_refused) {

@@ -27,7 +27,7 @@ TEST(chunks_add_up_to_the_whole) {
   }
 }
 
-TEST(a_chunk_has_at_least_one_byte) { CHECK_THROWS(UsageError, CopyStream(open_host_driver(), 0)); }
+TEST(a_chunk_has_at_least_one_byte) { CHECK_THROWS(UsageError, CopyStream(open_test_driver(), 0)); }
 
 TEST(streams_wait_for_events) {
   Bench bench;
@@ -49,7 +49,7 @@ TEST(streams_wait_for_events) {
 
 TEST(errors_name_the_call_and_the_status) {
   const auto plan = std::make_shared<FaultPlan>();
-  const DriverPtr driver = with_faults(open_host_driver(), plan);
+  const DriverPtr driver = with_faults(open_test_driver(), plan);
   CopyStream stream(driver, page_bytes);
   plan->arm(1, Status::unknown, false);
   try {
