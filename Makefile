@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python soak lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp test-python soak sanitize lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,16 +32,25 @@ demo: $(STAMPS)/package ## Three models share a pool that holds one; compare eve
 
 test: test-cpp test-python ## The whole suite: C++, then Python
 
+# The folder under build/, options of CMake
+define run_cpp_tests
+cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja $(2)
+cmake --build build/$(1) --parallel $(JOBS)
+ctest --test-dir build/$(1) --no-tests=error --output-on-failure --parallel $(JOBS)
+endef
+
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
-	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
-	cmake --build build/cpp --parallel $(JOBS)
-	ctest --test-dir build/cpp --no-tests=error --output-on-failure
+	$(call run_cpp_tests,cpp)
 
 soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest
+
+sanitize: $(STAMPS)/build-tools ## The C++ tests under ASan and UBSan, then under TSan
+	$(call run_cpp_tests,sanitize-address,-DGPUPOOL_SANITIZE=address)
+	$(call run_cpp_tests,sanitize-thread,-DGPUPOOL_SANITIZE=thread)
 
 lint: $(STAMPS)/dev ## Check style without changing anything
 	$(BIN)/ruff check $(PYTHON_DIRECTORIES)

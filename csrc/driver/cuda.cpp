@@ -22,9 +22,11 @@ Library load() {
   // Never closed: the driver may have threads and exit handlers of its own.
   void* handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) {
-    library.error =
-        "libcuda.so.1 was not found: install the NVIDIA driver, or use device 'host' to run "
-        "without a GPU";
+    const std::string reason = dlerror();
+    library.error = reason.find("libcuda.so.1: cannot open shared object file: No such file") == 0
+                        ? "libcuda.so.1 was not found: install the NVIDIA driver, or use device "
+                          "'host' to run without a GPU"
+                        : "libcuda.so.1 could not be loaded (" + reason + ")";
     return library;
   }
   const auto find = reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
@@ -201,8 +203,10 @@ class CudaDriver final : public Driver {
     if (previous == own) return status_of(call());
     if (const Result result = cu_.cuCtxSetCurrent(own); result != 0) return status_of(result);
     const Result result = call();
-    const Result restored = cu_.cuCtxSetCurrent(previous);
-    return status_of(result != 0 ? result : restored);
+    // Fails only where that context was destroyed meanwhile, which is its owner's to see: with
+    // this call reported as failed, whatever it made would be lost.
+    static_cast<void>(cu_.cuCtxSetCurrent(previous));
+    return status_of(result);
   }
 
   const Symbols& cu_;

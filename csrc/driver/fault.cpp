@@ -27,8 +27,6 @@ class FaultDriver final : public Driver {
   std::shared_ptr<FaultPlan> plan_;
 };
 
-// Giving back must not fail in a test that asks what happens when taking fails: destructors could
-// only leak then, which is a different test.
 bool releases(DriverCall call) {
   switch (call) {
     case DriverCall::page_release:
@@ -42,13 +40,17 @@ bool releases(DriverCall call) {
 
 }  // namespace
 
-void FaultPlan::arm(std::uint64_t nth, Status code, bool persistent) {
+void FaultPlan::arm(std::uint64_t nth, Status code, bool persistent, bool releases) {
   std::lock_guard lock(mutex_);
   armed_ = true;
   remaining_ = nth;
   code_ = code;
   persistent_ = persistent;
-  injected_ = 0;
+  releases_ = releases;
+  injected_.clear();
+#define GPUPOOL_COUNT(name, params, args, needs_context) injected_[DriverCall::name] = 0;
+  GPUPOOL_DRIVER_CALLS(GPUPOOL_COUNT)  // next() must not throw
+#undef GPUPOOL_COUNT
 }
 
 void FaultPlan::disarm() {
@@ -58,18 +60,26 @@ void FaultPlan::disarm() {
 
 std::uint64_t FaultPlan::injected() const {
   std::lock_guard lock(mutex_);
-  return injected_;
+  std::uint64_t sum = 0;
+  for (const auto& [call, count] : injected_) sum += count;
+  return sum;
+}
+
+std::uint64_t FaultPlan::injected(DriverCall call) const {
+  std::lock_guard lock(mutex_);
+  const auto it = injected_.find(call);
+  return it == injected_.end() ? 0 : it->second;
 }
 
 Status FaultPlan::next(DriverCall call) {
   std::lock_guard lock(mutex_);
-  if (!armed_ || releases(call)) return Status::success;
+  if (!armed_ || (!releases_ && releases(call))) return Status::success;
   if (remaining_ > 1) {
     --remaining_;
     return Status::success;
   }
   if (!persistent_) armed_ = false;
-  ++injected_;
+  ++injected_.at(call);
   return code_;
 }
 

@@ -134,7 +134,12 @@ Status AddressSpace::reserve(DevicePtr* address, std::size_t bytes) {
     munmap(pointer(base + bytes), tail);
   }
   std::unique_lock lock(mutex_);
-  reservations_.emplace(base, bytes);
+  try {
+    reservations_.emplace(base, bytes);
+  } catch (...) {
+    munmap(pointer(base), bytes);
+    throw;
+  }
   *address = base;
   return Status::success;
 }
@@ -165,10 +170,12 @@ Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) 
     const auto previous = std::prev(next);
     if (previous->first + previous->second.bytes > address) return Status::invalid_value;
   }
-  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-    return from_errno();
-  }
   mappings_.emplace(address, Mapping{bytes, false});
+  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    const Status status = from_errno();
+    mappings_.erase(address);
+    return status;
+  }
   return Status::success;
 }
 

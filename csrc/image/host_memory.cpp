@@ -61,10 +61,13 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes)
 HostMemory::~HostMemory() { release(bytes_); }
 
 void HostMemory::release(std::size_t end) noexcept {
+  bool registered = false;
   for (std::size_t at = 0; at < end; at += register_bytes_max) {
-    static_cast<void>(driver_->host_unregister(data_ + at));
+    registered |= driver_->host_unregister(data_ + at) != Status::success;
   }
-  munmap(data_, bytes_);
+  // What the driver does not let go stays mapped: lost, but nothing else gets these addresses,
+  // which could then not be registered.
+  if (!registered) munmap(data_, bytes_);
 }
 
 }  // namespace gpupool

@@ -7,14 +7,19 @@ namespace gpupool {
 
 void RunSet::add(Run run) {
   if (run.begin >= run.end) return;
-  auto it = runs_.upper_bound(run.begin);
-  if (it != runs_.begin() && std::prev(it)->second >= run.begin) --it;
-  while (it != runs_.end() && it->first <= run.end) {
-    run.begin = std::min(run.begin, it->first);
-    run.end = std::max(run.end, it->second);
-    it = runs_.erase(it);
+  // The one step that can fail comes first, so that a set out of memory has lost nothing.
+  auto it = runs_.try_emplace(run.begin, run.end).first;
+  it->second = std::max(it->second, run.end);
+  if (it != runs_.begin() && std::prev(it)->second >= run.begin) {
+    const auto before = std::prev(it);
+    before->second = std::max(before->second, it->second);
+    runs_.erase(it);
+    it = before;
   }
-  runs_.emplace(run.begin, run.end);
+  for (auto next = std::next(it); next != runs_.end() && next->first <= it->second;) {
+    it->second = std::max(it->second, next->second);
+    next = runs_.erase(next);
+  }
 }
 
 void RunSet::add(const RunSet& other) {
@@ -24,14 +29,17 @@ void RunSet::add(const RunSet& other) {
 
 void RunSet::remove(Run run) {
   if (run.begin >= run.end) return;
-  auto it = runs_.upper_bound(run.begin);
-  if (it != runs_.begin() && std::prev(it)->second > run.begin) --it;
-  while (it != runs_.end() && it->first < run.end) {
-    const Run old{it->first, it->second};
-    it = runs_.erase(it);
-    if (old.begin < run.begin) runs_.emplace(old.begin, run.begin);
-    if (old.end > run.end) runs_.emplace(run.end, old.end);
+  // Cut where `run` ends, then where it begins; a cut is the one step that can fail, and a set
+  // that is cut is the same set.
+  for (const std::size_t at : {run.end, run.begin}) {
+    auto it = runs_.lower_bound(at);
+    if (it == runs_.begin()) continue;
+    --it;
+    if (it->second <= at) continue;
+    runs_.emplace(at, it->second);
+    it->second = at;
   }
+  runs_.erase(runs_.lower_bound(run.begin), runs_.lower_bound(run.end));
 }
 
 std::vector<Run> RunSet::runs() const {

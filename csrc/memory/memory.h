@@ -30,9 +30,9 @@ class Page {
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:
-  Page(DriverPtr driver, PageHandle handle, std::size_t bytes);
+  Page(DriverPtr driver, std::size_t bytes);
   DriverPtr driver_;
-  PageHandle handle_;
+  PageHandle handle_ = 0;
   std::size_t bytes_;
 };
 

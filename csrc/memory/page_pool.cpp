@@ -8,21 +8,23 @@
 
 namespace gpupool {
 
-Page::Page(DriverPtr driver, PageHandle handle, std::size_t bytes)
-    : driver_(std::move(driver)), handle_(handle), bytes_(bytes) {}
+Page::Page(DriverPtr driver, std::size_t bytes) : driver_(std::move(driver)), bytes_(bytes) {}
 
-Page::~Page() { static_cast<void>(driver_->page_release(handle_)); }
+Page::~Page() {
+  if (handle_ != 0) static_cast<void>(driver_->page_release(handle_));
+}
 
+// In both, the owner exists before there is a handle that could be lost.
 PagePtr Page::create(DriverPtr driver, std::size_t bytes) {
-  PageHandle handle = 0;
-  GPUPOOL_CALL(driver, page_create, &handle, bytes);
-  return PagePtr(new Page(std::move(driver), handle, bytes));
+  const std::shared_ptr<Page> page(new Page(driver, bytes));
+  GPUPOOL_CALL(driver, page_create, &page->handle_, bytes);
+  return page;
 }
 
 PagePtr Page::import(DriverPtr driver, int fd, std::size_t bytes) {
-  PageHandle handle = 0;
-  GPUPOOL_CALL(driver, page_import, &handle, fd);
-  return PagePtr(new Page(std::move(driver), handle, bytes));
+  const std::shared_ptr<Page> page(new Page(driver, bytes));
+  GPUPOOL_CALL(driver, page_import, &page->handle_, fd);
+  return page;
 }
 
 int Page::export_fd() const {

@@ -31,7 +31,7 @@ ModelMemory::~ModelMemory() {
   // behind them go now, once no copy is left in flight.
   try {
     discard();
-  } catch (const DriverError&) {
+  } catch (...) {
     // The mappings try again as they go; what stays mapped keeps its addresses and its memory.
   }
   for (const RegionPtr& region : regions_) region->mapping_.reset();
@@ -117,7 +117,7 @@ SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages) {
     try {
       discard();
       state_ = State::out;
-    } catch (const DriverError&) {
+    } catch (...) {
       // Reported by the first error already.
     }
     throw;
@@ -158,7 +158,7 @@ void ModelMemory::discard() {
 void ModelMemory::unmap_or_undo() {
   try {
     discard();
-  } catch (const DriverError&) {
+  } catch (...) {
     state_ = State::torn;
     for (const RegionPtr& region : regions_) region->mapping_->map();  // the same pages, untouched
     state_ = State::resident;
@@ -179,7 +179,7 @@ SwapReport ModelMemory::swap_out() {
     } catch (...) {
       try {
         out_.synchronize();
-      } catch (const DriverError&) {
+      } catch (...) {
         // Reported by the first error already; discard() waits again before anything is unmapped.
       }
       throw;

@@ -11,7 +11,7 @@ using namespace gpupool;
 namespace {
 
 DriverPtr device() {
-  static const DriverPtr driver = open_host_driver();
+  static const DriverPtr driver = open_test_driver();
   return driver;
 }
 
@@ -102,7 +102,7 @@ TEST(an_unknown_page_is_refused) {
 TEST(out_of_memory_leaves_the_pool_usable) {
   for (std::uint64_t nth = 1; nth <= 3; ++nth) {
     const auto plan = std::make_shared<FaultPlan>();
-    PagePool pool = pool_of(4, with_faults(open_host_driver(), plan));
+    PagePool pool = pool_of(4, with_faults(open_test_driver(), plan));
     const auto held = pool.acquire(1, 1);
     plan->arm(nth, Status::out_of_memory, true);
     try {
@@ -125,7 +125,7 @@ TEST(out_of_memory_leaves_the_pool_usable) {
 TEST(a_page_outlives_its_pool) {
   PagePtr page;
   {
-    PagePool pool = pool_of(1, open_host_driver());
+    PagePool pool = pool_of(1, open_test_driver());
     page = pool.page(pool.acquire(1, 1)[0]);
   }
   CHECK_EQ(page->bytes(), page_bytes);

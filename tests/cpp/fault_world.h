@@ -1,0 +1,143 @@
+// Two small models and a pool over a driver that can be made to fail, with the content that each
+// model should have. Content is looked at in a few places, so that thousands of worlds take a
+// minute.
+#pragma once
+
+#include <array>
+#include <optional>
+
+#include "bench.h"
+#include "ledger.h"
+#include "memory/memory.h"
+#include "swap/swap.h"
+
+namespace gpupool {
+
+inline constexpr std::size_t world_pages = 8;
+
+// A stream and host memory of the test's own, on the driver beneath, that never fails.
+class Probe {
+ public:
+  explicit Probe(DriverPtr driver) : driver_(std::move(driver)) {
+    CHECK_OK(driver_->host_register(memory_.data(), memory_.size()));
+    CHECK_OK(driver_->stream_create(&stream_));
+  }
+  ~Probe() {
+    static_cast<void>(driver_->stream_destroy(stream_));
+    static_cast<void>(driver_->host_unregister(memory_.data()));
+  }
+  void write(DevicePtr address, std::uint64_t stamp) {
+    std::memcpy(memory_.data(), &stamp, sizeof stamp);
+    CHECK_OK(driver_->copy_to_device(address, memory_.data(), sizeof stamp, stream_));
+    CHECK_OK(driver_->stream_synchronize(stream_));
+  }
+  std::uint64_t read(DevicePtr address) {
+    std::uint64_t stamp = 0;
+    CHECK_OK(driver_->copy_to_host(memory_.data(), address, sizeof stamp, stream_));
+    CHECK_OK(driver_->stream_synchronize(stream_));
+    std::memcpy(&stamp, memory_.data(), sizeof stamp);
+    return stamp;
+  }
+
+ private:
+  DriverPtr driver_;
+  alignas(64) std::array<std::byte, 64> memory_{};
+  StreamHandle stream_ = nullptr;
+};
+
+struct World;
+
+class Model {
+ public:
+  Model(World& world, OwnerId owner);
+  void add_regions();
+  void swap_in();
+  void swap_out();
+  // Stamps in all regions, marked as written where a step would mark them.
+  void write(std::uint64_t stamp);
+  void check_content();
+
+  World& world;
+  OwnerId owner;
+  ModelMemory memory;
+  std::vector<RegionPtr> regions;
+  std::vector<std::map<std::size_t, std::uint64_t>> expected;  // of a region: offset -> stamp
+};
+
+struct World {
+  World() : probe(ledger) {
+    pool.emplace(driver, world_pages * page_bytes, page_bytes);
+    a.emplace(*this, 1);
+    b.emplace(*this, 2);
+    a->add_regions();
+    b->add_regions();
+  }
+  std::vector<PagePtr> acquire(OwnerId owner, std::size_t count) {
+    std::vector<PagePtr> pages;
+    for (const PageId id : pool->acquire(owner, count)) pages.push_back(pool->page(id));
+    return pages;
+  }
+  std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_test_driver());
+  std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
+  DriverPtr driver = with_faults(ledger, plan);
+  Probe probe;
+  std::optional<PagePool> pool;
+  std::optional<Model> a, b;
+  // Whatever a scenario makes and leaves.
+  std::vector<std::shared_ptr<const void>> made;
+};
+
+inline Model::Model(World& w, OwnerId o)
+    : world(w), owner(o), memory(w.driver, page_bytes, mib / 2) {}
+
+inline void Model::add_regions() {
+  for (const auto& [tag, bytes] :
+       {std::pair{Tag::weights, page_bytes + 4096}, std::pair{Tag::kv_cache, page_bytes},
+        std::pair{Tag::runtime, std::size_t{4096}}}) {
+    regions.push_back(memory.add_region(tag, bytes, -1));
+    expected.emplace_back();
+    for (const std::size_t at : {std::size_t{0}, std::size_t{2048}, bytes - 8}) {
+      expected.back()[at] = 0;
+    }
+    // Behind its end and up to the end of its last page there are zeros.
+    if (regions.back()->span_bytes() > bytes) expected.back()[bytes] = 0;
+  }
+}
+
+inline void Model::swap_in() {
+  auto pages = world.acquire(owner, memory.pages_needed());
+  try {
+    memory.swap_in(std::move(pages));
+  } catch (...) {
+    // Its pages go to nobody else while it may still have them mapped.
+    if (!memory.torn()) world.pool->give_back_all(owner);
+    throw;
+  }
+}
+
+inline void Model::swap_out() {
+  memory.swap_out();
+  world.pool->give_back_all(owner);
+}
+
+inline void Model::write(std::uint64_t stamp) {
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    for (auto& [at, value] : expected[i]) {
+      if (at >= regions[i]->bytes()) continue;
+      value = ++stamp * owner;
+      world.probe.write(regions[i]->address() + at, value);
+      if (regions[i]->tag() != Tag::runtime) memory.mark_written(*regions[i], {{at, at + 8}});
+    }
+  }
+}
+
+inline void Model::check_content() {
+  CHECK(memory.resident());
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    for (const auto& [at, value] : expected[i]) {
+      CHECK_EQ(world.probe.read(regions[i]->address() + at), value);
+    }
+  }
+}
+
+}  // namespace gpupool

@@ -1,0 +1,68 @@
+// The two names that the stand-in library exports: how the driver is found in it, and the control
+// for tests.
+#include <cstdlib>
+#include <cstring>
+
+#include "standin/cuda_names.h"
+#include "standin/state.h"
+
+#define EXPORTED __attribute__((visibility("default")))
+
+using gpupool::standin::Control;
+using gpupool::standin::State;
+
+namespace {
+
+constexpr int driver_version = 13000;
+
+struct Entry {
+  const char* name;
+  int version;
+  void* function;
+};
+
+constexpr int found = 0, not_found = 1, version_not_sufficient = 2;
+
+}  // namespace
+
+extern "C" {
+
+// As cuda.h says: what is not there is a success with a null pointer, and the status says why.
+EXPORTED CUresult CUDAAPI cuGetProcAddress(const char* symbol, void** function, int cuda_version,
+                                           cuuint64_t flags,
+                                           CUdriverProcAddressQueryResult* status) {
+#define ENTRY(name, version, params) {#name, version, reinterpret_cast<void*>(&::name)},
+  static const Entry entries[] = {GPUPOOL_CUDA_SYMBOLS(ENTRY)};
+#undef ENTRY
+  if (flags > 2 || cuda_version > driver_version) return static_cast<CUresult>(1);
+  const char* without = std::getenv("GPUPOOL_STANDIN_WITHOUT");
+  int result = not_found;
+  *function = nullptr;
+  for (const Entry& entry : entries) {
+    if (std::strcmp(entry.name, symbol) != 0) continue;
+    if (without != nullptr && std::strcmp(without, symbol) == 0) continue;
+    result = cuda_version < entry.version ? version_not_sufficient : found;
+    if (result == found) *function = entry.function;
+  }
+  if (status != nullptr) *status = static_cast<CUdriverProcAddressQueryResult>(result);
+  return static_cast<CUresult>(0);
+}
+
+EXPORTED const Control* gpupool_standin_control() {
+  static const Control control{
+      .held = [] { return State::get().held(); },
+      .contexts_made = [] { return State::get().contexts_made(); },
+      .left_behind = [] { return State::get().left_behind(); },
+      .calls = [](const char* name) { return State::get().calls(name); },
+      .fail = [](const char* name, std::uint64_t nth, int code,
+                 bool persistent) { State::get().fail(name, nth, code, persistent); },
+      .injected = [] { return State::get().injected(); },
+      .last_injected = [] { return State::get().last_injected(); },
+      .forget = [] { State::get().forget(); },
+      .make_context = [] { return State::get().make_context(); },
+      .destroy_context = [](void* context) { State::get().destroy_context(context); },
+  };
+  return &control;
+}
+
+}  // extern "C"

@@ -1,0 +1,89 @@
+// What the stand-in driver knows: devices, contexts, what belongs to them, and planned failures.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "driver/driver.h"
+#include "standin/standin.h"
+
+namespace gpupool::standin {
+
+// Codes that gpupool's own list of statuses does not have.
+inline constexpr int invalid_context = 201;
+inline constexpr int context_is_destroyed = 709;
+
+struct Context {
+  int device = -1;  // -1: not a primary context
+};
+
+// Everything the library holds. The host driver beneath is never closed while it is in use; after
+// a sticky fault the end of the last context replaces it, as the end of a process would.
+class State {
+ public:
+  static State& get();
+
+  // Before every call: the status to answer instead of doing anything, or 0.
+  int enter(const char* call, bool needs_context);
+  void initialize();
+
+  int retain(void** context, int device);
+  int release(int device);
+  int set_current(void* context);
+  void* current() const;
+
+  DriverPtr host();
+
+  // Each keeps the books of what the host driver has done.
+  struct Books {
+    std::map<std::uint64_t, int> pages;  // handle -> handle types it may be exported as
+    std::map<std::uint64_t, std::size_t> reservations;
+    std::map<std::uint64_t, std::size_t> mappings;
+    std::set<void*> registrations;
+    std::set<StreamHandle> streams;
+    std::set<EventHandle> events;
+  };
+  template <typename Change>
+  void note(Change change) {
+    std::lock_guard lock(mutex_);
+    change(books_);
+  }
+
+  Held held();
+  std::uint64_t contexts_made();
+  std::uint64_t left_behind();
+  std::uint64_t calls(const char* name);
+  void fail(const char* name, std::uint64_t nth, int code, bool persistent);
+  std::uint64_t injected();
+  const char* last_injected();
+  void forget();
+  void* make_context();
+  void destroy_context(void* context);
+
+ private:
+  State();
+  void end_of_last_context();
+
+  std::mutex mutex_;
+  bool initialized_ = false;
+  DriverPtr host_;
+  Books books_;
+  std::set<Context*> alive_;
+  Context* primary_[devices] = {};
+  std::uint64_t retains_[devices] = {};
+  std::uint64_t contexts_made_ = 0;
+  std::uint64_t left_behind_ = 0;
+
+  std::map<std::string, std::uint64_t> calls_;
+  std::string always_failing_;
+  std::string failing_;  // empty: any
+  std::uint64_t nth_ = 0;
+  int code_ = 0;
+  bool persistent_ = false;
+  std::uint64_t injected_ = 0;
+  const char* last_injected_ = nullptr;
+};
+
+}  // namespace gpupool::standin
