@@ -141,6 +141,7 @@ class SlabAllocator : public std::enable_shared_from_this<SlabAllocator> {
   void leave(Thread& thread) noexcept;
 
   static bool live(const Slab& slab, BlockName name) noexcept;
+  static bool live_in_made(const Slab& slab, BlockName name) noexcept;
   static BlockHandle take(Slab& slab, std::uint32_t free) noexcept;
   static void put(Slab& slab, BlockName name, std::uint32_t free) noexcept;
   void put_or_retire(Slab& slab, BlockName name) const noexcept;

@@ -82,9 +82,14 @@ class SlabAllocator::Working {
   bool owner_;
 };
 
+// For any thread.
 inline bool SlabAllocator::live(const Slab& slab, BlockName name) noexcept {
-  return slab.made.load(std::memory_order_acquire) && name.block < slab.blocks &&
-         (name.generation & 1) != 0 &&
+  return slab.made.load(std::memory_order_acquire) && live_in_made(slab, name);
+}
+
+// For its owner, who had it made.
+inline bool SlabAllocator::live_in_made(const Slab& slab, BlockName name) noexcept {
+  return name.block < slab.blocks && (name.generation & 1) != 0 &&
          slab.generations[name.block].load(std::memory_order_relaxed) == name.generation;
 }
 
@@ -124,7 +129,7 @@ inline void SlabAllocator::free(BlockHandle handle) {
     Thread& thread = *Mine::mine.thread;
     Slab& slab = table_[name.slab];
     const Working working(thread, slab);
-    if (working.owner() && live(slab, name) && name.generation + 1 != retired_) [[likely]] {
+    if (working.owner() && live_in_made(slab, name) && name.generation + 1 != retired_) [[likely]] {
       const std::uint32_t free = slab.free.load(std::memory_order_relaxed);
       const std::uint32_t usable = slab.usable.load(std::memory_order_relaxed);
       // The first free block and the last one back bring more work, unless it is current; the

@@ -1,5 +1,5 @@
-// A source of slabs in ordinary memory that counts what it gave and fails when told to, and
-// allocations of the C++ library that fail when told to.
+// A source of slabs in ordinary memory that counts what it gave and fails when told to, allocations
+// of the C++ library that fail when told to, and a plain model of the allocator.
 #pragma once
 
 #include <cstdlib>
@@ -75,5 +75,70 @@ inline bool stamped(DevicePtr address, std::size_t bytes, BlockHandle handle) {
   }
   return true;
 }
+
+inline constexpr std::size_t slab_bytes = 16384;
+
+struct Scene {
+  explicit Scene(SlabLimits limits = {{64, 192, 4096}, 12})
+      : source(std::make_shared<HeapSlabs>(slab_bytes)),
+        slabs(SlabAllocator::create(source, std::move(limits))) {}
+  std::shared_ptr<HeapSlabs> source;
+  std::shared_ptr<SlabAllocator> slabs;
+};
+
+struct Live {
+  BlockHandle handle;
+  std::size_t shape;
+};
+
+// The allocator beside a list of what is in use and what was.
+struct Model {
+  Model(SlabAllocator& allocator, std::uint64_t seed) : slabs(allocator), random(seed) {}
+
+  std::size_t below(std::size_t n) { return static_cast<std::size_t>(random() % n); }
+  bool allocate(std::size_t shape) {
+    BlockHandle handle{};
+    try {
+      handle = slabs.allocate(shape);
+    } catch (const OutOfBlocks&) {
+      return false;
+    }
+    CHECK((name_of(handle).generation & 1) == 1);
+    stamp(slabs.address_of(handle), slabs.block_bytes(shape), handle);
+    live.push_back({handle, shape});
+    return true;
+  }
+  void free(std::size_t i) {
+    const Live block = live[i];
+    CHECK(stamped(slabs.address_of(block.handle), slabs.block_bytes(block.shape), block.handle));
+    slabs.free(block.handle);
+    if (dead.size() < 5000) {
+      dead.push_back(block.handle);
+    } else {
+      dead[below(dead.size())] = block.handle;
+    }
+    live[i] = live.back();
+    live.pop_back();
+  }
+  void check_statistics() {
+    const SlabStatistics all = slabs.statistics();
+    std::vector<std::size_t> counts(all.shapes.size());
+    std::size_t bytes = 0;
+    for (const Live& block : live) {
+      ++counts[block.shape];
+      bytes += slabs.block_bytes(block.shape);
+    }
+    for (std::size_t shape = 0; shape < counts.size(); ++shape) {
+      CHECK_EQ(all.shapes[shape].blocks_live, counts[shape]);
+    }
+    CHECK_EQ(all.bytes_live, bytes);
+    CHECK_EQ(all.slabs, all.slabs_made - all.slabs_returned);
+  }
+
+  SlabAllocator& slabs;
+  std::mt19937_64 random;
+  std::vector<Live> live;
+  std::vector<BlockHandle> dead;
+};
 
 }  // namespace gpupool

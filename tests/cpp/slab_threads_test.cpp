@@ -9,16 +9,6 @@ using namespace gpupool;
 
 namespace {
 
-constexpr std::size_t slab_bytes = 16384;
-
-struct Scene {
-  explicit Scene(SlabLimits limits = {{64, 192, 4096}, 12})
-      : source(std::make_shared<HeapSlabs>(slab_bytes)),
-        slabs(SlabAllocator::create(source, std::move(limits))) {}
-  std::shared_ptr<HeapSlabs> source;
-  std::shared_ptr<SlabAllocator> slabs;
-};
-
 template <typename Work>
 void in_another_thread(Work work) {
   std::exception_ptr failure;
