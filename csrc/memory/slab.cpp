@@ -124,7 +124,7 @@ BlockHandle SlabAllocator::allocate_slowly(std::size_t shape) {
       Slab& slab = make_slab(shape);
       if (thread == nullptr) {
         share(slab);
-        break;
+        return take_shared(slab, nullptr);
       }
       slab.owner.store(thread, std::memory_order_relaxed);
       thread->current[shape] = &slab;

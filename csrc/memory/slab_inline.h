@@ -5,6 +5,13 @@
 
 namespace gpupool {
 
+// Where two threads may meet at the worst time. A test defines GPUPOOL_SLAB_PAUSE and lingers here.
+#ifdef GPUPOOL_SLAB_PAUSE
+void slab_pause() noexcept;
+#else
+inline void slab_pause() noexcept {}
+#endif
+
 // One slot of the table. Its generations go on when the slab is returned and another made in its
 // place, so no handle is ever valid twice.
 //
@@ -70,6 +77,7 @@ class SlabAllocator::Working {
   Working(Thread& thread, Slab& slab) noexcept : thread_(thread) {
     thread.working.store(&slab, std::memory_order_release);
     std::atomic_signal_fence(std::memory_order_seq_cst);  // membarrier(2) makes it a real one
+    slab_pause();
     owner_ = slab.owner.load(std::memory_order_relaxed) == &thread;
   }
   ~Working() { thread_.working.store(nullptr, std::memory_order_release); }
@@ -95,6 +103,7 @@ inline bool SlabAllocator::live_in_made(const Slab& slab, BlockName name) noexce
 
 // For who may change the slab, which has `free` > 0 free blocks.
 inline BlockHandle SlabAllocator::take(Slab& slab, std::uint32_t free) noexcept {
+  slab_pause();
   const BlockHandle handle{slab.stack[free - 1] + 1};
   slab.free.store(free - 1, std::memory_order_relaxed);
   const BlockName name = name_of(handle);
@@ -104,6 +113,7 @@ inline BlockHandle SlabAllocator::take(Slab& slab, std::uint32_t free) noexcept 
 
 // For who may change the slab, which has `free` free blocks; `name` is live and not used up.
 inline void SlabAllocator::put(Slab& slab, BlockName name, std::uint32_t free) noexcept {
+  slab_pause();
   slab.generations[name.block].store(name.generation + 1, std::memory_order_relaxed);
   slab.stack[free] = static_cast<std::uint64_t>(handle_of(name)) + 1;
   slab.free.store(free + 1, std::memory_order_relaxed);

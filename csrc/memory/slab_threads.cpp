@@ -115,6 +115,7 @@ void SlabAllocator::disown(Slab& slab) {
   Thread* owner = slab.owner.load(std::memory_order_relaxed);
   if (owner == nullptr) return;
   slab.owner.store(nullptr, std::memory_order_relaxed);
+  slab_pause();
   if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) != 0) {
     slab.owner.store(owner, std::memory_order_relaxed);
     throw std::system_error(errno, std::generic_category(), "membarrier");

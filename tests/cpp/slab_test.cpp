@@ -121,6 +121,7 @@ TEST(a_refusal_names_the_block) {
     CHECK(refusal(*scene.slabs, handle_of(none)).find("never existed") != std::string::npos);
   }
   scene.slabs->free(second);
+  CHECK(!refusal(*scene.slabs, handle_of({0, 0, 4})).empty());  // what a free block has
   scene.slabs->trim();
   CHECK_EQ(refusal(*scene.slabs, second),
            std::string("block 0 of slab 0 (generation 3) was freed already"));
