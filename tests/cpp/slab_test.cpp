@@ -179,6 +179,9 @@ TEST(the_last_block_back_and_forth_makes_no_slab) {
     for (int i = 0; i < 4; ++i) static_cast<void>(scene.slabs->allocate(0));
     for (int i = 0; i < 100; ++i) scene.slabs->free(scene.slabs->allocate(0));
     CHECK_EQ(scene.slabs->statistics().slabs_made, 2);
+    scene.slabs->trim();
+    for (int i = 0; i < 100; ++i) scene.slabs->free(scene.slabs->allocate(0));
+    CHECK_EQ(scene.slabs->statistics().slabs_made, 3);
   }
 }
 
