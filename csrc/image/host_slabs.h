@@ -1,0 +1,27 @@
+// Slabs of pinned host memory.
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "image/image.h"
+#include "memory/slab.h"
+
+namespace gpupool {
+
+// Each slab is a HostMemory of its own.
+class HostSlabs final : public SlabSource {
+ public:
+  HostSlabs(DriverPtr driver, std::size_t slab_bytes);
+
+  DevicePtr acquire() override;          // throws what HostMemory does, or std::bad_alloc
+  void release(DevicePtr run) override;  // throws UsageError if it is none
+  [[nodiscard]] std::size_t slab_bytes() const noexcept override { return slab_bytes_; }
+
+ private:
+  DriverPtr driver_;
+  std::size_t slab_bytes_;
+  std::map<DevicePtr, std::unique_ptr<HostMemory>> runs_;
+};
+
+}  // namespace gpupool

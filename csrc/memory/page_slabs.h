@@ -1,0 +1,47 @@
+// Slabs of device memory: pages of a pool, mapped.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "memory/memory.h"
+#include "memory/slab.h"
+
+namespace gpupool {
+
+// Each slab is `pages_per_slab` pages of the pool, of `owner`, at an address of its own.
+class PageSlabs final : public SlabSource {
+ public:
+  // Throws UsageError if a slab has no page.
+  PageSlabs(DriverPtr driver, std::shared_ptr<PagePool> pool, OwnerId owner,
+            std::size_t pages_per_slab);
+  ~PageSlabs() override;
+  PageSlabs(const PageSlabs&) = delete;
+  PageSlabs& operator=(const PageSlabs&) = delete;
+
+  // Throws what PagePool::acquire() does, DriverError or std::bad_alloc.
+  DevicePtr acquire() override;
+  // Throws DriverError if the slab cannot be unmapped, UsageError if it is none.
+  void release(DevicePtr run) override;
+  [[nodiscard]] std::size_t slab_bytes() const noexcept override;
+
+ private:
+  struct Run {
+    std::vector<PageId> pages;
+    std::unique_ptr<Mapping> mapping;
+  };
+  using Runs = std::map<DevicePtr, Run>;
+  void give_back(std::vector<PageId>& pages) noexcept;
+
+  DriverPtr driver_;
+  std::shared_ptr<PagePool> pool_;
+  OwnerId owner_;
+  std::size_t pages_per_slab_;
+  Runs runs_;
+  // Pages that could not be given back for want of memory; they are used first.
+  Runs idle_;  // those of slabs, unmapped
+  std::vector<PageId> stray_;
+};
+
+}  // namespace gpupool
