@@ -122,7 +122,9 @@ void bind_driver(py::module_& m) {
           py::arg("nth"), py::arg("code"), py::arg("persistent") = false,
           "The nth call from now answers `code`; with `persistent` so do all after it.")
       .def("disarm", &FaultPlan::disarm)
-      .def_property_readonly("injected", &FaultPlan::injected, "Calls failed since arm().");
+      .def_property_readonly(
+          "injected", [](const FaultPlan& self) { return self.injected(); },
+          "Calls failed since arm().");
   m.def("with_faults", &with_faults, py::arg("driver").none(false), py::arg("plan").none(false),
         "The same driver, failing as the plan says.");
 }

@@ -53,9 +53,9 @@ class SteppedStreams final : public Streams {
       return it == streams_.end() ? Id{0} : it->first;
     };
     for (Id id = behind(); id != 0; id = behind()) {
-      const Status status = run_until(
-          [&] { return streams_.count(id) == 0 || streams_.at(id).queue.empty(); }, id,
-          [&] { return "context_synchronize for stream " + std::to_string(id); });
+      const Status status =
+          run_until([&] { return streams_.count(id) == 0 || streams_.at(id).queue.empty(); }, id,
+                    [&] { return "context_synchronize for stream " + std::to_string(id); });
       if (status != Status::success) return status;
     }
     return Status::success;
