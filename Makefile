@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python soak sanitize lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp test-python faults soak sanitize lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ endef
 
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
 	$(call run_cpp_tests,cpp)
+
+faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 31 scenarios in turn
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	cmake --build build/cpp --parallel $(JOBS) --target fault_scenarios
+	build/cpp/tests/cpp/fault_scenarios
 
 soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test
