@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python faults soak sanitize lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp test-python faults soak sanitize coverage lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,23 @@ soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest
+
+# The core is counted in the C++ tests, the bindings in the Python tests; a line of a template is
+# one line. Branches that only an exception takes are left out, and nothing else.
+COVERAGE := build/coverage
+coverage: $(STAMPS)/build-tools $(STAMPS)/coverage ## Lines and branches of csrc/ that the tests reach
+	rm -rf $(COVERAGE)
+	$(call run_cpp_tests,coverage,-DGPUPOOL_COVERAGE=ON)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-deps --no-build-isolation \
+		--target $(COVERAGE)/site -Cbuild-dir=$(COVERAGE)/python \
+		-Ccmake.define.GPUPOOL_COVERAGE=ON .
+	PYTHONPATH=$(COVERAGE)/site $(BIN)/python -m pytest -p no:cacheprovider tests/core
+	$(BIN)/gcovr --root . --filter csrc/ --exclude-throw-branches \
+		--merge-mode-functions merge-use-line-0 --merge-lines --json-summary $(COVERAGE)/summary.json \
+		--txt - $(COVERAGE)/CMakeFiles $(COVERAGE)/tests \
+		$(COVERAGE)/python/CMakeFiles/_core.dir
+	@$(BIN)/python -c "import json; s = json.load(open('$(COVERAGE)/summary.json')); \
+		print(f'lines={s[\"line_percent\"]}% branches={s[\"branch_percent\"]}%')"
 
 sanitize: $(STAMPS)/build-tools ## The C++ tests under ASan and UBSan, then under TSan
 	$(call run_cpp_tests,sanitize-address,-DGPUPOOL_SANITIZE=address)
@@ -109,6 +126,11 @@ $(STAMPS)/package: $(PACKAGE_SOURCES) $(STAMPS)/build-tools $(STAMPS)/run
 $(STAMPS)/test: pyproject.toml tools/requirements.py $(STAMPS)/run
 	$(REQUIREMENTS) test >$(STAMPS)/test.txt
 	$(PIP) install -r $(STAMPS)/test.txt
+	touch $@
+
+$(STAMPS)/coverage: pyproject.toml tools/requirements.py | $(STAMPS)/environment
+	$(REQUIREMENTS) run coverage >$(STAMPS)/coverage.txt
+	$(PIP) install -r $(STAMPS)/coverage.txt
 	touch $@
 
 $(STAMPS)/dev: pyproject.toml tools/requirements.py | $(STAMPS)/environment

@@ -60,6 +60,9 @@ TEST(every_call_that_is_missing_is_named) {
            twice("the NVIDIA driver has no " #name ": CUDA 12.0 or newer is needed"));
   GPUPOOL_CUDA_SYMBOLS(WITHOUT)
 #undef WITHOUT
+  const std::string first = twice("the NVIDIA driver has no cuInit: CUDA 12.0 or newer is needed");
+  CHECK_EQ(probe(in("whole") + " GPUPOOL_STANDIN_WITHOUT=all"), first);
+  CHECK_EQ(probe(in("whole") + " GPUPOOL_STANDIN_LOOKUP=all"), first);
 }
 
 TEST(a_driver_that_does_not_start_is_reported_by_its_own_name) {

@@ -23,6 +23,11 @@ struct Entry {
 
 constexpr int found = 0, not_found = 1, version_not_sufficient = 2;
 
+bool names(const char* variable, const char* symbol) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && (std::strcmp(value, symbol) == 0 || std::strcmp(value, "all") == 0);
+}
+
 }  // namespace
 
 extern "C" {
@@ -35,12 +40,12 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress(const char* symbol, void** function, 
   static const Entry entries[] = {GPUPOOL_CUDA_SYMBOLS(ENTRY)};
 #undef ENTRY
   if (flags > 2 || cuda_version > driver_version) return static_cast<CUresult>(1);
-  const char* without = std::getenv("GPUPOOL_STANDIN_WITHOUT");
+  if (names("GPUPOOL_STANDIN_LOOKUP", symbol)) return static_cast<CUresult>(801);
   int result = not_found;
   *function = nullptr;
   for (const Entry& entry : entries) {
     if (std::strcmp(entry.name, symbol) != 0) continue;
-    if (without != nullptr && std::strcmp(without, symbol) == 0) continue;
+    if (names("GPUPOOL_STANDIN_WITHOUT", symbol)) continue;
     result = cuda_version < entry.version ? version_not_sufficient : found;
     if (result == found) *function = entry.function;
   }

@@ -2,7 +2,8 @@
 // the CUDA driver of a machine with two devices and forwards to the host driver.
 //
 // The environment sets, for a process as a whole:
-//   GPUPOOL_STANDIN_WITHOUT  a call that cuGetProcAddress does not find
+//   GPUPOOL_STANDIN_WITHOUT  a call that cuGetProcAddress does not find, or all
+//   GPUPOOL_STANDIN_LOOKUP   a call for which cuGetProcAddress fails, or all
 //   GPUPOOL_STANDIN_FAIL     a call that always answers CUDA_ERROR_NO_DEVICE
 #pragma once
 
