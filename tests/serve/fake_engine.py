@@ -58,12 +58,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _tell(what: str, text: str) -> None:
+    """Whole or not at all, since whoever reads it may kill this process at once."""
+    path = POOL_DIR / f"{NAME}.{what}"
+    draft = path.with_suffix(f".{what}-draft")
+    draft.write_text(text)
+    draft.rename(path)
+
+
 def main() -> None:
     started_before = (POOL_DIR / f"{NAME}.server").exists()
-    (POOL_DIR / f"{NAME}.server").write_text(str(os.getpid()))
+    _tell("server", str(os.getpid()))
     if "refused" in OPTIONS:
         refusal = {"model": NAME, "pid": os.getpid(), "message": f"{NAME} needs 9 bytes, not 8"}
-        (POOL_DIR / f"{NAME}.refusal").write_text(json.dumps(refusal))
+        _tell("refusal", json.dumps(refusal))
         sys.exit(1)
     if "broken" in OPTIONS or ("broken-later" in OPTIONS and started_before):
         raise ValueError("the weights are no good")
@@ -75,7 +83,7 @@ def main() -> None:
     assert worker.stdout is not None
     worker.stdout.readline()
     if "outside" not in OPTIONS:
-        (POOL_DIR / f"{NAME}.worker").write_text(str(worker.pid))
+        _tell("worker", str(worker.pid))
     ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 
 
