@@ -249,6 +249,7 @@ TEST(a_thread_that_ends_leaves_its_slabs) {
   const BlockHandle again = scene.slabs->allocate(0);  // in a slab that is there
   CHECK_EQ(scene.source->runs(), 2);
   scene.slabs->free(again);
+  CHECK_EQ(scene.slabs->statistics().slabs_taken, 0);  // they were left, not taken
 }
 
 TEST(a_thread_outlives_the_allocators_it_used) {
