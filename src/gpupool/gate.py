@@ -153,9 +153,9 @@ class Gate:
 
         With half of ``timeout_s`` gone a turn is cut short: ``min_steps`` no longer counts. False
         if the model was out already, another thread saw to it, or ``is_stale`` says that what was
-        revoked has gone by itself. Raises LeaseTimeoutError
-        if a step stays open for ``timeout_s`` (None waits for ever), UsageError if this very
-        thread holds it open, and whatever giving up raises; the model is resident then, or torn.
+        revoked has gone by itself. Raises LeaseTimeoutError if a step stays open for
+        ``timeout_s`` (None waits for ever), UsageError if this very thread holds it open, and
+        whatever giving up raises; the model is resident then, or torn.
         """
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:

@@ -103,8 +103,16 @@ class Model:
                 yield
             finally:  # also after an error: part may have been written
                 if writes:
-                    for region in (*self.regions("weights"), *self.regions("kv_cache")):
-                        region.mark_written([(0, region.bytes)])
+                    self.mark_written("weights")
+                    self.mark_written("kv_cache")
+
+    def mark_written(self, tag: str) -> None:
+        """All regions of one tag are to be saved whole at the next swap-out.
+
+        Raises UsageError unless the model is resident.
+        """
+        for region in self.regions(tag):
+            region.mark_written([(0, region.bytes)])
 
     def swap_out(self) -> bool:
         """Give the memory up now; False if the model was out already."""

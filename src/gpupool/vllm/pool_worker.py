@@ -68,7 +68,6 @@ class PoolWorker:
             min_steps=min_steps,
             before_swap_out=self._pool_before_swap_out,
         )
-        self._pool_weights: list[Region] = []
         self._pool_kv_cache: Region | None = None
         self._pool_block_pieces: list[tuple[int, int, int]] | None = None
         self._pool_written = WrittenBlocks([], 0)
@@ -93,7 +92,6 @@ class PoolWorker:
         compat.forget_shared_tensors()
         super().load_model(**kwargs)  # type: ignore[misc]
         adopted = adopt(self.model_runner.get_model(), self.pool_model)
-        self._pool_weights = self.pool_model.regions("weights")
         logger.info(
             "gpupool: %d bytes of weights and %d of buffers in the pool, %d outside",
             adopted.weights_bytes,
@@ -260,8 +258,7 @@ class PoolWorker:
                 yield
             finally:  # also after a failure: part may have been written
                 if writes:
-                    for region in self._pool_weights:
-                        region.mark_written([(0, region.bytes)])
+                    self.pool_model.mark_written("weights")
 
 
 def _touches_memory(scheduler_output: Any) -> bool:
@@ -269,5 +266,4 @@ def _touches_memory(scheduler_output: Any) -> bool:
         scheduler_output.total_num_scheduled_tokens > 0
         or getattr(scheduler_output, "new_block_ids_to_zero", None)
         or getattr(scheduler_output, "kv_cache_block_copies", None)
-        or getattr(scheduler_output, "kv_connector_metadata", None)
     )
