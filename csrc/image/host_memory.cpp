@@ -17,57 +17,123 @@ namespace {
 // One registration of 512 GiB or more fails in the CUDA driver.
 constexpr std::size_t register_bytes_max = std::size_t{64} << 30;
 
-[[noreturn]] void fail(const char* call) {
-  throw std::system_error(errno, std::generic_category(), call);
+constexpr std::size_t system_page_bytes = 4096;
+
+[[noreturn]] void fail(const char* call, int error = errno) {
+  throw std::system_error(error, std::generic_category(), call);
 }
+
+std::size_t in_system_pages(std::size_t bytes) {
+  if (bytes > ~std::size_t{0} - system_page_bytes) fail("mmap", ENOMEM);
+  return (bytes + system_page_bytes - 1) / system_page_bytes * system_page_bytes;
+}
+
+// A descriptor that is closed again unless it is somebody else's.
+class Descriptor {
+ public:
+  Descriptor(int fd, std::size_t bytes) : fd_(fd), own_(fd < 0) {
+    if (!own_) return;
+    fd_ = memfd_create("gpupool-image", MFD_CLOEXEC);
+    if (fd_ < 0) fail("memfd_create");
+    if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) {
+      const int error = errno;
+      close(fd_);
+      fail("ftruncate", error);
+    }
+  }
+  ~Descriptor() {
+    if (own_) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  // A mapping beyond the end of its file would kill the process at the first touch.
+  [[nodiscard]] bool holds(std::size_t bytes) const {
+    struct stat info{};
+    return fstat(fd_, &info) == 0 && static_cast<std::size_t>(info.st_size) >= bytes;
+  }
+  [[nodiscard]] int get() const { return fd_; }
+
+ private:
+  int fd_;
+  bool own_;
+};
 
 }  // namespace
 
-HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes)
-    : driver_(std::move(driver)), bytes_(bytes) {
-  if (bytes == 0) throw UsageError("host memory must have at least one byte");
-  int own = -1;
-  if (fd < 0) {
-    own = memfd_create("gpupool-image", MFD_CLOEXEC);
-    if (own < 0) fail("memfd_create");
-    if (ftruncate(own, static_cast<off_t>(bytes)) != 0) {
-      close(own);
-      fail("ftruncate");
-    }
-    fd = own;
-  }
-  struct stat info{};
-  // A mapping beyond the end of its file would kill the process at the first touch.
-  const bool fits = fstat(fd, &info) == 0 && static_cast<std::size_t>(info.st_size) >= bytes;
-  void* view = fits ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
-  const int error = errno;
-  if (own >= 0) close(own);
-  if (!fits) throw UsageError("the descriptor holds less than " + std::to_string(bytes) + " bytes");
-  if (view == MAP_FAILED) {
-    errno = error;
-    fail("mmap");
-  }
-  data_ = static_cast<std::byte*>(view);
-  for (std::size_t at = 0; at < bytes; at += register_bytes_max) {
-    const Status status =
-        driver_->host_register(data_ + at, std::min(register_bytes_max, bytes - at));
-    if (status != Status::success) {
-      release(at);
-      check(*driver_, "host_register", status);
-    }
+HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t capacity_bytes)
+    : driver_(std::move(driver)),
+      capacity_bytes_(in_system_pages(std::max(bytes, capacity_bytes))) {
+  if (capacity_bytes_ == 0) throw UsageError("host memory must have at least one byte");
+  void* room =
+      mmap(nullptr, capacity_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) fail("mmap");
+  data_ = static_cast<std::byte*>(room);
+  try {
+    grow(fd, bytes);
+  } catch (...) {
+    release();
+    throw;
   }
 }
 
-HostMemory::~HostMemory() { release(bytes_); }
+HostMemory::~HostMemory() { release(); }
 
-void HostMemory::release(std::size_t end) noexcept {
-  bool registered = false;
-  for (std::size_t at = 0; at < end; at += register_bytes_max) {
-    registered |= driver_->host_unregister(data_ + at) != Status::success;
-  }
+void HostMemory::release() noexcept {
+  take_back(0);
   // What the driver does not let go stays mapped: lost, but nothing else gets these addresses,
   // which could then not be registered.
-  if (!registered) munmap(data_, bytes_);
+  if (!stuck_) munmap(data_, capacity_bytes_);
+}
+
+std::size_t HostMemory::missing_bytes(std::size_t bytes) const {
+  return bytes <= bytes_ ? 0 : in_system_pages(bytes) - bytes_;
+}
+
+void HostMemory::grow(int fd, std::size_t bytes) {
+  if (bytes > capacity_bytes_) {
+    throw UsageError("host memory of at most " + std::to_string(capacity_bytes_) +
+                     " bytes cannot have " + std::to_string(bytes));
+  }
+  const std::size_t missing = missing_bytes(bytes);
+  if (missing == 0) return;
+  if (stuck_) throw UsageError("host memory that is still registered from a failure cannot grow");
+  const Descriptor file(fd, missing);
+  if (!file.holds(missing)) {
+    throw UsageError("the descriptor holds less than " + std::to_string(missing) + " bytes");
+  }
+  const std::size_t before = pieces_.size();
+  pieces_.reserve(before + missing / register_bytes_max + 1);
+  if (mmap(data_ + bytes_, missing, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(),
+           0) == MAP_FAILED) {
+    fail("mmap");
+  }
+  const std::size_t end = bytes_ + missing;
+  for (std::size_t at = bytes_; at < end; at = pieces_.back().end) {
+    const Run piece{at, std::min(end, at + register_bytes_max)};
+    const Status status = driver_->host_register(data_ + at, piece.bytes());
+    if (status != Status::success) {
+      take_back(before);
+      check(*driver_, "host_register", status);
+    }
+    pieces_.push_back(piece);
+  }
+  bytes_ = end;
+}
+
+void HostMemory::take_back(std::size_t first) noexcept {
+  for (; pieces_.size() > first; pieces_.pop_back()) {
+    const Status status = driver_->host_unregister(data_ + pieces_.back().begin);
+    stuck_ |= status != Status::success;
+  }
+}
+
+std::vector<Run> HostMemory::cut(Run run) const {
+  std::vector<Run> runs;
+  for (const Run& piece : pieces_) {
+    const Run part{std::max(run.begin, piece.begin), std::min(run.end, piece.end)};
+    if (part.begin < part.end) runs.push_back(part);
+  }
+  return runs;
 }
 
 }  // namespace gpupool

@@ -9,34 +9,48 @@
 
 namespace gpupool {
 
-// Host memory backed by a memfd and registered with the driver, so that it can be shared with
-// another process and copied asynchronously.
-class HostMemory {
- public:
-  // Maps `fd`, which stays the caller's and must be a file of at least `bytes`; a negative `fd`
-  // makes a new memfd. Throws std::system_error, DriverError or UsageError.
-  HostMemory(DriverPtr driver, int fd, std::size_t bytes);
-  ~HostMemory();
-  HostMemory(const HostMemory&) = delete;
-  HostMemory& operator=(const HostMemory&) = delete;
-
-  [[nodiscard]] std::byte* data() const noexcept { return data_; }
-  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
-
- private:
-  // Takes back the registrations of [0, end) and the mapping.
-  void release(std::size_t end) noexcept;
-  DriverPtr driver_;
-  std::byte* data_ = nullptr;
-  std::size_t bytes_;
-};
-
 // A run of bytes, [begin, end).
 struct Run {
   std::size_t begin;
   std::size_t end;
   [[nodiscard]] std::size_t bytes() const noexcept { return end - begin; }
   bool operator==(const Run&) const = default;
+};
+
+// Host memory backed by memfds and registered with the driver, so that it can be shared with
+// another process and copied asynchronously. It can grow at the addresses it has.
+class HostMemory {
+ public:
+  // Maps `fd`, which stays the caller's and must be a file of at least `bytes` rounded up to the
+  // system's pages; a negative `fd` makes a new memfd. Addresses are kept for `capacity_bytes`,
+  // or for `bytes` if that is more. Throws std::system_error, DriverError or UsageError.
+  HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t capacity_bytes = 0);
+  ~HostMemory();
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+
+  // Makes it `bytes` long, the new part backed by `fd`, or a new memfd, from its start. Throws as
+  // the constructor does and is as before then.
+  void grow(int fd, std::size_t bytes);
+  // How many bytes a descriptor must have to grow to `bytes`; 0 if it is as long already. Throws
+  // std::system_error for a size that no system has.
+  [[nodiscard]] std::size_t missing_bytes(std::size_t bytes) const;
+  // What one copy cannot span: `run` cut where one registration ends and the next begins.
+  [[nodiscard]] std::vector<Run> cut(Run run) const;
+
+  [[nodiscard]] std::byte* data() const noexcept { return data_; }
+  // In whole pages of the system.
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  void take_back(std::size_t first) noexcept;
+  void release() noexcept;
+  DriverPtr driver_;
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  std::size_t capacity_bytes_;
+  std::vector<Run> pieces_;  // registered, one after the other
+  bool stuck_ = false;       // the driver did not let one of them go
 };
 
 // A set of bytes as disjoint, non-adjacent runs in order.

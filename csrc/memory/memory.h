@@ -2,6 +2,7 @@
 // itself. A mapping holds its reservation and its pages, so teardown is in order by construction.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -40,40 +41,85 @@ using PagePtr = std::shared_ptr<const Page>;
 using PageId = std::uint32_t;
 using OwnerId = std::uint64_t;
 
-// The pages of one budget and who has them. Created on first use, kept until the pool is gone.
+// What of a budget is where. The figures of the pages add up to `created`.
+struct PoolStatistics {
+  std::size_t total = 0;
+  std::size_t created = 0;
+  std::size_t clean = 0;      // free, reading as zeros throughout
+  std::size_t dirty = 0;      // free, with whatever was left in them
+  std::size_t scrubbing = 0;  // being made clean; free as soon as that is done
+  std::size_t withheld = 0;   // kept from everybody after a failure
+  std::size_t owned = 0;
+};
+
+// The pages of one budget and who has them. Created on first use or ahead, kept until the pool is
+// gone. It moves no bytes: a Scrubber makes pages clean and says so here.
 class PagePool {
  public:
   // Throws UsageError unless page_bytes is a power of two, a multiple of the driver's granularity
   // and within the budget.
   PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_bytes);
 
-  // `count` pages for `owner`, all or none. Throws UsageError if fewer are free, DriverError if
-  // the device cannot create them; either way nothing has changed.
+  // Makes pages now rather than at their first use, until there are `count`. Throws UsageError if
+  // the budget has fewer, or DriverError; what was made by then stays.
+  void create_ahead(std::size_t count);
+  // `count` pages for `owner`, all or none, clean ones first. Waits for pages being scrubbed where
+  // there are not enough others. Throws UsageError if fewer are free, DriverError if the device
+  // cannot create them; either way nothing has changed.
   std::vector<PageId> acquire(OwnerId owner, std::size_t count);
   // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once.
   void give_back(OwnerId owner, std::span<const PageId> pages);
   // Everything `owner` holds.
   std::vector<PageId> give_back_all(OwnerId owner);
 
+  // Up to `count` dirty pages to be scrubbed; each must be ended by end_scrub() or withhold().
+  std::vector<PageId> begin_scrub(std::size_t count);
+  void end_scrub(std::span<const PageId> pages, bool clean) noexcept;
+  // Throws UsageError unless `owner` holds every one, named once.
+  void check_held(OwnerId owner, std::span<const PageId> pages) const;
+  // What `owner` holds and has not mapped yet has been scrubbed. Throws UsageError as check_held().
+  void mark_clean(OwnerId owner, std::span<const PageId> pages);
+  // Nobody gets these pages, owned or being scrubbed, until release(): something in flight may
+  // still touch them.
+  void withhold(std::span<const PageId> pages) noexcept;
+  void release(std::span<const PageId> pages) noexcept;
+
   [[nodiscard]] PagePtr page(PageId id) const;  // throws UsageError if never created
+  // Whether it read as zeros when it was acquired, or does now if it is free.
+  [[nodiscard]] bool is_clean(PageId id) const;  // throws UsageError if never created
   [[nodiscard]] std::vector<PageId> owned(OwnerId owner) const;
+  // Those being scrubbed included.
   [[nodiscard]] std::size_t free_pages() const;
   [[nodiscard]] std::size_t created_pages() const;
+  [[nodiscard]] PoolStatistics statistics() const;
   [[nodiscard]] std::size_t total_pages() const noexcept { return slots_; }
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
+  enum class State { free, scrubbing, withheld, owned };
   struct Slot {
     PagePtr page;
     OwnerId owner = 0;
-    bool owned = false;
+    State state = State::free;
+    bool clean = false;
   };
+  // With mutex_ held.
+  void create_one();
+  void put_free(PageId id, bool clean) noexcept;
+  void check_owned(OwnerId owner, std::span<const PageId> pages) const;
+  [[nodiscard]] std::size_t count(State state) const;
+  [[nodiscard]] std::size_t uncreated() const noexcept { return slots_ - created_.size(); }
+
   DriverPtr driver_;
   std::size_t page_bytes_;
   std::size_t slots_;
   mutable std::mutex mutex_;
+  std::condition_variable scrubbed_;
   std::vector<Slot> created_;
-  std::vector<PageId> free_;  // created and not owned; last one given back goes out first
+  std::size_t scrubbing_ = 0;
+  // Free; the last one given back goes out first.
+  std::vector<PageId> clean_;
+  std::vector<PageId> dirty_;
 };
 
 // A range of device addresses that nothing else gets until this is gone.
@@ -110,10 +156,20 @@ class Mapping {
   // Removes what is mapped, also what a failed map() left. Throws DriverError and stays as it was.
   // Nothing may be in flight that touches the range.
   void unmap();
+  // More pages behind those of a mapped one, mapped at once. Throws UsageError unless they fit,
+  // or DriverError: it is as before then, or has those that could not be unmapped again on top,
+  // until shrink() or unmap().
+  void extend(const std::vector<PagePtr>& more);
+  // Unmaps all but the first `pages` of a mapped one, at least one, and returns them. Throws
+  // DriverError and stays as it was. Nothing may be in flight that touches them.
+  std::vector<PagePtr> shrink(std::size_t pages);
   // Whether all of it is mapped and may be touched.
   [[nodiscard]] bool mapped() const noexcept { return accessible_; }
+  [[nodiscard]] const std::vector<PagePtr>& pages() const noexcept { return pages_; }
 
  private:
+  void check_pages(const std::vector<PagePtr>& more) const;
+  void map_from(std::size_t first);
   [[nodiscard]] std::size_t bytes() const noexcept { return pages_.size() * pages_[0]->bytes(); }
   DriverPtr driver_;
   ReservationPtr reservation_;

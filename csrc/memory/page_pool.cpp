@@ -47,47 +47,77 @@ PagePool::PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_
     throw UsageError("budget of " + std::to_string(budget_bytes) +
                      " bytes does not hold one page of " + std::to_string(page_bytes) + " bytes");
   }
-  created_.reserve(slots_);  // so that a page created is a page recorded
-  free_.reserve(slots_);
+  // So that a page created is a page recorded, and putting one back cannot fail.
+  created_.reserve(slots_);
+  clean_.reserve(slots_);
+  dirty_.reserve(slots_);
+}
+
+void PagePool::put_free(PageId id, bool clean) noexcept {
+  created_[id].state = State::free;
+  created_[id].clean = clean;
+  (clean ? clean_ : dirty_).push_back(id);
+}
+
+void PagePool::create_one() {
+  created_.push_back(Slot{Page::create(driver_, page_bytes_)});
+  // What the device puts into fresh memory is its own business.
+  put_free(static_cast<PageId>(created_.size() - 1), false);
+}
+
+void PagePool::create_ahead(std::size_t count) {
+  std::lock_guard lock(mutex_);
+  if (count > slots_) {
+    throw UsageError(std::to_string(count) + " pages to be created ahead, but the budget has " +
+                     std::to_string(slots_));
+  }
+  while (created_.size() < count) create_one();
 }
 
 std::vector<PageId> PagePool::acquire(OwnerId owner, std::size_t count) {
-  std::lock_guard lock(mutex_);
-  const std::size_t available = free_.size() + slots_ - created_.size();
-  if (count > available) {
-    throw UsageError(std::to_string(count) + " pages asked for, " + std::to_string(available) +
-                     " are free");
-  }
   std::vector<PageId> granted;
-  granted.reserve(count);
-  while (free_.size() < count) {
-    PagePtr page = Page::create(driver_, page_bytes_);  // pages made so far stay free on failure
-    created_.push_back(Slot{std::move(page)});
-    free_.push_back(static_cast<PageId>(created_.size() - 1));
+  std::unique_lock lock(mutex_);
+  while (true) {
+    const std::size_t ready = clean_.size() + dirty_.size();
+    const std::size_t available = ready + scrubbing_ + uncreated();
+    if (count > available) {
+      throw UsageError(std::to_string(count) + " pages asked for, " + std::to_string(available) +
+                       " are free");
+    }
+    if (ready >= count) break;
+    if (ready + scrubbing_ < count) {
+      create_one();  // pages made so far stay free on failure
+    } else {
+      scrubbed_.wait(lock);
+    }
   }
+  granted.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
-    const PageId id = free_.back();
-    free_.pop_back();
+    std::vector<PageId>& from = clean_.empty() ? dirty_ : clean_;
+    const PageId id = from.back();
+    from.pop_back();
     created_[id].owner = owner;
-    created_[id].owned = true;
+    created_[id].state = State::owned;
     granted.push_back(id);
   }
   return granted;
 }
 
-void PagePool::give_back(OwnerId owner, std::span<const PageId> pages) {
-  std::lock_guard lock(mutex_);
+void PagePool::check_owned(OwnerId owner, std::span<const PageId> pages) const {
   const std::set<PageId> distinct(pages.begin(), pages.end());
   const bool all_owned = std::all_of(distinct.begin(), distinct.end(), [&](PageId id) {
-    return id < created_.size() && created_[id].owned && created_[id].owner == owner;
+    return id < created_.size() && created_[id].state == State::owned &&
+           created_[id].owner == owner;
   });
   if (!all_owned || distinct.size() != pages.size()) {
-    throw UsageError("a page given back is not held by its giver");
+    throw UsageError("a page is not held by its owner, or named twice");
   }
-  for (const PageId id : pages) {
-    created_[id].owned = false;
-    free_.push_back(id);
-  }
+}
+
+void PagePool::give_back(OwnerId owner, std::span<const PageId> pages) {
+  std::lock_guard lock(mutex_);
+  check_owned(owner, pages);
+  for (const PageId id : pages) put_free(id, false);
 }
 
 std::vector<PageId> PagePool::give_back_all(OwnerId owner) {
@@ -96,29 +126,98 @@ std::vector<PageId> PagePool::give_back_all(OwnerId owner) {
   return pages;
 }
 
+std::vector<PageId> PagePool::begin_scrub(std::size_t count) {
+  std::vector<PageId> taken;
+  std::lock_guard lock(mutex_);
+  taken.reserve(std::min(count, dirty_.size()));
+  while (!dirty_.empty() && taken.size() < count) {
+    taken.push_back(dirty_.back());
+    dirty_.pop_back();
+    created_[taken.back()].state = State::scrubbing;
+  }
+  scrubbing_ += taken.size();
+  return taken;
+}
+
+void PagePool::end_scrub(std::span<const PageId> pages, bool clean) noexcept {
+  std::lock_guard lock(mutex_);
+  for (const PageId id : pages) put_free(id, clean);
+  scrubbing_ -= pages.size();
+  scrubbed_.notify_all();
+}
+
+void PagePool::check_held(OwnerId owner, std::span<const PageId> pages) const {
+  std::lock_guard lock(mutex_);
+  check_owned(owner, pages);
+}
+
+void PagePool::mark_clean(OwnerId owner, std::span<const PageId> pages) {
+  std::lock_guard lock(mutex_);
+  check_owned(owner, pages);
+  for (const PageId id : pages) created_[id].clean = true;
+}
+
+void PagePool::withhold(std::span<const PageId> pages) noexcept {
+  std::lock_guard lock(mutex_);
+  for (const PageId id : pages) {
+    scrubbing_ -= created_[id].state == State::scrubbing;
+    created_[id].state = State::withheld;
+  }
+  scrubbed_.notify_all();  // who waits for them waits in vain
+}
+
+void PagePool::release(std::span<const PageId> pages) noexcept {
+  std::lock_guard lock(mutex_);
+  for (const PageId id : pages) put_free(id, false);
+}
+
 PagePtr PagePool::page(PageId id) const {
   std::lock_guard lock(mutex_);
   if (id >= created_.size()) throw UsageError("there is no page " + std::to_string(id));
   return created_[id].page;
 }
 
+bool PagePool::is_clean(PageId id) const {
+  std::lock_guard lock(mutex_);
+  if (id >= created_.size()) throw UsageError("there is no page " + std::to_string(id));
+  return created_[id].clean;
+}
+
 std::vector<PageId> PagePool::owned(OwnerId owner) const {
   std::lock_guard lock(mutex_);
   std::vector<PageId> pages;
   for (PageId id = 0; id < created_.size(); ++id) {
-    if (created_[id].owned && created_[id].owner == owner) pages.push_back(id);
+    if (created_[id].state == State::owned && created_[id].owner == owner) pages.push_back(id);
   }
   return pages;
 }
 
+std::size_t PagePool::count(State state) const {
+  return static_cast<std::size_t>(std::count_if(
+      created_.begin(), created_.end(), [state](const Slot& slot) { return slot.state == state; }));
+}
+
 std::size_t PagePool::free_pages() const {
   std::lock_guard lock(mutex_);
-  return free_.size() + slots_ - created_.size();
+  return clean_.size() + dirty_.size() + scrubbing_ + uncreated();
 }
 
 std::size_t PagePool::created_pages() const {
   std::lock_guard lock(mutex_);
   return created_.size();
+}
+
+PoolStatistics PagePool::statistics() const {
+  std::lock_guard lock(mutex_);
+  PoolStatistics now;
+  now.total = slots_;
+  now.created = created_.size();
+  now.clean = clean_.size();
+  now.dirty = dirty_.size();
+  now.scrubbing = count(State::scrubbing);
+  now.withheld = count(State::withheld);
+  now.owned = count(State::owned);
+  return now;
 }
 
 }  // namespace gpupool

@@ -5,11 +5,19 @@
 
 namespace gpupool {
 
-Region::Region(Tag tag, std::size_t bytes, ReservationPtr reservation,
+Region::Region(Tag tag, std::size_t bytes, std::size_t page_bytes, ReservationPtr reservation,
                std::unique_ptr<HostMemory> image)
-    : tag_(tag), bytes_(bytes), reservation_(std::move(reservation)), image_(std::move(image)) {
+    : tag_(tag),
+      bytes_(bytes),
+      page_bytes_(page_bytes),
+      reservation_(std::move(reservation)),
+      image_(std::move(image)) {
   // The image of fresh weights is empty: their first swap-out saves all of them.
   if (tag == Tag::weights) written_.add({0, bytes});
+}
+
+std::size_t Region::span_bytes() const noexcept {
+  return (bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_;
 }
 
 ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes)
@@ -45,47 +53,80 @@ void ModelMemory::require(State state, const char* what) const {
   throw UsageError(std::string(what) + ": the model is " + is);
 }
 
-std::size_t ModelMemory::pages_of(const Region& region) const {
-  return region.span_bytes() / page_bytes_;
-}
-
-RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd) {
+RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd,
+                                  std::size_t capacity_bytes) {
   std::lock_guard lock(mutex_);
   require(State::out, "a region can be added only while its model is out");
   if (bytes == 0) throw UsageError("a region must have at least one byte");
-  const std::size_t span = (bytes + page_bytes_ - 1) / page_bytes_ * page_bytes_;
+  const std::size_t capacity = std::max(bytes, capacity_bytes);
+  const std::size_t span = (capacity + page_bytes_ - 1) / page_bytes_ * page_bytes_;
   auto reservation = std::make_shared<const Reservation>(driver_, span);
   std::unique_ptr<HostMemory> image;
-  if (tag != Tag::workspace) image = std::make_unique<HostMemory>(driver_, image_fd, bytes);
-  regions_.push_back(RegionPtr(new Region(tag, bytes, std::move(reservation), std::move(image))));
+  if (tag != Tag::workspace) {
+    image = std::make_unique<HostMemory>(driver_, image_fd, bytes, capacity);
+  }
+  regions_.push_back(
+      RegionPtr(new Region(tag, bytes, page_bytes_, std::move(reservation), std::move(image))));
   return regions_.back();
+}
+
+std::size_t ModelMemory::all_pages() const {
+  std::size_t sum = 0;
+  for (const RegionPtr& region : regions_) sum += region->pages();
+  return sum;
 }
 
 std::size_t ModelMemory::pages_needed() const {
   std::lock_guard lock(mutex_);
-  std::size_t sum = 0;
-  for (const RegionPtr& region : regions_) sum += pages_of(*region);
-  return sum;
+  return all_pages();
 }
 
-void ModelMemory::map_all(std::vector<PagePtr> pages) {
-  auto next = pages.begin();
-  for (const RegionPtr& region : regions_) {
-    const auto end = next + static_cast<std::ptrdiff_t>(pages_of(*region));
-    region->mapping_.emplace(driver_, region->reservation_, std::vector<PagePtr>(next, end));
-    region->mapping_->map();
-    next = end;
+void ModelMemory::check_pages(const std::vector<PagePtr>& pages, std::size_t count,
+                              std::size_t clean) const {
+  const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {
+    return page != nullptr && page->bytes() == page_bytes_;
+  });
+  if (pages.size() != count || clean > count || !right_size) {
+    throw UsageError("this needs " + std::to_string(count) + " pages of " +
+                     std::to_string(page_bytes_) + " bytes, got " + std::to_string(pages.size()));
   }
 }
 
-void ModelMemory::restore(SwapReport& report) {
+std::vector<Placed> ModelMemory::map_all(const std::vector<PagePtr>& pages, std::size_t clean) {
+  std::vector<std::vector<Run>> gaps;
+  std::vector<std::size_t> counts;
   for (const RegionPtr& region : regions_) {
-    const DevicePtr base = region->address();
-    for (const Run& run : region->saved_.runs()) {
-      in_.to_device(base + run.begin, region->image() + run.begin, run.bytes());
-      report.copied_bytes += run.bytes();
+    gaps.push_back(region->saved_.gaps(region->span_bytes()));
+    counts.push_back(region->pages());
+  }
+  std::vector<Placed> placed = place(pages, clean, gaps, counts, page_bytes_);
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    Region& region = *regions_[i];
+    region.mapping_.emplace(driver_, region.reservation_, placed[i].pages);
+    region.mapping_->map();
+  }
+  return placed;
+}
+
+void ModelMemory::restore(const std::vector<Placed>& placed, const std::stop_token& stop,
+                          SwapReport& report) {
+  std::optional<CopyWindow> window;
+  if (stop.stop_possible()) window.emplace(driver_, in_, stop);
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = *regions_[i];
+    const DevicePtr base = region.address();
+    for (const Run& saved : region.saved_.runs()) {
+      for (const Run& run : region.image_->cut(saved)) {
+        const std::byte* source = region.image() + run.begin;
+        if (window) {
+          window->to_device(base + run.begin, source, run.bytes());
+        } else {
+          in_.to_device(base + run.begin, source, run.bytes());
+        }
+        report.copied_bytes += run.bytes();
+      }
     }
-    for (const Run& run : region->saved_.gaps(region->span_bytes())) {
+    for (const Run& run : placed[i].zeros) {
       in_.fill(base + run.begin, 0, run.bytes());
       report.filled_bytes += run.bytes();
     }
@@ -93,25 +134,18 @@ void ModelMemory::restore(SwapReport& report) {
   in_.synchronize();
 }
 
-SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages) {
+SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages, std::size_t clean,
+                                const std::stop_token& stop) {
   std::lock_guard lock(mutex_);
   require(State::out, "swap_in needs a model that is out");
-  std::size_t needed = 0;
-  for (const RegionPtr& region : regions_) needed += pages_of(*region);
-  const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {
-    return page != nullptr && page->bytes() == page_bytes_;
-  });
-  if (pages.size() != needed || !right_size) {
-    throw UsageError("swap_in needs " + std::to_string(needed) + " pages of " +
-                     std::to_string(page_bytes_) + " bytes, got " + std::to_string(pages.size()));
-  }
+  check_pages(pages, all_pages(), clean);
   SwapReport report;
-  report.pages = needed;
+  report.pages = pages.size();
   const std::int64_t start = driver_->now_ns();
   try {
-    map_all(std::move(pages));
+    const std::vector<Placed> placed = map_all(pages, clean);
     report.map_ns = driver_->now_ns() - start;
-    restore(report);
+    restore(placed, stop, report);
   } catch (...) {
     state_ = State::torn;
     try {
@@ -131,11 +165,13 @@ SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages) {
 void ModelMemory::save(SwapReport& report) {
   for (const RegionPtr& region : regions_) {
     if (region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph) {
-      region->written_.add({0, region->bytes_});
+      region->written_.add({0, region->bytes()});
     }
-    for (const Run& run : region->written_.runs()) {
-      out_.to_host(region->image() + run.begin, region->address() + run.begin, run.bytes());
-      report.copied_bytes += run.bytes();
+    for (const Run& written : region->written_.runs()) {
+      for (const Run& run : region->image_->cut(written)) {
+        out_.to_host(region->image() + run.begin, region->address() + run.begin, run.bytes());
+        report.copied_bytes += run.bytes();
+      }
     }
   }
   out_.synchronize();
@@ -186,7 +222,7 @@ SwapReport ModelMemory::swap_out() {
     }
   }
   const std::int64_t saved = driver_->now_ns();
-  for (const RegionPtr& region : regions_) report.pages += pages_of(*region);
+  report.pages = all_pages();
   if (state_ == State::resident) {
     unmap_or_undo();
   } else {
@@ -201,9 +237,9 @@ SwapReport ModelMemory::swap_out() {
 
 void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs) const {
   for (const Run& run : runs) {
-    if (run.begin > run.end || run.end > region.bytes_) {
+    if (run.begin > run.end || run.end > region.bytes()) {
       throw UsageError("bytes " + std::to_string(run.begin) + " to " + std::to_string(run.end) +
-                       " are not in a region of " + std::to_string(region.bytes_) + " bytes");
+                       " are not in a region of " + std::to_string(region.bytes()) + " bytes");
     }
   }
 }
@@ -221,7 +257,7 @@ void ModelMemory::adopt_image(Region& region) {
   require(State::out, "an image is filled while its model is out");
   if (region.tag_ == Tag::workspace) throw UsageError("a workspace has no image");
   region.written_.clear();
-  region.saved_.add({0, region.bytes_});
+  region.saved_.add({0, region.bytes()});
 }
 
 std::size_t ModelMemory::saved_bytes(const Region& region) const {

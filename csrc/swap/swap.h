@@ -1,14 +1,17 @@
 // Residency of one model: its regions come in and go out as a whole, at addresses that stay.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
 #include "image/image.h"
 #include "memory/memory.h"
+#include "swap/placement.h"
 #include "transfer/transfer.h"
 
 namespace gpupool {
@@ -33,12 +36,15 @@ struct SwapReport {
 
 class ModelMemory;
 
-// A range of device addresses of one tag, with a host image of the same size behind it.
+// A range of device addresses of one tag, with a host image of the same size behind it. Its size
+// can change up to a capacity; its addresses stay.
 class Region {
  public:
   [[nodiscard]] Tag tag() const noexcept { return tag_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
-  [[nodiscard]] std::size_t span_bytes() const noexcept { return reservation_->bytes(); }
+  // In whole pages.
+  [[nodiscard]] std::size_t span_bytes() const noexcept;
+  [[nodiscard]] std::size_t capacity_bytes() const noexcept { return reservation_->bytes(); }
   [[nodiscard]] DevicePtr address() const noexcept { return reservation_->address(); }
   // Null for a workspace.
   [[nodiscard]] std::byte* image() const noexcept { return image_ ? image_->data() : nullptr; }
@@ -46,10 +52,13 @@ class Region {
 
  private:
   friend class ModelMemory;
-  Region(Tag tag, std::size_t bytes, ReservationPtr reservation, std::unique_ptr<HostMemory> image);
+  Region(Tag tag, std::size_t bytes, std::size_t page_bytes, ReservationPtr reservation,
+         std::unique_ptr<HostMemory> image);
+  [[nodiscard]] std::size_t pages() const noexcept { return span_bytes() / page_bytes_; }
 
   Tag tag_;
-  std::size_t bytes_;
+  std::atomic<std::size_t> bytes_;
+  std::size_t page_bytes_;
   ReservationPtr reservation_;
   std::unique_ptr<HostMemory> image_;
   std::optional<Mapping> mapping_;
@@ -69,16 +78,33 @@ class ModelMemory {
   ~ModelMemory();
 
   // Reserves addresses and host memory for a region; only while the model is out. A non-negative
-  // `image_fd` is a memfd of at least `bytes` to use as its image. Throws UsageError, DriverError
-  // or std::system_error.
-  RegionPtr add_region(Tag tag, std::size_t bytes, int image_fd);
+  // `image_fd` is a memfd, of at least `bytes` in whole pages of the system, to use as its image.
+  // Addresses are kept for `capacity_bytes`, or for `bytes` if that is more. Throws UsageError,
+  // DriverError or std::system_error.
+  RegionPtr add_region(Tag tag, std::size_t bytes, int image_fd, std::size_t capacity_bytes = 0);
+
+  // Makes a region `bytes` long, at the addresses it has. What it gains reads as zeros; what it
+  // loses is lost. A resident region that grows into new pages is given exactly those, of which
+  // the first `clean` read as zeros; one that shrinks waits for the device and returns the pages
+  // it no longer maps. The image grows by `image_fd` (see missing_image_bytes) and never shrinks.
+  // Throws UsageError, DriverError or std::system_error; the region is as before then, but for
+  // pages that could not be unmapped again: mapped_pages() says how many it has.
+  std::vector<PagePtr> resize(Region& region, std::size_t bytes, std::vector<PagePtr> pages,
+                              std::size_t clean, int image_fd);
+  // How long a descriptor must be for the image of a region of `bytes`; 0 if none is needed.
+  [[nodiscard]] std::size_t missing_image_bytes(const Region& region, std::size_t bytes) const;
+  // Pages behind a region now; none while the model is out.
+  [[nodiscard]] std::size_t mapped_pages(const Region& region) const;
+
   // How many pages swap_in takes.
   [[nodiscard]] std::size_t pages_needed() const;
 
-  // Maps the pages and restores every region; what has no image is zeroed, so that nothing an
-  // earlier owner of a page left behind can be read. On an error the model is out as before, or
-  // torn if the driver does not let it go back.
-  SwapReport swap_in(std::vector<PagePtr> pages);
+  // Maps the pages, of which the first `clean` read as zeros, and restores every region; what has
+  // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. On an
+  // error the model is out as before, or torn if the driver does not let it go back. A request to
+  // stop is met between chunks, at most two of which are then in flight, and throws Cancelled.
+  SwapReport swap_in(std::vector<PagePtr> pages, std::size_t clean = 0,
+                     const std::stop_token& stop = {});
   // Saves what the images lack and unmaps everything. No step may be running. On an error the
   // model is resident as before, or torn if the driver does not let it go back. Of a torn model it
   // unmaps what is left; on an error that stays torn.
@@ -100,12 +126,17 @@ class ModelMemory {
   enum class State { out, resident, torn };
   void require(State state, const char* what) const;
   void check_runs(const Region& region, const std::vector<Run>& runs) const;
-  void map_all(std::vector<PagePtr> pages);
-  void restore(SwapReport& report);
+  void check_pages(const std::vector<PagePtr>& pages, std::size_t count, std::size_t clean) const;
+  void require_own(const Region& region) const;
+  [[nodiscard]] std::size_t all_pages() const;
+  std::vector<Placed> map_all(const std::vector<PagePtr>& pages, std::size_t clean);
+  void restore(const std::vector<Placed>& placed, const std::stop_token& stop, SwapReport& report);
   void save(SwapReport& report);
   void unmap_or_undo();
   void discard();
-  [[nodiscard]] std::size_t pages_of(const Region& region) const;
+  std::vector<PagePtr> shrink_resident(Region& region, std::size_t bytes);
+  void grow_resident(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
+                     std::size_t clean);
 
   DriverPtr driver_;
   std::size_t page_bytes_;

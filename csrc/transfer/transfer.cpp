@@ -46,6 +46,7 @@ void CopyStream::to_host(std::byte* destination, DevicePtr source, std::size_t b
 }
 
 void CopyStream::fill(DevicePtr destination, std::uint8_t value, std::size_t bytes) {
+  if (bytes == 0) return;
   GPUPOOL_CALL(driver_, fill, destination, value, bytes, stream_);
 }
 
@@ -55,6 +56,20 @@ void CopyStream::record(const Event& event) {
 
 void CopyStream::wait_for(const Event& event) {
   GPUPOOL_CALL(driver_, stream_wait_event, stream_, event.handle());
+}
+
+CopyWindow::CopyWindow(DriverPtr driver, CopyStream& stream, std::stop_token stop)
+    : stream_(stream), stop_(std::move(stop)), events_{Event(driver), Event(driver)} {}
+
+void CopyWindow::to_device(DevicePtr destination, const std::byte* source, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += stream_.chunk_bytes()) {
+    const Event& before_last = events_[turn_];
+    before_last.wait();
+    if (stop_.stop_requested()) throw Cancelled("the copies were stopped on request");
+    stream_.to_device(destination + at, source + at, std::min(stream_.chunk_bytes(), bytes - at));
+    stream_.record(before_last);  // which is now that of the last
+    turn_ = 1 - turn_;
+  }
 }
 
 void CopyStream::synchronize() { GPUPOOL_CALL(driver_, stream_synchronize, stream_); }

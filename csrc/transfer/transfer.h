@@ -1,6 +1,10 @@
 // Streams, events and the copies that run on them.
 #pragma once
 
+#include <array>
+#include <stdexcept>
+#include <stop_token>
+
 #include "driver/driver.h"
 
 namespace gpupool {
@@ -35,15 +39,37 @@ class CopyStream {
   // synchronize().
   void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes);
   void to_host(std::byte* destination, DevicePtr source, std::size_t bytes);
-  void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);
+  void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);  // none for no bytes
   void record(const Event& event);
   void wait_for(const Event& event);
   void synchronize();  // throws DriverError
+  [[nodiscard]] std::size_t chunk_bytes() const noexcept { return chunk_bytes_; }
 
  private:
   DriverPtr driver_;
   std::size_t chunk_bytes_;
   StreamHandle stream_ = nullptr;
+};
+
+// Copies were stopped on request.
+class Cancelled final : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Copies of a stream that can be stopped: at most two chunks are in flight at a time.
+class CopyWindow {
+ public:
+  CopyWindow(DriverPtr driver, CopyStream& stream, std::stop_token stop);  // throws DriverError
+  // Returns when all but the last two chunks have arrived. Throws DriverError, or Cancelled; chunks
+  // may still be in flight then, until the stream is synchronised.
+  void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes);
+
+ private:
+  CopyStream& stream_;
+  std::stop_token stop_;
+  std::array<Event, 2> events_;  // of the last chunk but one, and the last
+  std::size_t turn_ = 0;
 };
 
 }  // namespace gpupool

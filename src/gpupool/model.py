@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 
@@ -63,7 +64,7 @@ class Model:
         if kind is Tag.workspace:
             region = self._memory.add_region(kind, size_bytes)
         else:
-            fd = self._session.host_memory(size_bytes)
+            fd = self._session.host_memory(-(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
             try:
                 region = self._memory.add_region(kind, size_bytes, fd)
             finally:

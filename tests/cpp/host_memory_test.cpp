@@ -48,7 +48,7 @@ TEST(it_is_shared_through_its_descriptor) {
 
 TEST(fresh_memory_is_zero) {
   const HostMemory memory(open_test_driver(), -1, 4097);
-  CHECK_EQ(memory.bytes(), 4097);
+  CHECK_EQ(memory.bytes(), 8192);  // in whole pages of the system
   for (std::size_t i = 0; i < memory.bytes(); ++i) CHECK_EQ(memory.data()[i], std::byte{0});
 }
 
@@ -80,4 +80,54 @@ TEST(a_refused_registration_leaves_nothing) {
   close(again);
   CHECK_EQ(again, next);  // no descriptor was left open
   const HostMemory memory(faulty, fd.fd, page_bytes);
+}
+
+TEST(it_grows_at_the_addresses_it_has) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(2);
+  const Fd fd(8192);
+  HostMemory memory(bench.driver(), -1, 5000, 5 * 4096);
+  std::byte* const data = memory.data();
+  CHECK_EQ(memory.missing_bytes(8192), 0);
+  CHECK_EQ(memory.missing_bytes(8193), 4096);
+  memory.grow(-1, 1);  // it is longer already
+  std::memcpy(data, pattern(1, 8192).data(), 8192);
+  memory.grow(fd.fd, 16384);
+  CHECK_EQ(memory.bytes(), 16384);
+  CHECK_EQ(memory.data(), data);
+  CHECK_EQ(std::memcmp(data, pattern(1, 8192).data(), 8192), 0);
+  std::memcpy(data + 8192, pattern(2, 8192).data(), 8192);
+  Bytes seen(8192);
+  CHECK_EQ(pread(fd.fd, seen.data(), 8192, 0), 8192);
+  CHECK(seen == pattern(2, 8192));
+  for (const Run& run : memory.cut({1, 16384})) {
+    CHECK_OK(
+        bench->copy_to_device(base + run.begin, data + run.begin, run.bytes(), bench.stream()));
+  }
+  CHECK_OK(bench->stream_synchronize(bench.stream()));
+  CHECK(bench.read(base + 8192, 8192) == pattern(2, 8192));
+  CHECK((memory.cut({8000, 9000}) == std::vector<Run>{{8000, 8192}, {8192, 9000}}));
+  CHECK((memory.cut({8192, 16384}) == std::vector<Run>{{8192, 16384}}));
+  CHECK(memory.cut({5, 5}).empty());
+}
+
+TEST(growth_that_fails_changes_nothing) {
+  const auto plan = std::make_shared<FaultPlan>();
+  const DriverPtr faulty = with_faults(open_test_driver(), plan);
+  HostMemory memory(faulty, -1, 4096, 16384);
+  const auto refused = [&](int fd, std::size_t bytes) {
+    CHECK_THROWS(UsageError, memory.grow(fd, bytes));
+    CHECK_EQ(memory.bytes(), 4096);
+  };
+  const Fd small(4096);
+  refused(small.fd, 12288);
+  refused(-1, 16385);
+  refused(1 << 20, 8192);
+  refused(-1, ~std::size_t{0});
+  CHECK_THROWS(std::system_error, memory.missing_bytes(~std::size_t{0}));
+  plan->arm(1, Status::out_of_memory, false);
+  CHECK_THROWS(DriverError, memory.grow(-1, 8192));
+  CHECK_EQ(memory.bytes(), 4096);
+  memory.grow(-1, 16384);
+  CHECK_EQ(memory.bytes(), 16384);
 }

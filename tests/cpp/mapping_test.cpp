@@ -130,3 +130,58 @@ TEST(addresses_with_something_behind_them_are_never_reused) {
     CHECK(address != base);
   }
 }
+
+TEST(a_mapping_grows_and_shrinks) {
+  Place place(4);
+  Mapping mapping(place.faulty, place.reservation, {place.held[0]});
+  CHECK_THROWS(UsageError, mapping.extend({place.held[1]}));  // not mapped
+  CHECK_THROWS(UsageError, mapping.shrink(1));
+  mapping.map();
+  place.bench.write(place.base(), pattern(1, page_bytes));
+  mapping.extend({});
+  mapping.extend({place.held[1], place.held[2]});
+  place.bench.write(place.base() + page_bytes, pattern(2, 2 * page_bytes));
+  CHECK_THROWS(UsageError, mapping.extend({place.held[3], place.held[3]}));  // does not fit
+  CHECK_THROWS(UsageError, mapping.extend({Page::create(place.faulty, 2 * page_bytes)}));
+  CHECK_THROWS(UsageError, mapping.shrink(0));
+  CHECK_THROWS(UsageError, mapping.shrink(4));
+  CHECK(mapping.shrink(3).empty());
+  CHECK((mapping.shrink(2) == std::vector<PagePtr>{place.held[2]}));
+  CHECK(mapping.mapped());
+  CHECK_EQ(mapping.pages().size(), 2);
+  CHECK_EQ(place.bench->unmap(place.base() + 2 * page_bytes, page_bytes), Status::invalid_value);
+  CHECK(place.bench.read(place.base(), page_bytes) == pattern(1, page_bytes));
+  mapping.unmap();
+  mapping.map();
+  mapping.extend({place.held[2]});
+  const Bytes behind = place.bench.read(place.base() + page_bytes, 2 * page_bytes);
+  CHECK(behind == pattern(2, 2 * page_bytes));
+}
+
+TEST(growth_that_fails_is_undone_or_stays_until_it_can_be) {
+  for (const bool persistent : {false, true}) {
+    for (std::uint64_t nth = 1; nth <= 3; ++nth) {  // two maps and a set_access
+      Place place;
+      Mapping mapping(place.faulty, place.reservation, {place.held[0]});
+      mapping.map();
+      place.plan->arm(nth, Status::out_of_memory, persistent);
+      CHECK_THROWS(DriverError, mapping.extend({place.held[1], place.held[2]}));
+      place.plan->disarm();
+      CHECK_EQ(mapping.pages().size(), persistent ? nth : 1);
+      CHECK(place.touchable());
+      CHECK_EQ(mapping.shrink(1).size(), persistent ? nth - 1 : 0);
+      mapping.extend({place.held[1], place.held[2]});
+      place.bench.write(place.base(), pattern(3, 3 * page_bytes));
+    }
+  }
+}
+
+TEST(a_shrink_that_fails_changes_nothing) {
+  Place place;
+  Mapping mapping(place.faulty, place.reservation, place.held);
+  mapping.map();
+  place.plan->arm(1, Status::unknown, false);
+  CHECK_THROWS(DriverError, mapping.shrink(1));
+  CHECK_EQ(mapping.pages().size(), 3);
+  place.bench.write(place.base(), pattern(3, 3 * page_bytes));
+}

@@ -1,4 +1,6 @@
 // Residency of a model: content survives, pages are scrubbed, only what is marked is copied.
+#include <thread>
+
 #include "model_bench.h"
 
 using namespace gpupool;
@@ -168,6 +170,56 @@ TEST(a_region_too_large_for_anything_is_refused) {
   a.add_all();
   a.swap_in();
   a.check_content();
+}
+
+TEST(clean_pages_go_where_zeros_are_due) {
+  Machine machine(8);
+  Subject a(machine, 1);
+  a.add(Tag::weights, 2 * page_bytes);
+  a.add(Tag::kv_cache, 2 * page_bytes);
+  a.swap_in();
+  a.write(0, 1, {0, 2 * page_bytes});
+  a.swap_out();
+  machine.soil(0x31);
+  // Two of four pages are clean; the weights are overwritten anyway.
+  auto pages = machine.acquire(1, 4);
+  {
+    const auto place = std::make_shared<const Reservation>(machine.bench.driver(), 2 * page_bytes);
+    Mapping mapping(machine.bench.driver(), place, {pages[0], pages[1]});
+    mapping.map();
+    machine.bench.write(place->address(), Bytes(2 * page_bytes, 0));
+  }
+  CHECK_THROWS(UsageError, a.memory.swap_in(pages, 5));
+  const SwapReport report = a.memory.swap_in(pages, 2);
+  CHECK_EQ(report.copied_bytes, 2 * page_bytes);
+  CHECK_EQ(report.filled_bytes, 0);
+  a.check_content();
+}
+
+TEST(a_swap_in_is_cancelled_between_chunks) {
+  for (const bool at_once : {true, false}) {
+    Machine machine(40);
+    Subject a(machine, 1);
+    a.add(Tag::weights, 32 * page_bytes);
+    a.swap_in();
+    a.write(0, 1, {0, 32 * page_bytes});
+    a.swap_out();
+    std::stop_source stop;
+    if (at_once) stop.request_stop();
+    std::thread canceller([&] { stop.request_stop(); });
+    try {
+      a.memory.swap_in(machine.acquire(1, 32), 0, stop.get_token());
+      CHECK(!at_once);
+      a.check_content();  // the request came too late
+      a.swap_out();
+    } catch (const Cancelled&) {
+      machine.pool.give_back_all(1);
+    }
+    canceller.join();
+    a.check_out();
+    a.swap_in();
+    a.check_content();
+  }
 }
 
 TEST(the_end_of_a_resident_model_gives_its_pages_up) {

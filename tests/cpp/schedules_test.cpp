@@ -4,103 +4,93 @@
 #include <cstdio>
 
 #include "stepped_models.h"
-#include "transfer/transfer.h"
+#include "transfer/scrub.h"
 
 using namespace gpupool;
 
-namespace {
+TEST(a_swap_out_waits_for_all_kernels) {
+  for_schedules(200, [](std::uint64_t seed) {
+    SteppedMachine machine(seed, SteppedModel::pages);
+    SteppedModel model(machine, 1);
+    model.swap_in();
+    for (int i = 0; i < 5; ++i) model.write();
+    model.swap_out_at_once();
+    model.swap_in();
+    model.read();
+    model.swap_out();
+    CHECK_EQ(machine.wrong, std::string());
+  });
+}
 
-// Runs `body(seed)`; a failure names the seed.
-template <typename Body>
-void for_schedules(std::uint64_t count, Body body) {
-  for (std::uint64_t seed = 0; seed < count; ++seed) {
-    try {
-      body(seed);
-    } catch (const std::exception& error) {
-      check::fail(__FILE__, __LINE__, "schedule " + std::to_string(seed) + ": " + error.what());
+TEST(a_resident_region_grows_and_shrinks) {
+  for_schedules(400, [](std::uint64_t seed) {
+    SteppedMachine machine(seed, SteppedModel::pages + 3);
+    SteppedModel model(machine, 1);
+    model.swap_in();
+    for (int turn = 0; turn < 6; ++turn) {
+      model.write();
+      model.read();
+      model.resize_kv(8 * (1 + machine.random.below(6 * small_page / 8)));
+      model.read();
+      CHECK_EQ(machine.wrong, std::string());
     }
+    model.finish_step();
+    std::size_t bytes = 0;
+    CHECK_OK(machine.device->page_granularity(&bytes));  // no fault has come of it
+    CHECK_EQ(machine.wrong, std::string());
+  });
+}
+
+// Fills that a failed growth has enqueued are over before its pages are unmapped.
+TEST(nothing_is_in_flight_after_a_failed_resize) {
+  for (std::uint64_t nth = 1, injected = 1; injected > 0; ++nth) {
+    for_schedules(20, [&](std::uint64_t seed) {
+      SteppedMachine machine(seed, SteppedModel::pages + 3);
+      SteppedModel model(machine, 1);
+      model.swap_in();
+      machine.plan->arm(nth, Status::unknown, false);
+      try {
+        model.resize_kv(6 * small_page);
+      } catch (const DriverError&) {
+      }
+      injected = machine.plan->injected();
+      machine.plan->disarm();
+      model.finish_step();
+      CHECK_EQ(machine.device->pending(), 0);
+      CHECK(model.resident());
+      model.read();
+      model.swap_out();
+      CHECK_EQ(machine.wrong, std::string());
+    });
   }
 }
 
-// A copy stream and memory to copy from and to.
-struct Copies {
-  explicit Copies(std::uint64_t seed)
-      : device(host_device(open_stepped(seed, small_page))),
-        host(device, -1, small_page),
-        reservation(std::make_shared<const Reservation>(device, small_page)),
-        mapping(device, reservation, {Page::create(device, small_page)}) {
-    mapping.map();
-    std::memset(host.data(), 1, small_page);
+TEST(a_page_called_clean_is_zero) {
+  for (std::uint64_t nth = 0, injected = 1; injected > 0; ++nth) {
+    for_schedules(40, [&](std::uint64_t seed) {
+      SteppedMachine machine(seed, 2);
+      const std::shared_ptr<PagePool> pool(&machine.pool, [](PagePool*) {});
+      machine.pool.create_ahead(2);
+      Scrubber scrubber(machine.faulty, pool, 2);
+      if (nth > 0) machine.plan->arm(nth, Status::unknown, false);  // at first none fails
+      try {
+        while (scrubber.scrub_free() > 0) {
+        }
+      } catch (const DriverError&) {
+      }
+      injected = nth == 0 ? 1 : machine.plan->injected();
+      machine.plan->disarm();
+      CHECK_EQ(machine.device->pending(), 0);
+      if (injected == 0 || nth == 0) CHECK_EQ(machine.pool.statistics().clean, 2);
+      for (const PageId id : machine.pool.acquire(1, 2)) {
+        const auto place = std::make_shared<const Reservation>(machine.device, small_page);
+        Mapping mapping(machine.device, place, {machine.pool.page(id)});
+        mapping.map();
+        const auto* first = reinterpret_cast<const std::uint8_t*>(place->address());
+        if (machine.pool.is_clean(id)) CHECK(all_are(Bytes(first, first + small_page), 0));
+      }
+    });
   }
-  DevicePtr base() const { return reservation->address(); }
-  Bytes on_device() const {
-    const auto* first = reinterpret_cast<const std::uint8_t*>(base());
-    return Bytes(first, first + small_page);
-  }
-  std::shared_ptr<host::HostDriver> device;
-  HostMemory host;
-  ReservationPtr reservation;
-  Mapping mapping;
-};
-
-}  // namespace
-
-TEST(a_synchronised_stream_has_copied) {
-  for_schedules(200, [](std::uint64_t seed) {
-    Copies copies(seed);
-    CopyStream stream(copies.device, 1000);
-    stream.to_device(copies.base(), copies.host.data(), small_page);
-    stream.synchronize();
-    CHECK(all_are(copies.on_device(), 1));
-  });
-}
-
-TEST(an_event_waited_for_has_come) {
-  for_schedules(200, [](std::uint64_t seed) {
-    Copies copies(seed);
-    CopyStream stream(copies.device, 1000);
-    const Event event(copies.device);
-    stream.to_device(copies.base(), copies.host.data(), small_page);
-    stream.record(event);
-    event.wait();
-    CHECK(all_are(copies.on_device(), 1));
-  });
-}
-
-TEST(an_event_done_has_come) {
-  for_schedules(200, [](std::uint64_t seed) {
-    Copies copies(seed);
-    CopyStream stream(copies.device, 1000);
-    const Event event(copies.device);
-    stream.to_device(copies.base(), copies.host.data(), small_page);
-    stream.record(event);
-    for (int polls = 0; !event.done(); ++polls) CHECK(polls < 10'000);
-    CHECK(all_are(copies.on_device(), 1));
-  });
-}
-
-TEST(a_stream_waits_for_an_event_of_another) {
-  for_schedules(200, [](std::uint64_t seed) {
-    Copies copies(seed);
-    CopyStream first(copies.device, 1000), second(copies.device, 1000);
-    const Event event(copies.device);
-    first.to_device(copies.base(), copies.host.data(), small_page);
-    first.record(event);
-    second.wait_for(event);
-    second.fill(copies.base(), 2, small_page);
-    second.synchronize();
-    first.synchronize();
-    CHECK(all_are(copies.on_device(), 2));
-  });
-}
-
-TEST(a_stream_ends_when_its_copies_have) {
-  for_schedules(200, [](std::uint64_t seed) {
-    Copies copies(seed);
-    CopyStream(copies.device, 1000).to_device(copies.base(), copies.host.data(), small_page);
-    CHECK_EQ(copies.device->pending(), 0);
-    CHECK(all_are(copies.on_device(), 1));
-  });
 }
 
 TEST(a_report_counts_the_copies_whole) {

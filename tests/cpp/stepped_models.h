@@ -16,6 +16,18 @@ namespace gpupool {
 inline constexpr std::size_t small_page = 4096;
 using Words = std::vector<std::uint64_t>;
 
+// Runs `body(seed)`; a failure names the seed.
+template <typename Body>
+void for_schedules(std::uint64_t count, Body body) {
+  for (std::uint64_t seed = 0; seed < count; ++seed) {
+    try {
+      body(seed);
+    } catch (const std::exception& error) {
+      check::fail(__FILE__, __LINE__, "schedule " + std::to_string(seed) + ": " + error.what());
+    }
+  }
+}
+
 struct SteppedMachine {
   using Wrap = std::function<DriverPtr(DriverPtr)>;
   // `wrap` may put a driver of its own between the device and what is tested.
@@ -73,13 +85,41 @@ class SteppedModel {
     }
   }
   SwapReport swap_out() {
-    CHECK_OK(machine_.device->stream_synchronize(compute_));  // no step is open
+    finish_step();
+    return swap_out_at_once();
+  }
+  SwapReport swap_out_at_once() {
     const SwapReport report = memory_->swap_out();
     machine_.pool.give_back_all(owner_);
     content_[3].assign(content_[3].size(), 0);  // the workspace is not kept
     return report;
   }
   void end() { memory_.reset(); }
+  // Gives its KV cache another size, with new pages where it needs them.
+  void resize_kv(std::size_t bytes) {
+    const RegionPtr& kv = regions_[2];
+    const std::size_t had = kv->span_bytes(), span = (bytes + small_page - 1) / small_page;
+    std::vector<PagePtr> more;
+    if (span * small_page > had) {
+      for (const PageId id : machine_.pool.acquire(owner_, span - had / small_page)) {
+        more.push_back(machine_.pool.page(id));
+      }
+    }
+    const auto gone = memory_->resize(*kv, bytes, more, 0, -1);
+    std::vector<PageId> given;
+    for (const PageId id : machine_.pool.owned(owner_)) {
+      if (std::count(gone.begin(), gone.end(), machine_.pool.page(id)) > 0) given.push_back(id);
+    }
+    machine_.pool.give_back(owner_, given);
+    content_[2].resize(kv->bytes() / 8, 0);
+    content_[2].resize(kv->span_bytes() / 8, 0);
+    // What a shrunk region leaves in its last page is nobody's business; here it is compared.
+    CHECK_OK(machine_.device->launch(
+        compute_, {{kv->address(), kv->span_bytes()}},
+        [first = kv->address() + kv->bytes(), bytes = kv->span_bytes() - kv->bytes()] {
+          std::memset(reinterpret_cast<void*>(first), 0, bytes);
+        }));
+  }
 
   // A kernel that reads every word of every region. It runs some time before the step ends.
   void read() {
@@ -113,7 +153,7 @@ class SteppedModel {
 
  private:
   void add(Tag tag, std::size_t bytes) {
-    regions_.push_back(memory_->add_region(tag, bytes, -1));
+    regions_.push_back(memory_->add_region(tag, bytes, -1, 2 * bytes));
     content_.push_back(Words(regions_.back()->span_bytes() / 8, 0));
   }
   void compare(std::size_t region, const std::uint64_t* seen, const Words& words) {

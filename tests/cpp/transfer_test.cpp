@@ -76,3 +76,20 @@ TEST(the_end_of_a_stream_waits_for_its_work) {
   }
   CHECK(all_are(bench.read(base, 8 * page_bytes), 20));
 }
+
+TEST(copies_in_a_window_add_up_to_the_whole) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(2);
+  const HostMemory source(bench.driver(), -1, 2 * page_bytes);
+  const Bytes content = pattern(1, 2 * page_bytes);
+  std::copy(content.begin(), content.end(), reinterpret_cast<std::uint8_t*>(source.data()));
+  CopyStream stream(bench.driver(), 5000);
+  std::stop_source stop;
+  CopyWindow window(bench.driver(), stream, stop.get_token());
+  window.to_device(base, source.data(), page_bytes + 1);
+  window.to_device(base + page_bytes + 1, source.data() + page_bytes + 1, page_bytes - 1);
+  stop.request_stop();  // nothing is left to stop
+  stream.synchronize();
+  CHECK(bench.read(base, 2 * page_bytes) == content);
+  CHECK_THROWS(Cancelled, window.to_device(base, source.data(), 1));
+}

@@ -1,0 +1,97 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "swap/swap.h"
+
+namespace gpupool {
+
+// A region of another model is guarded by another lock.
+void ModelMemory::require_own(const Region& region) const {
+  const bool found = std::any_of(regions_.begin(), regions_.end(),
+                                 [&](const RegionPtr& mine) { return mine.get() == &region; });
+  if (!found) throw UsageError("the region belongs to another model");
+}
+
+std::size_t ModelMemory::missing_image_bytes(const Region& region, std::size_t bytes) const {
+  std::lock_guard lock(mutex_);
+  return region.image_ ? region.image_->missing_bytes(bytes) : 0;
+}
+
+std::size_t ModelMemory::mapped_pages(const Region& region) const {
+  std::lock_guard lock(mutex_);
+  return region.mapping_ ? region.mapping_->pages().size() : 0;
+}
+
+std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
+                                         std::vector<PagePtr> pages, std::size_t clean,
+                                         int image_fd) {
+  std::lock_guard lock(mutex_);
+  require_own(region);
+  if (state_ == State::torn) require(State::resident, "a region cannot be resized");
+  if (bytes == 0 || bytes > region.capacity_bytes()) {
+    throw UsageError("a region of at most " + std::to_string(region.capacity_bytes()) +
+                     " bytes cannot have " + std::to_string(bytes));
+  }
+  const std::size_t before = region.bytes();
+  const std::size_t span = (bytes + page_bytes_ - 1) / page_bytes_ * page_bytes_;
+  const bool more_pages = state_ == State::resident && span > region.span_bytes();
+  check_pages(pages, more_pages ? (span - region.span_bytes()) / page_bytes_ : 0, clean);
+
+  // Everything that may fail comes before the first change that shows.
+  if (region.image_) region.image_->grow(image_fd, bytes);
+  RunSet saved = region.saved_, written = region.written_;
+  if (bytes < before) {
+    saved.remove({bytes, before});
+    written.remove({bytes, before});
+  } else if (region.tag_ == Tag::weights) {
+    written.add({before, bytes});
+  }
+  std::vector<PagePtr> gone;
+  if (state_ == State::resident) {
+    if (bytes < before) {
+      gone = shrink_resident(region, bytes);
+    } else {
+      grow_resident(region, bytes, pages, clean);
+    }
+  }
+  region.saved_ = std::move(saved);
+  region.written_ = std::move(written);
+  region.bytes_ = bytes;
+  return gone;
+}
+
+std::vector<PagePtr> ModelMemory::shrink_resident(Region& region, std::size_t bytes) {
+  // Kernels and copies of anybody in this process may still touch what goes.
+  GPUPOOL_CALL(driver_, context_synchronize);
+  return region.mapping_->shrink((bytes + page_bytes_ - 1) / page_bytes_);
+}
+
+void ModelMemory::grow_resident(Region& region, std::size_t bytes,
+                                const std::vector<PagePtr>& pages, std::size_t clean) {
+  const std::size_t before = region.bytes();
+  const std::size_t span_before = region.span_bytes();
+  if (region.mapping_->pages().size() > region.pages()) {
+    throw UsageError("pages of a failed resize are still mapped: swap the model out first");
+  }
+  region.mapping_->extend(pages);
+  try {
+    // Up to the end of the page it had, and then every new page that is not clean.
+    const DevicePtr base = region.address();
+    const std::size_t dirty_from = span_before + clean * page_bytes_;
+    const std::size_t dirty_bytes = (pages.size() - clean) * page_bytes_;
+    in_.fill(base + before, 0, std::min(bytes, span_before) - before);
+    in_.fill(base + dirty_from, 0, dirty_bytes);
+    in_.synchronize();
+  } catch (...) {
+    try {
+      in_.synchronize();
+      region.mapping_->shrink(span_before / page_bytes_);
+    } catch (...) {
+      // Reported by the first error already; the pages stay behind the region.
+    }
+    throw;
+  }
+}
+
+}  // namespace gpupool

@@ -1,0 +1,193 @@
+// Clean and dirty pages, and the scrubber that turns the one into the other, also when calls fail.
+#include "transfer/scrub.h"
+
+#include <thread>
+
+#include "bench.h"
+#include "driver/fault.h"
+
+using namespace gpupool;
+
+namespace {
+
+constexpr std::size_t pages = 6;
+
+struct Pool {
+  Pool() : faulty(with_faults(bench.driver(), plan)) {
+    pool = std::make_shared<PagePool>(faulty, pages * page_bytes, page_bytes);
+  }
+  // The content of a page, seen at an address of its own.
+  Bytes content(PageId id) {
+    const auto place = std::make_shared<const Reservation>(bench.driver(), page_bytes);
+    Mapping mapping(bench.driver(), place, {pool->page(id)});
+    mapping.map();
+    return bench.read(place->address(), page_bytes);
+  }
+  void soil(OwnerId owner) {
+    for (const PageId id : pool->owned(owner)) {
+      const auto place = std::make_shared<const Reservation>(bench.driver(), page_bytes);
+      Mapping mapping(bench.driver(), place, {pool->page(id)});
+      mapping.map();
+      bench.write(place->address(), pattern(id + 1, page_bytes));
+    }
+  }
+  void check_adds_up() {
+    const PoolStatistics now = pool->statistics();
+    CHECK_EQ(now.created, now.clean + now.dirty + now.scrubbing + now.withheld + now.owned);
+    CHECK_EQ(now.total, pages);
+    CHECK_EQ(pool->free_pages(), now.clean + now.dirty + now.scrubbing + now.total - now.created);
+  }
+  Bench bench;
+  std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
+  DriverPtr faulty;
+  std::shared_ptr<PagePool> pool;
+};
+
+}  // namespace
+
+TEST(pages_are_dirty_until_they_are_scrubbed) {
+  Pool p;
+  p.pool->create_ahead(4);
+  CHECK_EQ(p.pool->statistics().dirty, 4);
+  CHECK_EQ(p.pool->statistics().owned, 0);
+  Scrubber scrubber(p.faulty, p.pool, 3);
+  CHECK_EQ(scrubber.scrub_free(), 3);
+  CHECK_EQ(scrubber.scrub_free(), 1);
+  CHECK_EQ(scrubber.scrub_free(), 0);
+  CHECK_EQ(p.pool->statistics().clean, 4);
+  const auto held = p.pool->acquire(1, 5);  // four clean ones first, and one that is made now
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK_EQ(p.pool->is_clean(held[i]), i < 4);
+    CHECK_EQ(all_are(p.content(held[i]), 0), i < 4);
+  }
+  p.soil(1);
+  p.pool->give_back(1, held);
+  CHECK_EQ(p.pool->statistics().dirty, 5);
+  while (scrubber.scrub_free() > 0) {
+  }
+  for (const PageId id : p.pool->acquire(2, 5)) CHECK(all_are(p.content(id), 0));
+  p.check_adds_up();
+}
+
+TEST(what_is_held_is_scrubbed_for_its_owner) {
+  Pool p;
+  const auto held = p.pool->acquire(1, 5);
+  p.soil(1);
+  Scrubber scrubber(p.faulty, p.pool, 2);
+  CHECK_THROWS(UsageError, scrubber.scrub_owned(2, held));
+  const std::vector<PageId> twice{held[0], held[0]};
+  CHECK_THROWS(UsageError, scrubber.scrub_owned(1, twice));
+  scrubber.scrub_owned(1, held);
+  for (const PageId id : held) CHECK(p.pool->is_clean(id) && all_are(p.content(id), 0));
+  CHECK_EQ(p.pool->owned(1).size(), 5);
+}
+
+TEST(bad_figures_are_refused) {
+  Pool p;
+  CHECK_THROWS(UsageError, Scrubber(p.faulty, p.pool, 0));
+  CHECK_THROWS(UsageError, p.pool->create_ahead(pages + 1));
+  CHECK_THROWS(UsageError, p.pool->is_clean(0));
+  CHECK_THROWS(UsageError, p.pool->mark_clean(1, std::vector<PageId>{0}));
+  CHECK_EQ(p.pool->created_pages(), 0);
+  p.pool->create_ahead(pages);
+  p.pool->create_ahead(2);  // there are more already
+  CHECK_EQ(p.pool->created_pages(), pages);
+}
+
+TEST(who_needs_pages_being_scrubbed_waits_for_them) {
+  Pool p;
+  p.pool->create_ahead(pages);
+  const auto taken = p.pool->begin_scrub(4);
+  CHECK_EQ(p.pool->free_pages(), pages);
+  CHECK_EQ(p.pool->acquire(1, 2).size(), 2);  // these were not being scrubbed
+  std::vector<PageId> got;
+  std::thread waiter([&] { got = p.pool->acquire(2, 3); });
+  p.pool->end_scrub(taken, true);
+  waiter.join();
+  CHECK_EQ(got.size(), 3);
+  CHECK(p.pool->is_clean(got[0]));
+  p.check_adds_up();
+}
+
+TEST(who_waits_for_pages_that_are_withheld_is_told) {
+  Pool p;
+  p.pool->create_ahead(pages);
+  const auto taken = p.pool->begin_scrub(4);
+  bool refused = false;
+  std::thread waiter([&] {
+    try {
+      static_cast<void>(p.pool->acquire(2, 3));
+    } catch (const UsageError&) {
+      refused = true;
+    }
+  });
+  p.pool->withhold(taken);
+  waiter.join();
+  CHECK(refused);
+  CHECK_EQ(p.pool->free_pages(), 2);
+  CHECK_EQ(p.pool->statistics().withheld, 4);
+  p.pool->release(taken);
+  CHECK_EQ(p.pool->free_pages(), pages);
+  CHECK_EQ(p.pool->statistics().clean, 0);
+}
+
+// Whatever fails, a page that is called clean reads as zeros, none is lost for good, and none that
+// may still be written to is anybody's.
+TEST(any_call_may_fail) {
+  for (const bool owned : {false, true}) {
+    for (const bool persistent : {false, true}) {
+      for (std::uint64_t nth = 1, injected = 1; injected > 0; ++nth) {
+        Pool p;
+        auto held = p.pool->acquire(1, 5);
+        p.soil(1);
+        if (!owned) p.pool->give_back_all(1);
+        Scrubber scrubber(p.faulty, p.pool, 2);
+        p.plan->arm(nth, Status::unknown, persistent);
+        const auto scrub = [&] {
+          if (owned) return scrubber.scrub_owned(1, held);
+          while (scrubber.scrub_free() > 0) {
+          }
+        };
+        try {
+          scrub();
+        } catch (const DriverError&) {
+        }
+        injected = p.plan->injected();
+        p.check_adds_up();
+        p.plan->disarm();
+        if (owned) {  // the next call takes back what was withheld
+          held = p.pool->owned(1);
+        }
+        scrub();
+        CHECK_EQ(p.pool->statistics().withheld, 0);
+        p.check_adds_up();
+        if (!owned) held = p.pool->acquire(1, 5);
+        for (const PageId id : held) CHECK(p.pool->is_clean(id) && all_are(p.content(id), 0));
+        p.pool->give_back_all(1);
+        CHECK_EQ(p.pool->free_pages(), pages);
+      }
+    }
+  }
+}
+
+TEST(threads_scrub_and_acquire) {
+  Pool p;
+  Scrubber scrubber(p.faulty, p.pool, 2);
+  std::atomic<bool> over{false};
+  std::atomic<int> dirty{0};
+  std::thread background([&] {
+    while (!over) scrubber.scrub_free();
+  });
+  for (int round = 0; round < 100; ++round) {
+    const auto held = p.pool->acquire(1, 1 + static_cast<std::size_t>(round) % pages);
+    for (const PageId id : held) {
+      if (p.pool->is_clean(id)) dirty += !all_are(p.content(id), 0);
+    }
+    p.soil(1);
+    p.pool->give_back_all(1);
+  }
+  over = true;
+  background.join();
+  CHECK_EQ(dirty.load(), 0);
+  p.check_adds_up();
+}
