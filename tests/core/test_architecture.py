@@ -127,5 +127,23 @@ def test_every_source_of_csrc_is_built() -> None:
 
 
 def test_no_file_is_longer_than_300_lines() -> None:
-    for path in [*cpp_files(), *python_files()]:
-        assert len(path.read_text().splitlines()) <= 300, path
+    others = [
+        path
+        for folder in ("tests", "benchmarks", "demo", "tools")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", ".cmake")
+    ]
+    assert {path.suffix for path in others} == {".py", ".cpp", ".h", ".cmake"}
+    for path in [*cpp_files(), *python_files(), *others]:
+        # The bindings are a flat list of names.
+        if path != CSRC / "bindings.cpp":
+            assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    # Their folders are no packages: two of one name would be one module to pytest.
+    found: dict[str, Path] = {}
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path.name != "conftest.py":
+            assert path.name not in found, f"{path} and {found[path.name]}"
+            found[path.name] = path

@@ -1,0 +1,154 @@
+#include "fault_runner.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+// Allocations of this thread: the n-th from now fails, and with `persistent` so do all after it.
+struct AllocationPlan {
+  std::uint64_t nth = 0;  // 0: none fails
+  bool persistent = false;
+  std::uint64_t injected = 0;
+};
+thread_local AllocationPlan allocations;
+
+void* allocate(std::size_t bytes) {
+  if (allocations.nth == 1) {
+    if (!allocations.persistent) allocations.nth = 0;
+    ++allocations.injected;
+    throw std::bad_alloc();
+  }
+  if (allocations.nth > 1) --allocations.nth;
+  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return allocate(bytes); }
+void* operator new[](std::size_t bytes) { return allocate(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace gpupool {
+namespace {
+
+// After a failure: whatever model is left comes and goes as ever, and has what it should.
+void check_usable(World& world) {
+  if (!world.pool) return;
+  for (const OwnerId owner : {7, 8}) world.pool->give_back_all(owner);
+  for (auto* model : {&world.a, &world.b}) {
+    if (!*model) continue;
+    if ((*model)->memory.torn()) (*model)->swap_out();
+    if ((*model)->memory.resident()) {
+      (*model)->check_content();
+      (*model)->swap_out();
+    }
+  }
+  // A model that was closed while resident, or that ran out of memory on the way, gave its pages
+  // up without the pool knowing.
+  for (const OwnerId owner : {1, 2}) world.pool->give_back_all(owner);
+  for (auto* model : {&world.a, &world.b}) {
+    if (!*model) continue;
+    CHECK_EQ(world.pool->free_pages(), world_pages);
+    (*model)->swap_in();
+    (*model)->check_content();
+    (*model)->write(900);
+    (*model)->swap_out();
+    (*model)->swap_in();
+    (*model)->check_content();
+    (*model)->swap_out();
+  }
+}
+
+// One run with one failure planned; whether there was one.
+template <typename Arm, typename Disarm>
+bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm, Disarm disarm) {
+  std::uint64_t injected = 0;
+  try {
+    std::shared_ptr<Ledger> ledger;
+    std::map<DriverCall, std::uint64_t> refused;
+    {
+      World world;
+      scenario.prepare(world);
+      ledger = world.ledger;
+      bool failed = false;
+      arm(world);
+      try {
+        scenario.run(world);
+      } catch (const std::exception&) {
+        failed = true;
+      }
+      injected = disarm(world);
+#define COLLECT(name, params, args, needs_context) \
+  refused[DriverCall::name] = world.plan->injected(DriverCall::name);
+      GPUPOOL_DRIVER_CALLS(COLLECT)
+#undef COLLECT
+      totals.injections += injected;
+      for (const auto& [call, count] : refused) totals.hits[call] += count;
+      if (injected == 0) CHECK(!failed);
+      check_usable(world);
+    }
+    // Zero, but for what the driver itself refused to take back.
+    const Holdings held = ledger->held();
+    if (scenario.closes) {
+      CHECK_EQ(held.registrations, refused[DriverCall::host_unregister]);
+      CHECK_EQ(held.streams, refused[DriverCall::stream_destroy]);
+      CHECK_EQ(held.events, refused[DriverCall::event_destroy]);
+      CHECK_EQ(held.pages, refused[DriverCall::page_release]);
+      const auto unmaps = refused[DriverCall::unmap];
+      if (unmaps == 0) CHECK_EQ(held.mappings, 0);
+      CHECK(held.reservations >= refused[DriverCall::address_free]);
+      CHECK(held.reservations <= refused[DriverCall::address_free] + unmaps);
+    } else {
+      CHECK(held == Holdings{});
+    }
+  } catch (const std::exception& error) {
+    ++totals.failures;
+    std::printf("FAILED  %s, %s: %s\n", scenario.name, kind, error.what());
+  }
+  return injected > 0;
+}
+
+}  // namespace
+
+void run(const Scenario& scenario, Totals& totals) {
+  const std::uint64_t before = totals.injections;
+  for (const bool persistent : {false, true}) {
+    for (const Status code : {Status::unknown, Status::out_of_memory, Status::not_supported}) {
+      for (std::uint64_t nth = 1;; ++nth) {
+        const std::string kind = "call " + std::to_string(nth) + " answers " +
+                                 std::to_string(static_cast<int>(code)) +
+                                 (persistent ? " from then on" : " once");
+        const bool more = attempt(
+            scenario, totals, kind.c_str(),
+            [&](World& world) { world.plan->arm(nth, code, persistent, scenario.closes); },
+            [](World& world) {
+              world.plan->disarm();
+              return world.plan->injected();
+            });
+        if (!more) break;
+      }
+    }
+    for (std::uint64_t nth = 1;; ++nth) {
+      const std::string kind =
+          "allocation " + std::to_string(nth) + " fails" + (persistent ? " from then on" : " once");
+      const bool more = attempt(
+          scenario, totals, kind.c_str(), [&](World&) { allocations = {nth, persistent, 0}; },
+          [](World&) {
+            allocations.nth = 0;
+            return allocations.injected;
+          });
+      if (!more) break;
+    }
+  }
+  std::printf("%6llu  %s\n", static_cast<unsigned long long>(totals.injections - before),
+              scenario.name);
+  std::fflush(stdout);
+}
+
+}  // namespace gpupool

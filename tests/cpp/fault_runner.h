@@ -1,0 +1,23 @@
+// Runs a scenario once for every driver call and every allocation that can fail in it.
+#pragma once
+
+#include "fault_world.h"
+
+namespace gpupool {
+
+struct Scenario {
+  const char* name;
+  std::function<void(World&)> prepare;
+  std::function<void(World&)> run;
+  bool closes = false;  // run() closes things, whose calls then fail too
+};
+
+struct Totals {
+  std::uint64_t injections = 0, failures = 0;
+  std::map<DriverCall, std::uint64_t> hits;
+};
+
+// Every failure there is, one at a time, each on a world of its own; prints what failed.
+void run(const Scenario& scenario, Totals& totals);
+
+}  // namespace gpupool

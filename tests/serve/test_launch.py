@@ -1,0 +1,102 @@
+"""How the daemon and the engines are started: command lines, environments, devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_pool import MIB
+
+from gpupool.serve import launch
+from gpupool.serve.config import ModelConfig, PoolConfig
+from gpupool.serve.failures import ServeError
+from gpupool.serve.sizes import ByteSize
+
+
+def test_engine_command_line() -> None:
+    model = ModelConfig(
+        name="a",
+        model="/models/a",
+        kv_cache_bytes=ByteSize(32 * MIB),
+        args={
+            "enforce_eager": True,
+            "enable-prefix-caching": False,
+            "max-model-len": 1024,
+            "middleware": ["x", "y"],
+            "hf-overrides": {"a": 1},
+            "seed": -1,
+        },
+    )
+    command = launch.engine_command(model, 1234, Path("/run/x/daemon.sock"))
+    assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    options = command[3:]
+    given = dict(zip(options[0:14:2], options[1:14:2], strict=True))
+    pooled = json.loads(given.pop("--additional-config"))
+    assert pooled == {"gpupool": {"socket": "/run/x/daemon.sock", "model": "a"}}
+    assert given == {
+        "--model": "/models/a",
+        "--served-model-name": "a",
+        "--host": "127.0.0.1",
+        "--port": "1234",
+        "--worker-cls": "gpupool.vllm.Worker",
+        "--kv-cache-memory-bytes": str(32 * MIB),
+    }
+    assert options[14:] == [
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        "--max-model-len=1024",
+        "--middleware",
+        "x",
+        "y",
+        '--hf-overrides={"a": 1}',
+        "--seed=-1",
+    ]
+
+
+def test_engine_environment() -> None:
+    local = ModelConfig(name="a", model="/models/a", kv_cache_bytes=ByteSize(1))
+    inherited = {"PATH": "/bin", "VLLM_CPU_KVCACHE_SPACE": "4"}
+    environment = launch.engine_environment(local, inherited, Path("/run/x/e0"), 3600.0, "k")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in environment and environment["PATH"] == "/bin"
+    assert environment["TMPDIR"] == environment["VLLM_RPC_BASE_PATH"] == "/run/x/e0"
+    assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert environment["VLLM_API_KEY"] == "k"
+    assert int(environment["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > 3600
+    hub = ModelConfig(name="a", model="org/a", kv_cache_bytes=ByteSize(1))
+    assert "HF_HUB_OFFLINE" not in launch.engine_environment(hub, {}, Path("/run/x/e0"), 1.0, "k")
+
+
+def test_daemon_command_line() -> None:
+    pool = PoolConfig(device="host", budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
+    command = " ".join(launch.daemon_command(pool, Path("/run/x/daemon.sock"))[1:])
+    assert command == (
+        "-m gpupool daemon --device host --budget-bytes 8388608 --page-bytes 2097152 --turn-ms 200"
+        " --min-tokens 8 --revoke-timeout-s 30 --socket /run/x/daemon.sock"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "shown"),
+    [
+        ("host", "0,1", None),
+        ("cuda", None, "0"),
+        ("cuda:1", None, "1"),
+        ("cuda:1", "4, 6", "6"),
+        ("cuda", "GPU-8d5b", "GPU-8d5b"),
+    ],
+)
+def test_daemon_and_engines_see_one_device(
+    device: str, visible: str | None, shown: str | None
+) -> None:
+    inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = launch.device_environment(device, inherited)
+    assert found.get("CUDA_VISIBLE_DEVICES") == shown
+    pool = PoolConfig(device=device, budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
+    command = launch.daemon_command(pool, Path("/run/x/daemon.sock"))
+    assert command[command.index("--device") + 1] == device.partition(":")[0]
+
+
+def test_a_device_that_is_not_visible_is_refused() -> None:
+    with pytest.raises(ServeError, match="shows 1 devices"):
+        launch.device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "3"})
