@@ -13,6 +13,7 @@
 
 #include "driver/driver.h"
 #include "driver/fault.h"
+#include "image/digest.h"
 #include "image/image.h"
 #include "memory/dlpack.h"
 #include "memory/memory.h"
@@ -166,6 +167,60 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("page_bytes", &PagePool::page_bytes);
 }
 
+// The bytes of an object that has them in one piece. Holds them in place; made and let go under the
+// GIL.
+class Bytes {
+ public:
+  Bytes(const py::object& object, int flags) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) throw py::error_already_set();
+  }
+  ~Bytes() { PyBuffer_Release(&view_); }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  [[nodiscard]] void* data() const { return view_.buf; }
+  [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(view_.len); }
+
+ private:
+  Py_buffer view_{};
+};
+
+void bind_digest(py::module_& m) {
+  m.def(
+      "digest",
+      [](const py::buffer& buffer, std::uint64_t first_word) {
+        const Bytes bytes(buffer, PyBUF_SIMPLE);
+        const py::gil_scoped_release no_gil;
+        return digest(bytes.data(), bytes.size(), first_word);
+      },
+      py::arg("buffer"), py::arg("first_word") = 0,
+      "A 64-bit digest of the bytes, which must be contiguous; csrc/image/digest.h defines it.\n\n"
+      "It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of "
+      "its\n"
+      "parts, each with the number of its first word of 8 bytes. Raises BufferError.");
+  m.def(
+      "copy_with_digest",
+      [](const py::buffer& destination, const py::buffer& source, std::uint64_t first_word) {
+        const Bytes to(destination, PyBUF_WRITABLE);
+        const Bytes from(source, PyBUF_SIMPLE);
+        if (to.size() != from.size()) {
+          throw UsageError("the destination has " + std::to_string(to.size()) +
+                           " bytes, the source " + std::to_string(from.size()));
+        }
+        const auto to_address = reinterpret_cast<std::uintptr_t>(to.data());
+        const auto from_address = reinterpret_cast<std::uintptr_t>(from.data());
+        if (to_address < from_address + from.size() && from_address < to_address + to.size()) {
+          throw UsageError("the destination overlaps the source");
+        }
+        const py::gil_scoped_release no_gil;
+        return copy_with_digest(to.data(), from.data(), to.size(), first_word);
+      },
+      py::arg("destination"), py::arg("source"), py::arg("first_word") = 0,
+      "Copies, and returns the digest of what was copied; each byte is read once.\n\n"
+      "Raises UsageError if the sizes differ or the two overlap, BufferError for a destination "
+      "that\n"
+      "is read-only or bytes that are not contiguous; nothing is copied then.");
+}
+
 void bind_swap(py::module_& m) {
   py::native_enum<Tag>(m, "Tag", "enum.Enum", "What a region holds.")
       .value("weights", Tag::weights)
@@ -277,5 +332,6 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator(translate);
   bind_driver(m);
   bind_memory(m);
+  bind_digest(m);
   bind_swap(m);
 }
