@@ -69,10 +69,15 @@ class ObservedDriver final : public Driver {
 
     const std::int64_t begin_ns = inner_->now_ns();
     const Status status = make();
-    const std::int64_t end_ns = inner_->now_ns();
+    std::int64_t end_ns = inner_->now_ns();
 
     const bool made = status == Status::success;
     const Operands operands = look(made);
+    if constexpr (waits(call)) {
+      if (traced && made) {
+        end_ns = watcher_.settle(waits_for_all(call) ? nullptr : &operands.stream, sequence);
+      }
+    }
     Observer::Count& count = observer_->calls_[static_cast<std::size_t>(call)];
     count.calls.fetch_add(1, relaxed);
     count.ns.fetch_add(static_cast<std::uint64_t>(end_ns - begin_ns), relaxed);
@@ -85,11 +90,6 @@ class ObservedDriver final : public Driver {
     if (traced) {
       if constexpr (call == DriverCall::stream_destroy) {
         if (!made) watcher_.remember(track);
-      }
-      if constexpr (waits(call)) {
-        if (made) {
-          watcher_.settle(waits_for_all(call) ? nullptr : &operands.stream, sequence, end_ns);
-        }
       }
       if constexpr (puts_work(call)) {
         if (made) {

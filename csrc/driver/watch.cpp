@@ -26,7 +26,7 @@ Watcher::Watcher(Driver& driver, WatchMode mode)
 Watcher::~Watcher() {
   if (fork_count() != forks_) {
     // The thread did not come along, and what it was doing to the events is not known.
-    static_cast<void>(thread_.release());
+    static_cast<void>(looker_.release());
     return;
   }
   end();
@@ -34,35 +34,32 @@ Watcher::~Watcher() {
 }
 
 void Watcher::begin(std::shared_ptr<Trace> trace) {
-  {
-    std::lock_guard lock(mutex_);
-    trace_ = std::move(trace);
-  }
+  std::unique_ptr<Looker> looker;
   if (mode_ == WatchMode::thread) {
+    looker = std::make_unique<Looker>();
     stopping_ = false;
-    try {
-      thread_ = std::make_unique<std::thread>([this] { run(); });
-    } catch (...) {
-      end();
-      throw;
-    }
+    looker->thread = std::thread([this, raw = looker.get()] { run(raw->wake); });
   }
+  std::lock_guard lock(mutex_);
+  trace_ = std::move(trace);
+  looker_ = std::move(looker);
 }
 
-void Watcher::stop_thread() noexcept {
-  if (!thread_) return;
+void Watcher::stop_looking() noexcept {
+  if (!looker_) return;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  wake_.notify_one();
-  thread_->join();
-  thread_.reset();
+  looker_->wake.notify_one();
+  looker_->thread.join();
+  std::lock_guard lock(mutex_);
+  looker_.reset();
 }
 
 void Watcher::end() noexcept {
   if (fork_count() != forks_) return;
-  stop_thread();
+  stop_looking();
   look();
   std::lock_guard lock(mutex_);
   if (!trace_) return;
@@ -74,14 +71,14 @@ void Watcher::end() noexcept {
   trace_.reset();
 }
 
-void Watcher::run() noexcept {
+void Watcher::run(std::condition_variable& wake) noexcept {
   static_cast<void>(pthread_setname_np(pthread_self(), "gpupool-watch"));
   // Else the kernel puts 50 microseconds on top of every sleep.
   static_cast<void>(prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL));
   while (!stopping_) {
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || in_flight_ > 0; });
+      wake.wait(lock, [&] { return stopping_ || in_flight_ > 0; });
     }
     look();
     std::this_thread::sleep_for(look_interval);
@@ -101,8 +98,8 @@ void Watcher::look() noexcept {
     // Not under the lock: the driver may be busy, and then nobody else is to wait for it here.
     lock.unlock();
     const Status status = driver_.event_query(first.done);
-    const std::int64_t now = driver_.now_ns();
     lock.lock();
+    const std::int64_t now = driver_.now_ns();  // under the lock: no wait has returned before it
     it = tracks_.find(number);
     const bool same = it != tracks_.end() && !it->second.work.empty() &&
                       it->second.work.front().sequence == first.sequence;
@@ -166,7 +163,7 @@ void Watcher::enqueued(DriverCall call, StreamHandle stream, std::int64_t begin_
       track.work.push_back({event, done, next_sequence_});
       if (driver_.event_record(done, stream) == Status::success) {
         ++next_sequence_;
-        if (++in_flight_ == 1) wake_.notify_one();
+        if (++in_flight_ == 1 && looker_) looker_->wake.notify_one();
         return;
       }
       track.work.pop_back();
@@ -184,16 +181,17 @@ std::uint64_t Watcher::sequence() noexcept {
   return next_sequence_;
 }
 
-void Watcher::settle(const StreamHandle* stream, std::uint64_t before,
-                     std::int64_t end_ns) noexcept {
-  if (fork_count() != forks_) return;
+std::int64_t Watcher::settle(const StreamHandle* stream, std::uint64_t before) noexcept {
+  if (fork_count() != forks_) return driver_.now_ns();
   std::lock_guard lock(mutex_);
+  const std::int64_t now = driver_.now_ns();
   for (auto& [number, track] : tracks_) {
     if (stream != nullptr && (track.destroyed || track.stream != *stream)) continue;
     while (!track.work.empty() && track.work.front().sequence < before) {
-      finish(track, end_ns, Status::success, Kind::ran);
+      finish(track, now, Status::success, Kind::ran);
     }
   }
+  return now;
 }
 
 std::int32_t Watcher::forget(StreamHandle stream) noexcept {

@@ -40,10 +40,10 @@ class Watcher {
   // Work was put on a stream by a call that began at `begin_ns`.
   void enqueued(DriverCall call, StreamHandle stream, std::int64_t begin_ns, std::uint64_t address,
                 std::uint64_t bytes) noexcept;
-  // What was enqueued before sequence() gave `before` ended by `end_ns`, on this stream or, if it
-  // is null, on all.
+  // A wait for this stream or, if it is null, for all has returned: what was enqueued before
+  // sequence() gave `before` has ended. The time that the wait then ended.
   [[nodiscard]] std::uint64_t sequence() noexcept;
-  void settle(const StreamHandle* stream, std::uint64_t before, std::int64_t end_ns) noexcept;
+  std::int64_t settle(const StreamHandle* stream, std::uint64_t before) noexcept;
   // The stream is about to be destroyed: its handle may soon be another stream's. What is on it is
   // still watched. If it is not destroyed after all, remember() takes what forget() gave.
   std::int32_t forget(StreamHandle stream) noexcept;
@@ -66,19 +66,18 @@ class Watcher {
     std::deque<Work> work;
   };
 
-  void run() noexcept;
+  void run(std::condition_variable& wake) noexcept;
   void look() noexcept;
   Track& track_of(StreamHandle stream, TraceEvent& event);
   void finish(Track& track, std::int64_t end_ns, Status status, TraceEvent::Kind kind) noexcept;
   EventHandle take_event();
-  void stop_thread() noexcept;
+  void stop_looking() noexcept;
 
   Driver& driver_;
   const WatchMode mode_;
   const std::string device_;
   const unsigned forks_;
   std::mutex mutex_;
-  std::condition_variable wake_;
   std::shared_ptr<Trace> trace_;          // null: nothing is watched
   std::map<std::int32_t, Track> tracks_;  // by the number of the track
   std::vector<EventHandle> events_;       // all
@@ -86,7 +85,12 @@ class Watcher {
   std::uint64_t next_sequence_ = 0;
   std::size_t in_flight_ = 0;
   std::atomic<bool> stopping_{false};
-  std::unique_ptr<std::thread> thread_;
+  // On the heap, to be left there in a forked child: neither ends where its thread is missing.
+  struct Looker {
+    std::condition_variable wake;
+    std::thread thread;
+  };
+  std::unique_ptr<Looker> looker_;  // null: in no trace, or every call looks
 };
 
 }  // namespace gpupool
