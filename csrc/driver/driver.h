@@ -102,6 +102,19 @@ using EventHandle = EventState*;
   X(fill, (DevicePtr destination, std::uint8_t value, std::size_t bytes, StreamHandle stream),   \
     (destination, value, bytes, stream), 1)
 
+enum class DriverCall {
+#define GPUPOOL_ENUMERATE(name, params, args, needs_context) name,
+  GPUPOOL_DRIVER_CALLS(GPUPOOL_ENUMERATE)
+#undef GPUPOOL_ENUMERATE
+};
+
+// The names of all calls, in the order of DriverCall.
+inline constexpr const char* driver_call_names[] = {
+#define GPUPOOL_NAME(name, params, args, needs_context) #name,
+    GPUPOOL_DRIVER_CALLS(GPUPOOL_NAME)
+#undef GPUPOOL_NAME
+};
+
 enum class DeviceKind { host, cuda };
 
 class Driver {

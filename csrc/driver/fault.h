@@ -10,12 +10,6 @@
 
 namespace gpupool {
 
-enum class DriverCall {
-#define GPUPOOL_ENUMERATE(name, params, args, needs_context) name,
-  GPUPOOL_DRIVER_CALLS(GPUPOOL_ENUMERATE)
-#undef GPUPOOL_ENUMERATE
-};
-
 class FaultPlan {
  public:
   // The nth call from now (1 is the next) answers `code`; with `persistent` so do all after it.

@@ -77,9 +77,10 @@ struct World {
     for (const PageId id : pool->acquire(owner, count)) pages.push_back(pool->page(id));
     return pages;
   }
-  std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_test_driver());
+  std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_bare_test_driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
-  DriverPtr driver = with_faults(ledger, plan);
+  // What an observer calls for itself fails too.
+  DriverPtr driver = observed(with_faults(ledger, plan), WatchMode::calls);
   Probe probe;
   std::optional<PagePool> pool;
   std::optional<Model> a, b;
