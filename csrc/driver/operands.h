@@ -12,7 +12,9 @@ struct Operands {
   StreamHandle stream = nullptr;
 };
 
-inline std::uint64_t address_of(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
+inline std::uint64_t address_of(const void* memory) {
+  return reinterpret_cast<std::uintptr_t>(memory);
+}
 
 // operands_of_NAME(whether the outputs are written, arguments of the call...)
 inline Operands operands_of_page_create(bool, PageHandle*, std::size_t bytes) { return {0, bytes}; }

@@ -40,6 +40,7 @@ namespace {
 // After a failure: whatever model is left comes and goes as ever, and has what it should.
 void check_usable(World& world) {
   if (!world.pool) return;
+  if (world.scrubber) world.scrubber->scrub_free();  // which takes back what was withheld
   for (const OwnerId owner : {7, 8}) world.pool->give_back_all(owner);
   for (auto* model : {&world.a, &world.b}) {
     if (!*model) continue;

@@ -136,6 +136,36 @@ const Scenario scenarios[] = {
        CHECK(w.a->memory.torn());
      },
      [](World& w) { w.a->swap_out(); }},
+    {"a region grows while its model is out", saved,
+     [](World& w) { w.a->resize(1, 2 * page_bytes + 5); }},
+    {"a region shrinks while its model is out", saved, [](World& w) { w.a->resize(0, 4096); }},
+    {"a resident region grows into new pages", written,
+     [](World& w) { w.a->resize(1, 2 * page_bytes + 5); }},
+    {"a resident region grows within its page", written, [](World& w) { w.a->resize(2, 9000); }},
+    {"a resident region shrinks", written, [](World& w) { w.a->resize(0, 4096); }},
+    {"a swap-in is cancelled", saved,
+     [](World& w) {
+       std::stop_source stop;
+       stop.request_stop();
+       try {
+         w.a->swap_in(stop.get_token());
+       } catch (const Cancelled&) {
+       }
+     }},
+    {"a swap-in could be cancelled", saved,
+     [](World& w) { w.a->swap_in(std::stop_source().get_token()); }},
+    {"create pages ahead", nothing, [](World& w) { w.pool->create_ahead(5); }},
+    {"scrub free pages", [](World& w) { w.pool->create_ahead(3); },
+     [](World& w) {
+       w.add_scrubber();
+       while (w.scrubber->scrub_free() > 0) {
+       }
+     }},
+    {"scrub pages before they are used", [](World& w) { w.pool->acquire(7, 2); },
+     [](World& w) {
+       w.add_scrubber();
+       w.scrubber->scrub_owned(7, w.pool->owned(7));
+     }},
     {"close a model that is out", saved, [](World& w) { w.a.reset(); }, true},
     {"close a model that is resident", written, [](World& w) { w.a.reset(); }, true},
     {"close a model whose region is kept",

@@ -10,6 +10,7 @@
 #include "ledger.h"
 #include "memory/memory.h"
 #include "swap/swap.h"
+#include "transfer/scrub.h"
 
 namespace gpupool {
 
@@ -51,8 +52,9 @@ class Model {
  public:
   Model(World& world, OwnerId owner);
   void add_regions();
-  void swap_in();
+  void swap_in(const std::stop_token& stop = {});
   void swap_out();
+  void resize(std::size_t region, std::size_t bytes);
   // Stamps in all regions, marked as written where a step would mark them.
   void write(std::uint64_t stamp);
   void check_content();
@@ -77,6 +79,9 @@ struct World {
     for (const PageId id : pool->acquire(owner, count)) pages.push_back(pool->page(id));
     return pages;
   }
+  void add_scrubber() {
+    scrubber.emplace(driver, std::shared_ptr<PagePool>(&*pool, [](PagePool*) {}), 2);
+  }
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_bare_test_driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
   // What an observer calls for itself fails too.
@@ -84,6 +89,7 @@ struct World {
   Probe probe;
   std::optional<PagePool> pool;
   std::optional<Model> a, b;
+  std::optional<Scrubber> scrubber;
   // Whatever a scenario makes and leaves.
   std::vector<std::shared_ptr<const void>> made;
 };
@@ -95,7 +101,7 @@ inline void Model::add_regions() {
   for (const auto& [tag, bytes] :
        {std::pair{Tag::weights, page_bytes + 4096}, std::pair{Tag::kv_cache, page_bytes},
         std::pair{Tag::runtime, std::size_t{4096}}}) {
-    regions.push_back(memory.add_region(tag, bytes, -1));
+    regions.push_back(memory.add_region(tag, bytes, -1, 3 * page_bytes));
     expected.emplace_back();
     for (const std::size_t at : {std::size_t{0}, std::size_t{2048}, bytes - 8}) {
       expected.back()[at] = 0;
@@ -105,10 +111,10 @@ inline void Model::add_regions() {
   }
 }
 
-inline void Model::swap_in() {
+inline void Model::swap_in(const std::stop_token& stop) {
   auto pages = world.acquire(owner, memory.pages_needed());
   try {
-    memory.swap_in(std::move(pages));
+    memory.swap_in(std::move(pages), 0, stop);
   } catch (...) {
     // Its pages go to nobody else while it may still have them mapped.
     if (!memory.torn()) world.pool->give_back_all(owner);
@@ -119,6 +125,20 @@ inline void Model::swap_in() {
 inline void Model::swap_out() {
   memory.swap_out();
   world.pool->give_back_all(owner);
+}
+
+// Pages that it could not get rid of again stay the model's until it leaves.
+inline void Model::resize(std::size_t index, std::size_t bytes) {
+  Region& region = *regions[index];
+  const std::size_t span = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+  std::vector<PagePtr> more;
+  if (memory.resident() && span > region.span_bytes()) {
+    more = world.acquire(owner, (span - region.span_bytes()) / page_bytes);
+  }
+  memory.resize(region, bytes, more, 0, -1);
+  auto& stamps = expected[index];
+  std::erase_if(stamps, [&](const auto& stamp) { return stamp.first + 8 > bytes; });
+  stamps.emplace(bytes / 8 * 8 - 8, 0);
 }
 
 inline void Model::write(std::uint64_t stamp) {
