@@ -18,6 +18,7 @@
 #include "memory/dlpack.h"
 #include "memory/memory.h"
 #include "swap/swap.h"
+#include "transfer/scrub.h"
 #include "transfer/transfer.h"
 
 namespace py = pybind11;
@@ -83,6 +84,8 @@ void translate(std::exception_ptr pointer) {
   } catch (const DriverError& error) {
     raise("DriverError", py::make_tuple(error.what(), std::string(error.call()),
                                         static_cast<int>(error.status())));
+  } catch (const Cancelled& error) {
+    raise("SwapCancelledError", py::make_tuple(error.what()));
   } catch (const UsageError& error) {
     raise("UsageError", py::make_tuple(error.what()));
   } catch (const std::system_error& error) {
@@ -140,13 +143,24 @@ void bind_memory(py::module_& m) {
           py::arg("driver").none(false), py::arg("fd"), py::arg("bytes"), NoGil(),
           "A page another process exported; `fd` stays the caller's.")
       .def("export_fd", &Page::export_fd, "A new descriptor, owned by the caller.")
+      .def_property_readonly("handle", &Page::handle, "The driver's, unique while the page lives.")
       .def_property_readonly("bytes", &Page::bytes);
+  py::class_<PoolStatistics>(m, "PoolStatistics", "What of a budget is where, in pages.")
+      .def_readonly("total", &PoolStatistics::total)
+      .def_readonly("created", &PoolStatistics::created)
+      .def_readonly("clean", &PoolStatistics::clean)
+      .def_readonly("dirty", &PoolStatistics::dirty)
+      .def_readonly("scrubbing", &PoolStatistics::scrubbing)
+      .def_readonly("withheld", &PoolStatistics::withheld)
+      .def_readonly("owned", &PoolStatistics::owned);
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool",
                                                   "The pages of one budget and who has them.")
       .def(py::init<DriverPtr, std::size_t, std::size_t>(), py::arg("driver").none(false),
            py::arg("budget_bytes"), py::arg("page_bytes"))
+      .def("create_ahead", &PagePool::create_ahead, py::arg("count"), NoGil(),
+           "Makes pages now rather than at their first use, until there are `count`.")
       .def("acquire", &PagePool::acquire, py::arg("owner"), py::arg("count"), NoGil(),
-           "`count` pages for `owner`, all or none.")
+           "`count` pages for `owner`, all or none, clean ones first.")
       .def(
           "give_back",
           [](PagePool& self, OwnerId owner, const std::vector<PageId>& pages) {
@@ -160,11 +174,26 @@ void bind_memory(py::module_& m) {
             return std::const_pointer_cast<Page>(self.page(id));
           },
           py::arg("id"))
+      .def("is_clean", &PagePool::is_clean, py::arg("id"),
+           "Whether it read as zeros when it was acquired, or does now if it is free.")
       .def("owned", &PagePool::owned, py::arg("owner"))
+      .def("statistics", &PagePool::statistics)
       .def_property_readonly("free_pages", &PagePool::free_pages)
       .def_property_readonly("created_pages", &PagePool::created_pages)
       .def_property_readonly("total_pages", &PagePool::total_pages)
       .def_property_readonly("page_bytes", &PagePool::page_bytes);
+  py::class_<Scrubber>(m, "Scrubber", "Zeroes pages of a pool on a stream of its own.")
+      .def(py::init<DriverPtr, std::shared_ptr<PagePool>, std::size_t>(),
+           py::arg("driver").none(false), py::arg("pool").none(false), py::arg("pages_at_once"))
+      .def("scrub_free", &Scrubber::scrub_free, NoGil(),
+           "Scrubs dirty free pages, at most as many as it takes at a time; returns how many.")
+      .def(
+          "scrub_owned",
+          [](Scrubber& self, OwnerId owner, const std::vector<PageId>& pages) {
+            self.scrub_owned(owner, pages);
+          },
+          py::arg("owner"), py::arg("pages"), NoGil(),
+          "Scrubs pages that `owner` holds and has not mapped.");
 }
 
 // The bytes of an object that has them in one piece. Holds them in place; made and let go under the
@@ -248,6 +277,32 @@ void bind_swap(py::module_& m) {
       .def_property_readonly(
           "span_bytes", [](const RegionHandle& h) { return h.region->span_bytes(); },
           "Size in whole pages.")
+      .def_property_readonly(
+          "capacity_bytes", [](const RegionHandle& h) { return h.region->capacity_bytes(); },
+          "How long it can become, in whole pages.")
+      .def_property_readonly(
+          "mapped_pages",
+          py::cpp_function([](const RegionHandle& h) { return h.memory->mapped_pages(*h.region); },
+                           NoGil()),
+          "Pages behind it now; none while the model is out.")
+      .def(
+          "missing_image_bytes",
+          [](const RegionHandle& h, std::size_t bytes) {
+            return h.memory->missing_image_bytes(*h.region, bytes);
+          },
+          py::arg("bytes"), NoGil(), "What its image lacks to be as long as that.")
+      .def(
+          "resize",
+          [](RegionHandle& h, std::size_t bytes, const std::vector<std::shared_ptr<Page>>& pages,
+             std::size_t clean, int image_fd) {
+            const auto gone =
+                h.memory->resize(*h.region, bytes, {pages.begin(), pages.end()}, clean, image_fd);
+            std::vector<PageHandle> handles;
+            for (const PagePtr& page : gone) handles.push_back(page->handle());
+            return handles;
+          },
+          py::arg("bytes"), py::arg("pages"), py::arg("clean"), py::arg("image_fd"), NoGil(),
+          "Makes it `bytes` long; the handles of the pages that it no longer maps.")
       .def_property_readonly("address", [](const RegionHandle& h) { return h.region->address(); })
       .def_property_readonly(
           "saved_bytes",
@@ -291,6 +346,11 @@ void bind_swap(py::module_& m) {
           py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
           "A uint8 tensor over the addresses, which stay reserved while it lives; there is memory\n"
           "behind them only while the model is resident.");
+  py::class_<std::stop_source>(m, "Cancellation", "Stops the swap-in that it is given to.")
+      .def(py::init<>())
+      .def(
+          "cancel", [](std::stop_source& self) { self.request_stop(); },
+          "From any thread; the swap-in raises SwapCancelledError unless it is done by then.");
   py::class_<Memory>(m, "ModelMemory", "Residency of one model.")
       .def(py::init([](DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes) {
              auto memory = std::make_shared<ModelMemory>(driver, page_bytes, chunk_bytes);
@@ -300,11 +360,12 @@ void bind_swap(py::module_& m) {
            py::arg("chunk_bytes") = std::size_t{32} << 20)
       .def(
           "add_region",
-          [](const Memory& self, Tag tag, std::size_t bytes, int image_fd) {
+          [](const Memory& self, Tag tag, std::size_t bytes, int image_fd, std::size_t capacity) {
             return RegionHandle{self.driver, self.memory,
-                                self.memory->add_region(tag, bytes, image_fd)};
+                                self.memory->add_region(tag, bytes, image_fd, capacity)};
           },
-          py::arg("tag"), py::arg("bytes"), py::arg("image_fd") = -1, NoGil())
+          py::arg("tag"), py::arg("bytes"), py::arg("image_fd") = -1, py::arg("capacity_bytes") = 0,
+          NoGil())
       .def_property_readonly(
           "pages_needed",
           py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))
@@ -316,10 +377,14 @@ void bind_swap(py::module_& m) {
           "Pages are still mapped after a failure; swap_out unmaps them.")
       .def(
           "swap_in",
-          [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages) {
-            return self.memory->swap_in({pages.begin(), pages.end()});
+          [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
+             const std::optional<std::stop_source>& cancellation) {
+            return self.memory->swap_in(
+                {pages.begin(), pages.end()}, clean,
+                cancellation ? cancellation->get_token() : std::stop_token());
           },
-          py::arg("pages"), NoGil(), "Maps the pages and restores every region.")
+          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
+          "Maps the pages, of which the first `clean` read as zeros, and restores every region.")
       .def(
           "swap_out", [](const Memory& self) { return self.memory->swap_out(); }, NoGil(),
           "Saves what the images lack and unmaps everything.");

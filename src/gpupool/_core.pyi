@@ -11,15 +11,20 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
+    "Cancellation",
     "Driver",
     "FaultPlan",
     "ImageBuffer",
     "ModelMemory",
     "Page",
     "PagePool",
+    "PoolStatistics",
     "Region",
+    "Scrubber",
     "SwapReport",
     "Tag",
+    "copy_with_digest",
+    "digest",
     "open_cuda_driver",
     "open_host_driver",
     "with_faults",
@@ -84,6 +89,30 @@ class Page:
         """
     @property
     def bytes(self) -> int: ...
+    @property
+    def handle(self) -> int:
+        """
+        The driver's, unique while the page lives.
+        """
+
+class PoolStatistics:
+    """
+    What of a budget is where, in pages.
+    """
+    @property
+    def clean(self) -> int: ...
+    @property
+    def created(self) -> int: ...
+    @property
+    def dirty(self) -> int: ...
+    @property
+    def owned(self) -> int: ...
+    @property
+    def scrubbing(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def withheld(self) -> int: ...
 
 class PagePool:
     """
@@ -101,7 +130,11 @@ class PagePool:
         count: typing.SupportsInt | typing.SupportsIndex,
     ) -> list[int]:
         """
-        `count` pages for `owner`, all or none.
+        `count` pages for `owner`, all or none, clean ones first.
+        """
+    def create_ahead(self, count: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Makes pages now rather than at their first use, until there are `count`.
         """
     def give_back(
         self,
@@ -112,8 +145,13 @@ class PagePool:
         Pages their owner no longer maps.
         """
     def give_back_all(self, owner: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
+    def is_clean(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Whether it read as zeros when it was acquired, or does now if it is free.
+        """
     def owned(self, owner: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
     def page(self, id: typing.SupportsInt | typing.SupportsIndex) -> Page: ...
+    def statistics(self) -> PoolStatistics: ...
     @property
     def created_pages(self) -> int: ...
     @property
@@ -122,6 +160,29 @@ class PagePool:
     def page_bytes(self) -> int: ...
     @property
     def total_pages(self) -> int: ...
+
+class Scrubber:
+    """
+    Zeroes pages of a pool on a stream of its own.
+    """
+    def __init__(
+        self,
+        driver: Driver,
+        pool: PagePool,
+        pages_at_once: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def scrub_free(self) -> int:
+        """
+        Scrubs dirty free pages, at most as many as it takes at a time; returns how many.
+        """
+    def scrub_owned(
+        self,
+        owner: typing.SupportsInt | typing.SupportsIndex,
+        pages: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None:
+        """
+        Scrubs pages that `owner` holds and has not mapped.
+        """
 
 class Tag(enum.Enum):
     """
@@ -198,10 +259,34 @@ class Region:
         """
         Runs (offset, bytes) that the device has changed.
         """
+    def missing_image_bytes(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        What its image lacks to be as long as that.
+        """
+    def resize(
+        self,
+        bytes: typing.SupportsInt | typing.SupportsIndex,
+        pages: collections.abc.Sequence[Page],
+        clean: typing.SupportsInt | typing.SupportsIndex,
+        image_fd: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[int]:
+        """
+        Makes it `bytes` long; the handles of the pages that it no longer maps.
+        """
     @property
     def address(self) -> int: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def capacity_bytes(self) -> int:
+        """
+        How long it can become, in whole pages.
+        """
+    @property
+    def mapped_pages(self) -> int:
+        """
+        Pages behind it now; none while the model is out.
+        """
     @property
     def saved_bytes(self) -> int:
         """
@@ -214,6 +299,16 @@ class Region:
         """
     @property
     def tag(self) -> Tag: ...
+
+class Cancellation:
+    """
+    Stops the swap-in that it is given to.
+    """
+    def __init__(self) -> None: ...
+    def cancel(self) -> None:
+        """
+        From any thread; the swap-in raises SwapCancelledError unless it is done by then.
+        """
 
 class ModelMemory:
     """
@@ -230,10 +325,16 @@ class ModelMemory:
         tag: Tag,
         bytes: typing.SupportsInt | typing.SupportsIndex,
         image_fd: typing.SupportsInt | typing.SupportsIndex = -1,
+        capacity_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Region: ...
-    def swap_in(self, pages: collections.abc.Sequence[Page]) -> SwapReport:
+    def swap_in(
+        self,
+        pages: collections.abc.Sequence[Page],
+        clean: typing.SupportsInt | typing.SupportsIndex = 0,
+        cancellation: Cancellation = None,
+    ) -> SwapReport:
         """
-        Maps the pages and restores every region.
+        Maps the pages, of which the first `clean` read as zeros, and restores every region.
         """
     def swap_out(self) -> SwapReport:
         """
@@ -248,6 +349,28 @@ class ModelMemory:
         """
         Pages are still mapped after a failure; swap_out unmaps them.
         """
+
+def copy_with_digest(
+    destination: typing_extensions.Buffer,
+    source: typing_extensions.Buffer,
+    first_word: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> int:
+    """
+    Copies, and returns the digest of what was copied; each byte is read once.
+
+    Raises UsageError if the sizes differ or the two overlap, BufferError for a destination that
+    is read-only or bytes that are not contiguous; nothing is copied then.
+    """
+
+def digest(
+    buffer: typing_extensions.Buffer, first_word: typing.SupportsInt | typing.SupportsIndex = 0
+) -> int:
+    """
+    A 64-bit digest of the bytes, which must be contiguous; csrc/image/digest.h defines it.
+
+    It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of its
+    parts, each with the number of its first word of 8 bytes. Raises BufferError.
+    """
 
 def open_cuda_driver(ordinal: typing.SupportsInt | typing.SupportsIndex) -> Driver:
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gpupool._core import PagePool
-from gpupool.errors import DoesNotFitError, DriverError, UsageError
+from gpupool.errors import DoesNotFitError, DriverError, PoolFullError, UsageError
 from gpupool.schedule.turns import Decision, ModelView, PoolView, Residency, decide
 
 
@@ -146,6 +146,43 @@ class Arbiter:
         self._pages.give_back_all(key)
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
+
+    def extend(self, key: int, pages: int) -> list[int]:
+        """More pages for a model that holds its memory, which may be about to leave.
+
+        Raises PoolFullError if they are not free now (a model inside a step cannot wait for
+        others, which may wait for it), DriverError, or UsageError; nothing has changed then.
+        """
+        lease = self._leases[key]
+        self._require_held(lease)
+        if pages < 1:
+            raise UsageError("a lease is extended by at least one page")
+        if pages > self._pages.free_pages:
+            raise PoolFullError(
+                f"model {lease.name!r} asked for {pages} pages more and {self._pages.free_pages} "
+                "are free: resize its regions while it is out, so that others make room"
+            )
+        granted = self._pages.acquire(key, pages)
+        lease.pages += pages
+        return granted
+
+    def shrink(self, key: int, pages: list[int]) -> None:
+        """Some of the model's pages are not mapped any more.
+
+        Raises UsageError unless it holds them all and at least one more.
+        """
+        lease = self._leases[key]
+        self._require_held(lease)
+        if len(pages) >= lease.pages:
+            raise UsageError(f"model {lease.name!r} cannot give up all pages and be resident")
+        self._pages.give_back(key, pages)
+        lease.pages -= len(pages)
+
+    @staticmethod
+    def _require_held(lease: Lease) -> None:
+        held = lease.state in (Residency.RESIDENT, Residency.LEAVING)
+        if lease.fenced or not held:
+            raise UsageError(f"model {lease.name!r} changed its memory while {lease.state.value}")
 
     def keep(self, key: int, now_s: float) -> None:
         """The model could not give its memory up and is resident as before."""

@@ -43,6 +43,14 @@ class DoesNotFitError(GpupoolError):
         self.budget_bytes = budget_bytes
 
 
+class PoolFullError(GpupoolError):
+    """Fewer pages are free than a resident model asked for; it goes on with those it has."""
+
+
+class SwapCancelledError(GpupoolError):
+    """A swap-in was cancelled; the model is out as before."""
+
+
 class LeaseTimeoutError(GpupoolError):
     """A model was not granted its memory in time."""
 

@@ -137,6 +137,27 @@ class Gate:
         finally:
             self.close_step(counts=False)
 
+    @contextmanager
+    def steady(self) -> Iterator[bool]:
+        """Keep the model where it is for the length of a ``with`` block; whether it is resident.
+
+        Waits while it comes or leaves. The block must be short: while the model is out, everybody
+        waits for it. Raises UsageError for a torn model.
+        """
+        with self._changed:
+            while self._state in (_State.ARRIVING, _State.LEAVING):
+                self._changed.wait()
+            if self._state is _State.TORN:
+                raise UsageError("a model torn by a failure must be swapped out first")
+            if self._state is _State.OUT:
+                yield False
+                return
+            self._open_step()
+        try:
+            yield True
+        finally:
+            self.close_step(counts=False)
+
     def set_idle(self, idle: bool) -> None:
         """Say whether the model has unfinished requests; an idle one leaves at once when asked."""
         with self._changed:

@@ -48,8 +48,10 @@ class Model:
         self.last_swap_out: SwapReport | None = None
         session.bind(self.gate)
 
-    def region(self, tag: str, size_bytes: int) -> Region:
+    def region(self, tag: str, size_bytes: int, *, capacity_bytes: int = 0) -> Region:
         """Reserve addresses (and host memory) for ``size_bytes`` of device memory.
+
+        Addresses are kept for ``capacity_bytes``, up to which ``resize`` can make it grow.
 
         ``tag`` says what a swap-out saves: ``weights`` once, and then what was written (see
         ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
@@ -59,18 +61,73 @@ class Model:
         kind = Tag.__members__.get(tag)
         if kind is None:
             raise UsageError(f"unknown tag {tag!r}: use one of {', '.join(Tag.__members__)}")
+        if size_bytes < 1:
+            raise UsageError("a region must have at least one byte")
         if self._memory.resident:
             raise UsageError("a region can be added only while its model is out")
-        if kind is Tag.workspace:
-            region = self._memory.add_region(kind, size_bytes)
-        else:
-            fd = self._session.host_memory(-(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-            try:
-                region = self._memory.add_region(kind, size_bytes, fd)
-            finally:
-                os.close(fd)
+        image_bytes = 0 if kind is Tag.workspace else _in_system_pages(size_bytes)
+        with self._host_memory(image_bytes) as fd:
+            region = self._memory.add_region(kind, size_bytes, fd, capacity_bytes)
         self._regions.append(region)
         return region
+
+    def resize(self, region: Region, size_bytes: int) -> None:
+        """Make a region of this model ``size_bytes`` long, at the addresses it has.
+
+        What it gains reads as zeros, what it loses is lost; tensors over what is lost must not be
+        touched any more. A resident model takes the pages it needs from those that are free, and
+        gives back what it does not need at once; no step of another thread should run meanwhile.
+        Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
+        HostMemoryError or RefusedError; the region is as before then.
+        """
+        if not any(region is mine for mine in self._regions):
+            raise UsageError(f"that is no region of model {self.name!r}")
+        if not 0 < size_bytes <= region.capacity_bytes:
+            raise UsageError(
+                f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
+                f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
+            )
+        with self.gate.steady() as resident:
+            page_bytes = self._session.page_bytes
+            pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
+            self._declared = 0
+            missing_bytes = region.missing_image_bytes(size_bytes)
+            with self._host_memory(missing_bytes, lambda: _lacks(region, size_bytes)) as fd:
+                if resident and pages > 0:
+                    self._extend(region, size_bytes, pages, fd)
+                else:
+                    gone = region.resize(size_bytes, [], 0, fd)
+                    if gone:
+                        self._session.release(gone)
+
+    def _extend(self, region: Region, size_bytes: int, pages: int, fd: int) -> None:
+        before = region.mapped_pages
+        grant = self._session.extend(pages)
+        try:
+            region.resize(size_bytes, grant.pages, grant.clean, fd)
+        except BaseException:
+            if region.mapped_pages == before:  # else they go with the rest at the next swap-out
+                self._session.release([page.handle for page in grant.pages])
+            raise
+
+    @contextlib.contextmanager
+    def _host_memory(
+        self, size_bytes: int, unused: Callable[[], bool] = lambda: True
+    ) -> Iterator[int]:
+        """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused."""
+        if size_bytes == 0:
+            yield -1
+            return
+        fd = self._session.host_memory(size_bytes)
+        try:
+            yield fd
+        except BaseException:
+            if unused():
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._session.return_host_memory(size_bytes)
+            raise
+        finally:
+            os.close(fd)
 
     def regions(self, tag: str) -> list[Region]:
         """The regions of one tag, in the order they were added."""
@@ -140,9 +197,9 @@ class Model:
         if self._memory.torn:
             self._swap_out()
         self.declare()
-        pages = self._session.acquire(timeout_s)
+        grant = self._session.acquire(timeout_s)
         try:
-            report = self._memory.swap_in(pages)
+            report = self._memory.swap_in(grant.pages, grant.clean)
         except BaseException:
             if not self._memory.torn:  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -188,3 +245,12 @@ class Model:
 
     def _bytes_of(self, tag: str) -> int:
         return sum(region.bytes for region in self.regions(tag))
+
+
+def _lacks(region: Region, size_bytes: int) -> bool:
+    """Whether the region's image is still too short."""
+    return region.missing_image_bytes(size_bytes) > 0
+
+
+def _in_system_pages(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -16,24 +16,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Callable
-from functools import partial
 
-from gpupool._core import (
-    Driver,
-    Page,
-    PagePool,
-    SwapReport,
-    open_cuda_driver,
-    open_host_driver,
-)
-from gpupool.arbiter import Arbiter
-from gpupool.errors import LeaseTimeoutError, UsageError
+from gpupool._core import Driver, PagePool, open_cuda_driver, open_host_driver
+from gpupool.embedded import EmbeddedArbiter
+from gpupool.errors import UsageError
 from gpupool.model import Model
-from gpupool.session import Revocable, Session
+from gpupool.scrubbing import scrubbing
+from gpupool.session import Session
 
 MIB = 1 << 20
 
@@ -64,22 +54,23 @@ class Pool:
         device: str,
         budget_bytes: int,
         page_bytes: int = 64 * MIB,
+        scrub: str = "never",
         driver: Driver | None = None,
     ) -> None:
         """Open ``device`` (``host``, ``cuda``, ``cuda:1``); no memory is taken before it is used.
 
-        ``driver`` replaces the device's own, as tests do. Raises UsageError for a page size that
-        is no power of two or no multiple of the device's granularity, or a budget below one page.
+        ``scrub`` says when pages are zeroed beyond what a swap-in needs: ``never``, ``on-grant``
+        (each before a model gets it) or ``background`` (free ones, by a thread, which makes later
+        swap-ins shorter). Whatever it is, a model never reads what another left: what a swap-in
+        does not restore it zeroes. ``driver`` replaces the device's own, as tests do. Raises
+        UsageError for a page size that is no power of two or no multiple of the device's
+        granularity, a budget below one page, or another word for ``scrub``.
         """
         self.driver = open_driver(device) if driver is None else driver
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
-        self._arbiter = Arbiter(self._pages, turn_s=0.0)
-        self._changed = threading.Condition()
-        self._holders: dict[int, Revocable] = {}
-        self._granted: dict[int, list[int]] = {}
-        self._failed: dict[int, Exception] = {}
-        self._revoked: list[int] = []
+        self._scrubbing = scrubbing(scrub, self.driver, self._pages)
+        self._arbiter = EmbeddedArbiter(self.driver, self._pages, self._scrubbing)
         self._models: list[Model] = []
 
     @property
@@ -106,146 +97,19 @@ class Pool:
 
     def session(self, name: str) -> Session:
         """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
-        with self._changed:
-            return _EmbeddedSession(self, self._arbiter.add(name, time.monotonic()))
+        return self._arbiter.add(name)
+
+    def create_pages(self, count: int | None = None) -> None:
+        """Make pages now rather than when they are first needed: all of the budget, or ``count``.
+
+        Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
+        """
+        self._pages.create_ahead(self._pages.total_pages if count is None else count)
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""
         for model in self._models:
             model.close()
         self._models.clear()
-
-    def _acquire(self, key: int, timeout_s: float) -> list[Page]:
-        deadline_s = time.monotonic() + timeout_s
-        with self._changed:
-            self._arbiter.request(key, time.monotonic())
-        try:
-            while True:
-                with self._changed:
-                    pages, revoked = self._look(key, timeout_s, deadline_s)
-                if pages is not None:
-                    return [self._pages.page(page) for page in pages]
-                # Outside the lock, since giving up may wait for a step of that model to close.
-                self._obey(revoked, deadline_s)
-        except BaseException:
-            with self._changed:
-                self._withdraw(key)
-                self._changed.notify_all()
-            raise
-
-    def _look(
-        self, key: int, timeout_s: float, deadline_s: float
-    ) -> tuple[list[int] | None, list[int]]:
-        """The pages granted to ``key``, or revokes to see to; waits once if there are neither."""
-        wake_at_s = self._decide()
-        if key in self._failed:
-            raise self._failed.pop(key)
-        if key in self._granted:
-            return self._granted.pop(key), []
-        # Whoever waits sees to all revokes: the decision may have been another thread's.
-        revoked, self._revoked = self._revoked, []
-        if not revoked:
-            now_s = time.monotonic()
-            if now_s >= deadline_s:
-                raise LeaseTimeoutError(
-                    f"no memory within {timeout_s:g} s: another model is in use"
-                )
-            until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-            self._changed.wait(max(0.0, until_s - now_s))
-        return None, revoked
-
-    def _obey(self, revoked: list[int], deadline_s: float) -> None:
-        for index, victim in enumerate(revoked):
-            holder = self._holders.get(victim)
-            if holder is None:
-                continue  # closed meanwhile: its pages are back
-            try:
-                holder.give_up(
-                    max(0.0, deadline_s - time.monotonic()), partial(self._is_stale, victim)
-                )
-            except BaseException:
-                with self._changed:
-                    for kept in revoked[index:]:
-                        if kept in self._holders:
-                            self._arbiter.keep(kept, time.monotonic())
-                raise
-
-    def _is_stale(self, key: int) -> bool:
-        """Whether a model that was to leave has left, and may have asked to come back since."""
-        with self._changed:
-            return key not in self._holders or not self._arbiter.is_leaving(key)
-
-    def _withdraw(self, key: int) -> None:
-        """Take a request back, also if another thread's decision has answered it already."""
-        self._failed.pop(key, None)
-        if not self._arbiter.cancel(key, time.monotonic()) and key in self._granted:
-            del self._granted[key]
-            self._arbiter.yielded(key, time.monotonic())
-
-    def _decide(self) -> float | None:
-        for key, holder in self._holders.items():
-            self._arbiter.used(key, holder.used_s)
-        outcome = self._arbiter.decide(time.monotonic())
-        for granted in outcome.granted:
-            self._granted[granted.key] = granted.pages
-        self._failed.update(outcome.failed)
-        self._revoked += outcome.revoked
-        if outcome.granted or outcome.failed or outcome.revoked:
-            self._changed.notify_all()
-        return outcome.wake_at_s
-
-
-class _EmbeddedSession:
-    """A model's session with the arbiter of its own process."""
-
-    def __init__(self, pool: Pool, key: int) -> None:
-        self._pool = pool
-        self._key = key
-
-    @property
-    def driver(self) -> Driver:
-        return self._pool.driver
-
-    @property
-    def page_bytes(self) -> int:
-        return self._pool.page_bytes
-
-    def bind(self, holder: Revocable) -> None:
-        with self._pool._changed:
-            self._pool._holders[self._key] = holder
-
-    def host_memory(self, size_bytes: int) -> int:
-        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size_bytes)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
-        with self._pool._changed:
-            detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
-            self._pool._arbiter.declare(self._key, pages, detail)
-
-    def acquire(self, timeout_s: float) -> list[Page]:
-        return self._pool._acquire(self._key, timeout_s)
-
-    def arrived(self, report: SwapReport) -> None:
-        pass  # the arbiter counts the model as resident since it granted the pages
-
-    def give_back(self, report: SwapReport | None) -> None:
-        with self._pool._changed:
-            self._pool._arbiter.yielded(self._key, time.monotonic())
-            self._pool._changed.notify_all()
-
-    def set_idle(self, idle: bool) -> None:
-        with self._pool._changed:
-            self._pool._arbiter.set_idle(self._key, idle, time.monotonic())
-            self._pool._changed.notify_all()
-
-    def close(self) -> None:
-        with self._pool._changed:
-            if self._pool._holders.pop(self._key, None) is not None:
-                self._pool._arbiter.remove(self._key)
-                self._pool._changed.notify_all()
+        if self._scrubbing is not None:
+            self._scrubbing.stop()

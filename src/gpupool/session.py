@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from gpupool._core import Driver, Page, SwapReport
 
@@ -23,6 +23,13 @@ class Revocable(Protocol):
     @property
     def used_s(self) -> float:
         """When the memory was last used, by ``time.monotonic``."""
+
+
+class PageGrant(NamedTuple):
+    """Pages to be mapped in this order; the first ``clean`` of them read as zeros."""
+
+    pages: list[Page]
+    clean: int = 0
 
 
 class Session(Protocol):
@@ -45,15 +52,28 @@ class Session(Protocol):
         Raises RefusedError, or OSError when the system has no more.
         """
 
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Such a memfd came to nothing: it is closed and nowhere mapped."""
+
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
         """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
 
-    def acquire(self, timeout_s: float) -> list[Page]:
+    def acquire(self, timeout_s: float) -> PageGrant:
         """Wait for the lease; the declared number of pages.
 
         Raises LeaseTimeoutError, DaemonUnavailableError, or DriverError when the device cannot
         provide the pages; nothing is held then.
         """
+
+    def extend(self, pages: int) -> PageGrant:
+        """More pages for a lease that is held, of those that are free now.
+
+        Raises PoolFullError if there are not enough, DaemonUnavailableError or DriverError;
+        nothing has changed then.
+        """
+
+    def release(self, handles: Sequence[int]) -> None:
+        """Pages of the lease, named by ``Page.handle``, are not mapped any more."""
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""

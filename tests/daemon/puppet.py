@@ -82,7 +82,7 @@ class Puppet:
 
     def acquire(self, timeout_s: float) -> int:
         """A lease without a swap; how many pages."""
-        return len(self._session.acquire(timeout_s))
+        return len(self._session.acquire(timeout_s).pages)
 
     def give_back(self) -> None:
         self._session.give_back(None)

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gpupool.errors import (
     UsageError,
 )
 from gpupool.pool import open_driver
-from gpupool.session import Revocable
+from gpupool.session import PageGrant, Revocable
 
 
 def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
@@ -112,12 +113,16 @@ class DaemonSession:
             self._link.out_of_turn(reply)
         return reply.fds[0]
 
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Such a memfd came to nothing: it is closed and nowhere mapped."""
+        self._link.send(p.HostMemoryUnused(size_bytes))
+
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
         """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
         with self._asking:
             self._link.request(p.Declare(pages, weights_bytes, kv_cache_bytes), p.Ok)
 
-    def acquire(self, timeout_s: float) -> list[Page]:
+    def acquire(self, timeout_s: float) -> PageGrant:
         """Wait for the lease; the declared number of pages.
 
         Raises LeaseTimeoutError, DaemonUnavailableError, or DriverError when the device cannot
@@ -141,10 +146,33 @@ class DaemonSession:
                     f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
                 )
             try:
-                return [self._page(page) for page in ids]
+                return PageGrant([self._page(page) for page in ids])
             except BaseException:
                 self._link.send(p.Yielded(None))
                 raise
+
+    def extend(self, pages: int) -> PageGrant:
+        """More pages for a lease that is held, of those that are free now.
+
+        Raises PoolFullError, DaemonUnavailableError or DriverError; nothing has changed then.
+        """
+        if not 0 < pages <= p.COUNT_MAX:
+            raise UsageError(f"{pages} is no number of pages")
+        ids: list[int] = []
+        with self._asking:
+            self._link.send(p.Extend(min(pages, 2**32)))
+            if self._collect(ids, REPLY_TIMEOUT_S) is not _Answer.GRANTED:
+                self._link.fail("the pool daemon does not answer")
+            try:
+                return PageGrant([self._page(page) for page in ids])
+            except BaseException:
+                self._release(ids)
+                raise
+
+    def release(self, handles: Sequence[int]) -> None:
+        """Pages of the lease, named by ``Page.handle``, are not mapped any more."""
+        ids = {page.handle: number for number, page in self._pages.items()}
+        self._release([ids[handle] for handle in handles])
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
@@ -191,6 +219,10 @@ class DaemonSession:
         if answer is _Answer.NONE:
             self._link.fail("the pool daemon does not answer")
         return answer
+
+    def _release(self, ids: list[int]) -> None:
+        for start in range(0, len(ids), p.RELEASED_MAX):
+            self._link.send(p.Release(ids[start : start + p.RELEASED_MAX]))
 
     def _page(self, page: int) -> Page:
         if page not in self._pages:

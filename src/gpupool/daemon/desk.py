@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 from collections import deque
 
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter, Granted
 from gpupool.daemon import protocol as p
+from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
-from gpupool.errors import DoesNotFitError, DriverError, GpupoolError, ProtocolError, RefusedError
+from gpupool.errors import (
+    DoesNotFitError,
+    DriverError,
+    GpupoolError,
+    PoolFullError,
+    ProtocolError,
+    RefusedError,
+)
 
 _REFUSALS_MAX = 32  # so that all of them and one model's history fit a packet
 _GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
@@ -37,7 +43,7 @@ class Desk:
         self._arbiter = arbiter
         self._device = device
         self._version = version
-        self._host_budget_bytes = host_budget_bytes
+        self._host = HostLedger(host_budget_bytes)
         self._min_tokens = min_tokens
         self._revoke_timeout_s = revoke_timeout_s
         self._workers: dict[int, Worker] = {}
@@ -56,10 +62,10 @@ class Desk:
             raise ProtocolError("the first message of a worker is Hello")
         elif isinstance(message, p.Goodbye):
             if not self.holds_pages(peer):
-                self._workers[peer.key].host_bytes = 0
+                self._host.forget(peer.key)
             return False
         else:
-            asks = isinstance(message, p.HostMemory | p.Declare | p.Acquire)
+            asks = isinstance(message, p.HostMemory | p.Declare | p.Acquire | p.Extend)
             try:
                 self._worker_said(self._workers[peer.key], peer.key, message, now_s)
             except GpupoolError as error:
@@ -81,8 +87,9 @@ class Desk:
         worker = self._workers[peer.key]
         gone = peer.exited and not peer.connected
         holds_pages = self.holds_pages(peer)
-        if gone or not (holds_pages or worker.host_bytes):
+        if gone or not (holds_pages or self._host.held_bytes(peer.key)):
             self._arbiter.remove(peer.key)
+            self._host.forget(peer.key)
             del self._workers[peer.key]
             peer.key = None
             return True
@@ -158,7 +165,10 @@ class Desk:
     ) -> None:
         match message:
             case p.HostMemory():
-                self._host_memory(worker, message.size_bytes)
+                fd = self._host.hand_out(key, message.size_bytes)
+                worker.peer.say(p.HostMemory(message.size_bytes), [fd])
+            case p.HostMemoryUnused():
+                self._host.returned(key, message.size_bytes)
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
                 self._arbiter.declare(key, message.pages, detail)
@@ -170,6 +180,10 @@ class Desk:
             case p.Cancel():
                 if self._arbiter.cancel(key, now_s):
                     worker.peer.say(p.Ok())
+            case p.Extend():
+                self._extend(worker, key, message.pages)
+            case p.Release():
+                self._arbiter.shrink(key, message.pages)
             case p.Arrived():
                 if not worker.arriving:
                     raise ProtocolError("a model arrives once after each grant")
@@ -186,53 +200,49 @@ class Desk:
             case _:
                 raise ProtocolError(f"a worker does not say {type(message).__name__}")
 
-    def _host_memory(self, worker: Worker, size_bytes: int) -> None:
-        held_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        free_bytes = self._host_budget_bytes - self._host_bytes()
-        if size_bytes == 0:
-            raise RefusedError("host memory has at least one byte")
-        if held_bytes > free_bytes:
-            raise RefusedError(
-                f"{size_bytes} bytes of host memory were asked for and {free_bytes} of the host "
-                "budget are free: raise the host budget"
-            )
-        fd = -1
-        try:
-            fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, size_bytes)
-            # What is accounted for stays what is held.
-            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        except OSError as error:
-            if fd >= 0:
-                os.close(fd)
-            raise RefusedError(f"no host memory: {error.strerror}") from error
-        worker.host_bytes += held_bytes
-        worker.peer.say(p.HostMemory(size_bytes), [fd])
-
     def _grant(self, granted: Granted, now_s: float) -> bool:
         """Send the pages of a lease; False if they cannot be exported, which undoes the grant."""
         worker = self._workers[granted.key]
-        exported: dict[int, int] = {}
         try:
-            for page in granted.pages:
-                if page not in worker.seen_pages:
-                    exported[page] = self._pages.page(page).export_fd()
+            exported = self._export(worker, granted.pages)
         except DriverError as error:
-            for fd in exported.values():
-                os.close(fd)
             self._arbiter.yielded(granted.key, now_s)
             self._refuse(worker, error)
             return False
         worker.waited_s = granted.waited_s
         worker.arriving = True
-        for start in range(0, len(granted.pages), _GRANT_PAGES_MAX):
-            pages = granted.pages[start : start + _GRANT_PAGES_MAX]
+        self._send_pages(worker, granted.pages, exported)
+        return True
+
+    def _extend(self, worker: Worker, key: int, count: int) -> None:
+        pages = self._arbiter.extend(key, count)
+        try:
+            exported = self._export(worker, pages)
+        except DriverError:
+            self._arbiter.shrink(key, pages)
+            raise
+        self._send_pages(worker, pages, exported)
+
+    def _export(self, worker: Worker, pages: list[int]) -> dict[int, int]:
+        """Descriptors of the pages that the worker has not seen. Raises DriverError."""
+        exported: dict[int, int] = {}
+        try:
+            for page in pages:
+                if page not in worker.seen_pages:
+                    exported[page] = self._pages.page(page).export_fd()
+        except DriverError:
+            for fd in exported.values():
+                os.close(fd)
+            raise
+        return exported
+
+    def _send_pages(self, worker: Worker, granted: list[int], exported: dict[int, int]) -> None:
+        for start in range(0, len(granted), _GRANT_PAGES_MAX):
+            pages = granted[start : start + _GRANT_PAGES_MAX]
             new = [page for page in pages if page in exported]
-            last = start + len(pages) == len(granted.pages)
+            last = start + len(pages) == len(granted)
             worker.peer.say(p.Granted(pages, new, last), [exported[page] for page in new])
         worker.seen_pages.update(exported)
-        return True
 
     def _refuse(self, worker: Worker, error: GpupoolError) -> None:
         self._note(worker.name, worker.peer, str(error))
@@ -242,15 +252,13 @@ class Desk:
         elif isinstance(error, DriverError):
             refused = p.Refused("driver", message, call=error.call, status=error.status)
         else:
-            refused = p.Refused("refused", message)
+            kind = "pool_full" if isinstance(error, PoolFullError) else "refused"
+            refused = p.Refused(kind, message)
         worker.peer.say(refused)
 
     def _note(self, name: str, peer: Peer, message: str) -> None:
         shown = p.one_line(name)[: p.NAME_CHARACTERS_MAX]
         self._refusals.append(p.Refusal(shown, peer.pid, p.one_line(message)))
-
-    def _host_bytes(self) -> int:
-        return sum(worker.host_bytes for worker in self._workers.values())
 
     def _status(self, after: int) -> p.StatusReply:
         keys = [key for key in self._workers if key > after]  # in order: keys only grow
@@ -263,7 +271,7 @@ class Desk:
             pages_free=self._pages.free_pages,
             pages_granted=self._pages.total_pages - self._pages.free_pages - fenced,
             pages_fenced=fenced,
-            host_bytes=self._host_bytes(),
+            host_bytes=self._host.bytes,
             models=[
                 self._workers[key].status(self._arbiter.lease(key), self._pages.page_bytes)
                 for key in keys[:1]

@@ -21,6 +21,7 @@ from gpupool.errors import (
     DoesNotFitError,
     DriverError,
     GpupoolError,
+    PoolFullError,
     RefusedError,
 )
 
@@ -187,4 +188,6 @@ def _raise(refused: p.Refused) -> NoReturn:
         raise DoesNotFitError(refused.message, refused.needed_bytes, refused.budget_bytes)
     if refused.kind == "driver":
         raise DriverError(refused.message, refused.call, refused.status)
+    if refused.kind == "pool_full":
+        raise PoolFullError(refused.message)
     raise RefusedError(refused.message)

@@ -11,9 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
+RELEASED_MAX = 4096  # pages named in one Release
 HISTORY = 1024  # swap-ins remembered per model
 TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
 NAME_CHARACTERS_MAX = 256
@@ -89,6 +90,12 @@ class HostMemory(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=Tr
     size_bytes: Count
 
 
+class HostMemoryUnused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """A memfd of that size was closed and is nowhere mapped."""
+
+    size_bytes: Count
+
+
 class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The footprint ``Acquire`` will be about; answered by Ok or Refused."""
 
@@ -103,6 +110,18 @@ class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Takes an Acquire back; answered by Ok unless Granted or Refused came first."""
+
+
+class Extend(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Asks for more pages for a lease that is held; answered by Granted or Refused."""
+
+    pages: Pages
+
+
+class Release(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """These pages of the lease, but not all it has, are not mapped any more."""
+
+    pages: Annotated[list[Pages], Meta(max_length=RELEASED_MAX)]
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -160,7 +179,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     """Not done; nothing has changed."""
 
     kind: str
-    """does_not_fit (with both numbers), driver (with call and status) or refused"""
+    """does_not_fit (with both numbers), driver (with call and status), pool_full or refused"""
     message: str
     needed_bytes: int = 0
     budget_bytes: int = 0
@@ -202,9 +221,12 @@ class Dismissed(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=Tru
 ClientMessage = (
     Hello
     | HostMemory
+    | HostMemoryUnused
     | Declare
     | Acquire
     | Cancel
+    | Extend
+    | Release
     | Arrived
     | Yielded
     | Kept

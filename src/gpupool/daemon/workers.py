@@ -18,8 +18,6 @@ class Worker:
     name: str
     weights_bytes: int = 0
     kv_cache_bytes: int = 0
-    host_bytes: int = 0
-    """Host memory handed out, in whole pages of the system."""
     seen_pages: set[int] = field(default_factory=set)
     """Pages whose descriptors it has."""
     arriving: bool = False

@@ -1,0 +1,65 @@
+"""Host memory: handed out as memfds under a budget, and accounted for."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+from gpupool.errors import ProtocolError, RefusedError
+
+
+class HostLedger:
+    """How much of a budget of host memory each worker has."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        """Start with nothing handed out."""
+        self._budget_bytes = budget_bytes
+        self._held_bytes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Handed out to all, in whole pages of the system."""
+        return sum(self._held_bytes.values())
+
+    def held_bytes(self, key: int) -> int:
+        """Handed out to one worker."""
+        return self._held_bytes.get(key, 0)
+
+    def hand_out(self, key: int, size_bytes: int) -> int:
+        """A memfd of ``size_bytes``, the caller's to close. Raises RefusedError."""
+        free_bytes = self._budget_bytes - self.bytes
+        if size_bytes == 0:
+            raise RefusedError("host memory has at least one byte")
+        if _held(size_bytes) > free_bytes:
+            raise RefusedError(
+                f"{size_bytes} bytes of host memory were asked for and {free_bytes} of the host "
+                "budget are free: raise the host budget"
+            )
+        fd = -1
+        try:
+            fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, size_bytes)
+            # What is accounted for stays what is held.
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise RefusedError(f"no host memory: {error.strerror}") from error
+        self._held_bytes[key] = self.held_bytes(key) + _held(size_bytes)
+        return fd
+
+    def returned(self, key: int, size_bytes: int) -> None:
+        """A worker made no use of a memfd. Raises ProtocolError if it has no such."""
+        if size_bytes == 0 or _held(size_bytes) > self.held_bytes(key):
+            raise ProtocolError("a worker gave back host memory that it does not have")
+        self._held_bytes[key] -= _held(size_bytes)
+
+    def forget(self, key: int) -> None:
+        """Nobody can touch what the worker had."""
+        self._held_bytes.pop(key, None)
+
+
+def _held(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,255 @@
+"""Leases inside one process: threads that want memory wait here and see to each other's revokes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from gpupool._core import Driver, PagePool, SwapReport
+from gpupool.arbiter import Arbiter
+from gpupool.errors import LeaseTimeoutError
+from gpupool.scrubbing import Scrubbing
+from gpupool.session import PageGrant, Revocable
+
+
+class EmbeddedArbiter:
+    """The arbiter of one process and the sessions with it. Thread safe.
+
+    A turn has no length here: the model used least recently makes room for the one that asks.
+    """
+
+    def __init__(self, driver: Driver, pages: PagePool, scrubbing: Scrubbing | None) -> None:
+        """Start without sessions."""
+        self.driver = driver
+        self.pages = pages
+        self._scrubbing = scrubbing
+        self._arbiter = Arbiter(pages, turn_s=0.0)
+        self._changed = threading.Condition()
+        self._holders: dict[int, Revocable] = {}
+        self._granted: dict[int, list[int]] = {}
+        self._failed: dict[int, Exception] = {}
+        self._revoked: list[int] = []
+
+    def add(self, name: str) -> EmbeddedSession:
+        """Join as ``name``. Raises UsageError if it is taken."""
+        with self._changed:
+            return EmbeddedSession(self, self._arbiter.add(name, time.monotonic()))
+
+    def bind(self, key: int, holder: Revocable) -> None:
+        """Whom to tell when the lease is revoked."""
+        with self._changed:
+            self._holders[key] = holder
+
+    def declare(self, key: int, pages: int, detail: str) -> None:
+        """The footprint of a model. Raises DoesNotFitError."""
+        with self._changed:
+            self._arbiter.declare(key, pages, detail)
+
+    def acquire(self, key: int, timeout_s: float) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._changed:
+            self._arbiter.request(key, time.monotonic())
+        try:
+            while True:
+                with self._changed:
+                    pages, revoked = self._look(key, timeout_s, deadline_s)
+                if pages is not None:
+                    break
+                # Outside the lock, since giving up may wait for a step of that model to close.
+                self._obey(revoked, deadline_s)
+        except BaseException:
+            with self._changed:
+                self._withdraw(key)
+                self._changed.notify_all()
+            raise
+        try:
+            return self._ready(key, pages)
+        except BaseException:
+            self.give_back(key)
+            raise
+
+    def _ready(self, key: int, pages: list[int]) -> PageGrant:
+        """Granted pages as their owner gets them: scrubbed, if that is the policy."""
+        if self._scrubbing is not None:
+            self._scrubbing.granted(key, pages)
+        clean = [page for page in pages if self.pages.is_clean(page)]
+        dirty = [page for page in pages if not self.pages.is_clean(page)]
+        return PageGrant([self.pages.page(page) for page in clean + dirty], len(clean))
+
+    def _look(
+        self, key: int, timeout_s: float, deadline_s: float
+    ) -> tuple[list[int] | None, list[int]]:
+        """The pages granted to ``key``, or revokes to see to; waits once if there are neither."""
+        wake_at_s = self._decide()
+        if key in self._failed:
+            raise self._failed.pop(key)
+        if key in self._granted:
+            return self._granted.pop(key), []
+        # Whoever waits sees to all revokes: the decision may have been another thread's.
+        revoked, self._revoked = self._revoked, []
+        if not revoked:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                raise LeaseTimeoutError(
+                    f"no memory within {timeout_s:g} s: another model is in use"
+                )
+            until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
+            self._changed.wait(max(0.0, until_s - now_s))
+        return None, revoked
+
+    def _obey(self, revoked: list[int], deadline_s: float) -> None:
+        for index, victim in enumerate(revoked):
+            holder = self._holders.get(victim)
+            if holder is None:
+                continue  # closed meanwhile: its pages are back
+            try:
+                holder.give_up(
+                    max(0.0, deadline_s - time.monotonic()), partial(self._is_stale, victim)
+                )
+            except BaseException:
+                with self._changed:
+                    for kept in revoked[index:]:
+                        if kept in self._holders:
+                            self._arbiter.keep(kept, time.monotonic())
+                raise
+
+    def _is_stale(self, key: int) -> bool:
+        """Whether a model that was to leave has left, and may have asked to come back since."""
+        with self._changed:
+            return key not in self._holders or not self._arbiter.is_leaving(key)
+
+    def _withdraw(self, key: int) -> None:
+        """Take a request back, also if another thread's decision has answered it already."""
+        self._failed.pop(key, None)
+        if not self._arbiter.cancel(key, time.monotonic()) and key in self._granted:
+            del self._granted[key]
+            self._arbiter.yielded(key, time.monotonic())
+
+    def _decide(self) -> float | None:
+        for key, holder in self._holders.items():
+            self._arbiter.used(key, holder.used_s)
+        outcome = self._arbiter.decide(time.monotonic())
+        for granted in outcome.granted:
+            self._granted[granted.key] = granted.pages
+        self._failed.update(outcome.failed)
+        self._revoked += outcome.revoked
+        if outcome.granted or outcome.failed or outcome.revoked:
+            self._changed.notify_all()
+        return outcome.wake_at_s
+
+    def extend(self, key: int, pages: int) -> PageGrant:
+        """More pages for a lease that is held. Raises PoolFullError or DriverError."""
+        with self._changed:
+            granted = self._arbiter.extend(key, pages)
+        try:
+            return self._ready(key, granted)
+        except BaseException:
+            with self._changed:
+                self._arbiter.shrink(key, [p for p in granted if p in self.pages.owned(key)])
+                self._came_back()
+            raise
+
+    def release(self, key: int, handles: Sequence[int]) -> None:
+        """Pages of the lease, named by their handles, are not mapped any more."""
+        wanted = set(handles)
+        with self._changed:
+            held = self.pages.owned(key)
+            gone = [page for page in held if self.pages.page(page).handle in wanted]
+            self._arbiter.shrink(key, gone)
+            self._came_back()
+
+    def give_back(self, key: int) -> None:
+        """No page of the lease is mapped any more."""
+        with self._changed:
+            self._arbiter.yielded(key, time.monotonic())
+            self._came_back()
+
+    def set_idle(self, key: int, idle: bool) -> None:
+        """Whether the model has unfinished work."""
+        with self._changed:
+            self._arbiter.set_idle(key, idle, time.monotonic())
+            self._changed.notify_all()
+
+    def remove(self, key: int) -> None:
+        """Forget a model that holds nothing; idempotent."""
+        with self._changed:
+            if self._holders.pop(key, None) is not None:
+                self._arbiter.remove(key)
+                self._came_back()
+
+    def _came_back(self) -> None:
+        self._changed.notify_all()
+        if self._scrubbing is not None:
+            self._scrubbing.came_back()
+
+
+class EmbeddedSession:
+    """A model's session with the arbiter of its own process."""
+
+    def __init__(self, arbiter: EmbeddedArbiter, key: int) -> None:
+        """Speak for the model behind ``key``."""
+        self._arbiter = arbiter
+        self._key = key
+
+    @property
+    def driver(self) -> Driver:
+        """The device that the pages are on."""
+        return self._arbiter.driver
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of every page."""
+        return self._arbiter.pages.page_bytes
+
+    def bind(self, holder: Revocable) -> None:
+        """Whom to tell, on any thread, when the lease is revoked."""
+        self._arbiter.bind(self._key, holder)
+
+    def host_memory(self, size_bytes: int) -> int:
+        """A memfd of that size; the caller closes it. Raises OSError."""
+        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Nobody keeps account of it here."""
+
+    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
+        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
+        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
+        self._arbiter.declare(self._key, pages, detail)
+
+    def acquire(self, timeout_s: float) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
+        return self._arbiter.acquire(self._key, timeout_s)
+
+    def extend(self, pages: int) -> PageGrant:
+        """More pages for a lease that is held. Raises PoolFullError or DriverError."""
+        return self._arbiter.extend(self._key, pages)
+
+    def release(self, handles: Sequence[int]) -> None:
+        """Pages of the lease are not mapped any more."""
+        self._arbiter.release(self._key, handles)
+
+    def arrived(self, report: SwapReport) -> None:
+        """The arbiter counts the model as resident since it granted the pages."""
+
+    def give_back(self, report: SwapReport | None) -> None:
+        """No page of the lease is mapped any more."""
+        self._arbiter.give_back(self._key)
+
+    def set_idle(self, idle: bool) -> None:
+        """Whether there is unfinished work."""
+        self._arbiter.set_idle(self._key, idle)
+
+    def close(self) -> None:
+        """Leave the pool; idempotent."""
+        self._arbiter.remove(self._key)
