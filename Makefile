@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python faults soak sanitize coverage lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp test-python faults kills soak sanitize coverage lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest
+
+kills: $(STAMPS)/package $(STAMPS)/test ## Kill a client at every driver call and message, and the daemon too
+	$(BIN)/python -m pytest tests/daemon/test_daemon_kill.py
 
 # The core is counted in the C++ tests, the bindings in the Python tests; a line of a template is
 # one line. Branches that only an exception takes are left out, and nothing else.

@@ -125,6 +125,9 @@ void bind_driver(py::module_& m) {
           },
           py::arg("nth"), py::arg("code"), py::arg("persistent") = false,
           "The nth call from now answers `code`; with `persistent` so do all after it.")
+      .def("arm_kill", &FaultPlan::arm_kill, py::arg("nth"), py::arg("after") = false,
+           "This process is killed before the nth call from now, or with `after` once the nth has\n"
+           "succeeded.")
       .def("disarm", &FaultPlan::disarm)
       .def_property_readonly(
           "injected", [](const FaultPlan& self) { return self.injected(); },

@@ -1,6 +1,10 @@
 // Wraps a driver and fails chosen calls, for tests of every error path.
 #include "driver/fault.h"
 
+#include <unistd.h>
+
+#include <csignal>
+
 namespace gpupool {
 namespace {
 
@@ -9,10 +13,13 @@ class FaultDriver final : public Driver {
   FaultDriver(DriverPtr inner, std::shared_ptr<FaultPlan> plan)
       : inner_(std::move(inner)), plan_(std::move(plan)) {}
 
-#define GPUPOOL_WRAP(name, params, args, needs_context)          \
-  Status name params noexcept override {                         \
-    const Status fault = plan_->next(DriverCall::name);          \
-    return fault == Status::success ? inner_->name args : fault; \
+#define GPUPOOL_WRAP(name, params, args, needs_context) \
+  Status name params noexcept override {                \
+    const Status fault = plan_->next(DriverCall::name); \
+    if (fault != Status::success) return fault;         \
+    const Status status = inner_->name args;            \
+    plan_->returned(status);                            \
+    return status;                                      \
   }
   GPUPOOL_DRIVER_CALLS(GPUPOOL_WRAP)
 #undef GPUPOOL_WRAP
@@ -43,6 +50,7 @@ bool releases(DriverCall call) {
 void FaultPlan::arm(std::uint64_t nth, Status code, bool persistent, bool releases) {
   std::lock_guard lock(mutex_);
   armed_ = true;
+  kill_ = Kill::no;
   remaining_ = nth;
   code_ = code;
   persistent_ = persistent;
@@ -53,9 +61,24 @@ void FaultPlan::arm(std::uint64_t nth, Status code, bool persistent, bool releas
 #undef GPUPOOL_COUNT
 }
 
+void FaultPlan::arm_kill(std::uint64_t nth, bool after) {
+  std::lock_guard lock(mutex_);
+  armed_ = false;
+  kill_ = after ? Kill::after : Kill::before;
+  remaining_ = nth;
+  injected_.clear();
+}
+
 void FaultPlan::disarm() {
   std::lock_guard lock(mutex_);
   armed_ = false;
+  kill_ = Kill::no;
+}
+
+void FaultPlan::count_to_kill() {
+  if (remaining_-- > 1) return;
+  kill(getpid(), SIGKILL);
+  while (true) pause();  // a signal to all threads may reach this one last
 }
 
 std::uint64_t FaultPlan::injected() const {
@@ -73,6 +96,7 @@ std::uint64_t FaultPlan::injected(DriverCall call) const {
 
 Status FaultPlan::next(DriverCall call) {
   std::lock_guard lock(mutex_);
+  if (kill_ == Kill::before) count_to_kill();
   if (!armed_ || (!releases_ && releases(call))) return Status::success;
   if (remaining_ > 1) {
     --remaining_;
@@ -81,6 +105,11 @@ Status FaultPlan::next(DriverCall call) {
   if (!persistent_) armed_ = false;
   ++injected_.at(call);
   return code_;
+}
+
+void FaultPlan::returned(Status status) {
+  std::lock_guard lock(mutex_);
+  if (kill_ == Kill::after && status == Status::success) count_to_kill();
 }
 
 DriverPtr with_faults(DriverPtr inner, std::shared_ptr<FaultPlan> plan) {

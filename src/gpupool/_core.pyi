@@ -63,6 +63,11 @@ class FaultPlan:
         """
         The nth call from now answers `code`; with `persistent` so do all after it.
         """
+    def arm_kill(self, nth: typing.SupportsInt | typing.SupportsIndex, after: bool = False) -> None:
+        """
+        This process is killed before the nth call from now, or with `after` once the nth has
+        succeeded.
+        """
     def disarm(self) -> None: ...
     @property
     def injected(self) -> int:

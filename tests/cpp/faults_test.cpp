@@ -1,7 +1,9 @@
 // Every driver call of every operation fails once, and from then on: what is left is the old state
 // or the new one, content is right, and the next operation works.
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -190,4 +192,43 @@ TEST(nothing_is_left_behind) {
   }
   CHECK_EQ(descriptors(), before);
   CHECK_EQ(mapped(), 0);
+}
+
+// A process makes three calls, the second of which is refused, and tells when each is over: how
+// many were, and whether it was killed.
+TEST(a_process_is_killed_at_the_call_that_was_armed) {
+  const auto life = [](std::uint64_t nth, bool after) {
+    int told[2];
+    CHECK_EQ(pipe(told), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      auto plan = std::make_shared<FaultPlan>();
+      const DriverPtr driver = with_faults(open_host_driver(), plan);
+      plan->arm_kill(nth, after);
+      std::size_t bytes = 0;
+      PageHandle page = 0;
+      for (int call = 0; call < 3; ++call) {
+        const Status status =
+            call == 1 ? driver->page_create(&page, 1) : driver->page_granularity(&bytes);
+        if (write(told[1], &status, 1) != 1) _exit(1);
+      }
+      plan->disarm();
+      _exit(driver->page_granularity(&bytes) == Status::success ? 0 : 1);
+    }
+    close(told[1]);
+    int status = 0;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    char each[4];
+    const auto calls = read(told[0], each, sizeof each);
+    close(told[0]);
+    const bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    CHECK(killed || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+    return std::pair(static_cast<int>(calls), killed);
+  };
+  CHECK(life(1, false) == std::pair(0, true));
+  CHECK(life(3, false) == std::pair(2, true));
+  CHECK(life(1, true) == std::pair(0, true));
+  CHECK(life(2, true) == std::pair(2, true));  // a call that was refused does not count
+  CHECK(life(3, true) == std::pair(3, false));
+  CHECK(life(4, false) == std::pair(3, false));
 }

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from gpupool.daemon.link import connect
 
 from gpupool.daemon import protocol, wire
 from gpupool.daemon.client import query_status
+from gpupool.daemon.link import connect
 from gpupool.daemon.protocol import ModelStatus, Status
 
 PAGE_BYTES = 2 << 20

@@ -7,18 +7,24 @@ connection with pages in hand.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
+import mmap
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stamps import Stamps
+
 from gpupool.daemon import protocol, wire
 from gpupool.daemon.client import DaemonSession
 from gpupool.daemon.link import connect
+from gpupool.errors import DaemonUnavailableError
 from gpupool.model import Model
 
 
@@ -41,6 +47,7 @@ class Puppet:
     # A model as a library user has it.
 
     def join(self, name: str) -> int:
+        self.__dict__.pop("_stamps", None)
         self._session = DaemonSession(self._socket_path, name)
         self._model = Model(name, self._session, lease_timeout_s=60.0)
         return os.getpid()
@@ -80,6 +87,58 @@ class Puppet:
     def close(self) -> None:
         self._model.close()
 
+    # What is in the memory, byte for byte.
+
+    def stamp(self, generation: int) -> None:
+        """Write everywhere."""
+        if not hasattr(self, "_stamps"):
+            self._stamps = Stamps(self._model, self._model.name)
+        self._stamps.write(generation)
+
+    def check(self) -> None:
+        """Everything is as it was written, or zeros."""
+        self._stamps.check()
+
+    def renew(self, generation: int) -> None:
+        self._stamps.check()
+        self._stamps.write(generation)
+
+    def descriptors(self) -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    def survive(self, inside: bool) -> list[str]:
+        """After the daemon's death: keep what is in place, leave, and say what is refused why.
+
+        ``inside`` if a step is open.
+        """
+        if not hasattr(self, "_model"):
+            return []  # never joined
+        if inside:
+            if hasattr(self, "_stamps"):
+                self._stamps.check()
+            self._model.gate.close_step()
+        self._model.swap_out()
+        refused = []
+        asks: list[Callable[[], object]] = [lambda: self.region("runtime", 1)]
+        if self._model.footprint_bytes:
+            asks.append(lambda: self.enter(60.0))
+        for ask in asks:
+            try:
+                ask()
+            except DaemonUnavailableError as error:
+                refused.append(str(error))
+            else:
+                raise AssertionError("nothing can be had of a daemon that is dead")
+        self._model.close()
+        self.forget()
+        return refused
+
+    def forget(self) -> None:
+        """Let go of a model that is closed."""
+        del self._model, self._session
+        self.__dict__.pop("_stamps", None)
+        gc.collect()
+
     def acquire(self, timeout_s: float) -> int:
         """A lease without a swap; how many pages."""
         return len(self._session.acquire(timeout_s).pages)
@@ -88,6 +147,14 @@ class Puppet:
         self._session.give_back(None)
 
     # Misbehaviour.
+
+    def hang_up_at_work(self, burden_bytes: int) -> None:
+        """Drop the connection with pages in hand, in a process that takes its time to end."""
+        self._burden = mmap.mmap(-1, burden_bytes)
+        self._burden.madvise(mmap.MADV_NOHUGEPAGE)
+        self._burden.write(bytes(burden_bytes))
+        self._session._link._connection.shutdown(socket.SHUT_RDWR)
+        threading.Event().wait()
 
     def ignore_revokes(self) -> None:
         self._session.bind(_Holder(lambda *_: threading.Event().wait()))

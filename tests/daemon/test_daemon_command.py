@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon
-from gpupool.daemon.report import describe, size
 
 from gpupool.cli import main
 from gpupool.daemon.protocol import ModelStatus, Refusal, Status
+from gpupool.daemon.report import describe, size
 
 OPTIONS = {"--device": "host", "--budget-bytes": str(4 * PAGE_BYTES), "--page-bytes": "2097152"}
 

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 from daemon_bench import Daemon, Puppet, StartDaemon, fill_socket, until
-from gpupool.daemon.link import connect
 
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
+from gpupool.daemon.link import connect
 
 NAN = float("nan")
 HELLO = p.Hello(p.PROTOCOL_VERSION, "hostile")

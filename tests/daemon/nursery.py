@@ -1,0 +1,108 @@
+"""Forks clients and daemons from a process that has done its imports and runs no threads.
+
+An order is one packet: the role and its arguments as JSON, with the socket by which the child is
+spoken to; the answer is the child's process. ``["wait", pid]`` is answered by how it ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import death
+import life
+import puppet
+from daemon_bench import PAGE_BYTES
+
+from gpupool.daemon.server import Server
+
+
+def run_puppet(socket_path: str) -> None:
+    """See puppet.py."""
+    sys.argv[1:] = [socket_path]
+    puppet.main()
+
+
+def run_mortal(socket_path: str, moment: str, nth: int, owner: str) -> None:
+    """See life.py; dies at ``moment``."""
+
+    def stage(name: str) -> None:
+        puppet.say({"stage": name})
+        if not sys.stdin.readline():
+            raise EOFError("the test has ended")
+
+    death.arm(moment, nth)
+    life.live(Path(socket_path), stage, owner)
+
+
+def run_daemon(socket_path: str, pages: int, moment: str, nth: int) -> None:
+    """A daemon that dies at ``moment``, unless ``nth`` is 0."""
+    if nth:
+        death.arm(moment, nth)
+    server = Server(
+        Path(socket_path),
+        device="host",
+        budget_bytes=pages * PAGE_BYTES,
+        page_bytes=PAGE_BYTES,
+        host_budget_bytes=1 << 30,
+        turn_s=0.0,
+        min_tokens=0,
+        revoke_timeout_s=60.0,
+    )
+    server.stop_on_signals()
+    puppet.say({"value": None})
+    server.run()
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "puppet": run_puppet,
+    "mortal": run_mortal,
+    "daemon": run_daemon,
+}
+
+
+def main() -> None:
+    """Obey until the test hangs up."""
+    orders = socket.socket(fileno=int(sys.argv[1]))
+    gc.collect()
+    gc.freeze()
+    while True:
+        order, fds, _, _ = socket.recv_fds(orders, 65536, 1)
+        if not order:
+            return
+        role, *arguments = json.loads(order)
+        if role == "wait":
+            _, status = os.waitpid(arguments[0], 0)
+            orders.send(b"%d" % os.waitstatus_to_exitcode(status))
+            continue
+        child = os.fork()
+        if child == 0:
+            orders.close()
+            os._exit(_live(fds[0], role, arguments))
+        os.close(fds[0])
+        orders.send(b"%d" % child)
+
+
+def _live(control: int, role: str, arguments: list[str | int]) -> int:
+    for standard in (0, 1):
+        os.dup2(control, standard)
+    os.close(control)
+    # Left open, so that the test sees the end of this process and not less.
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    try:
+        ROLES[role](*arguments)
+    except BaseException:
+        puppet.say({"error": role, "message": traceback.format_exc()})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()
