@@ -336,7 +336,7 @@ class ModelMemory:
         self,
         pages: collections.abc.Sequence[Page],
         clean: typing.SupportsInt | typing.SupportsIndex = 0,
-        cancellation: Cancellation = None,
+        cancellation: Cancellation | None = None,
     ) -> SwapReport:
         """
         Maps the pages, of which the first `clean` read as zeros, and restores every region.
