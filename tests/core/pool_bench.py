@@ -11,10 +11,14 @@ PAGE_BYTES = 2 << 20
 BUDGET_PAGES = 4
 
 
-def pool_of(pages: int = BUDGET_PAGES, plan: FaultPlan | None = None) -> Pool:
+def pool_of(pages: int = BUDGET_PAGES, plan: FaultPlan | None = None, scrub: str = "never") -> Pool:
     driver = None if plan is None else with_faults(open_host_driver(), plan)
     return Pool(
-        device="host", budget_bytes=pages * PAGE_BYTES, page_bytes=PAGE_BYTES, driver=driver
+        device="host",
+        budget_bytes=pages * PAGE_BYTES,
+        page_bytes=PAGE_BYTES,
+        scrub=scrub,
+        driver=driver,
     )
 
 

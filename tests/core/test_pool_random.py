@@ -12,8 +12,10 @@ from pool_bench import BUDGET_PAGES, PAGE_BYTES, memory_of, pool_of
 
 from gpupool import Model
 from gpupool._core import Region
-from gpupool.errors import DoesNotFitError, UsageError
+from gpupool.errors import DoesNotFitError, PoolFullError, UsageError
 
+CAPACITY_BYTES = 3 * PAGE_BYTES
+SIZES = st.sampled_from([1, 4096, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1])
 TAGS = ["weights", "runtime", "cudagraph", "kv_cache", "workspace"]
 
 
@@ -47,9 +49,11 @@ class Expected:
 class Pooling(RuleBasedStateMachine):
     """Models come, grow, run, leave and close in any order."""
 
+    scrub = "never"
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = pool_of()
+        self.pool = pool_of(scrub=self.scrub)
         self.models: list[Expected] = []
         self.made = 0
         self.turn = 0
@@ -64,7 +68,7 @@ class Pooling(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         tag=st.sampled_from(TAGS),
-        size=st.sampled_from([1, 4096, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1]),
+        size=SIZES,
     )
     def add_region(self, data: st.DataObject, tag: str, size: int) -> None:
         expected = data.draw(st.sampled_from(self.models))
@@ -72,7 +76,7 @@ class Pooling(RuleBasedStateMachine):
             with pytest.raises(UsageError):
                 expected.model.region(tag, size)
         elif len(expected.regions) < 4:
-            region = expected.model.region(tag, size)
+            region = expected.model.region(tag, size, capacity_bytes=CAPACITY_BYTES)
             expected.regions.append((region, tag, bytearray(size)))
 
     @precondition(lambda self: self.models)
@@ -98,6 +102,30 @@ class Pooling(RuleBasedStateMachine):
         for other in self.models:
             if was_resident[id(other)] and not other.model.gate.is_resident:
                 other.left()
+
+    @precondition(lambda self: any(e.regions for e in self.models))
+    @rule(data=st.data(), size=SIZES | st.integers(1, CAPACITY_BYTES + 1))
+    def resize(self, data: st.DataObject, size: int) -> None:
+        expected = data.draw(st.sampled_from([e for e in self.models if e.regions]))
+        region, _, content = data.draw(st.sampled_from(expected.regions))
+        resident = expected.model.gate.is_resident
+        held = -(-len(content) // PAGE_BYTES)
+        missing_bytes = (-(-size // PAGE_BYTES) - held) * PAGE_BYTES
+        free_bytes = self.pool.free_bytes
+        if size > CAPACITY_BYTES:
+            with pytest.raises(UsageError, match="capacity"):
+                expected.model.resize(region, size)
+        elif resident and missing_bytes > free_bytes:
+            with pytest.raises(PoolFullError, match="are free"):
+                expected.model.resize(region, size)
+        else:
+            expected.model.resize(region, size)
+            content[size:] = b""
+            content.extend(bytes(size - len(content)))
+            assert self.pool.free_bytes == free_bytes - (missing_bytes if resident else 0)
+        assert region.bytes == len(content)
+        if resident:
+            expected.check()
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -135,5 +163,20 @@ class Pooling(RuleBasedStateMachine):
         assert self.pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
 
 
+class ScrubbingOnGrant(Pooling):
+    """The same, with every page zeroed before it is granted."""
+
+    scrub = "on-grant"
+
+
+class ScrubbingBehind(Pooling):
+    """The same, with a thread that zeroes free pages."""
+
+    scrub = "background"
+
+
 TestPooling = Pooling.TestCase
-TestPooling.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestScrubbingOnGrant = ScrubbingOnGrant.TestCase
+TestScrubbingBehind = ScrubbingBehind.TestCase
+for case in (TestPooling, TestScrubbingOnGrant, TestScrubbingBehind):
+    case.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

@@ -11,7 +11,8 @@ from typing import Any
 import death
 import pytest
 from daemon_bench import PAGE_BYTES, PuppetError, StartDaemon, until
-from kill_bench import Fork, Nursery, World
+from forks import Fork, Nursery
+from kill_bench import World
 
 from gpupool.daemon.client import query_status
 from gpupool.errors import DaemonUnavailableError
