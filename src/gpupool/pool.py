@@ -20,7 +20,9 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 
 from gpupool._core import (
     Driver,
@@ -34,6 +36,8 @@ from gpupool.arbiter import Arbiter
 from gpupool.errors import LeaseTimeoutError, UsageError
 from gpupool.model import Model
 from gpupool.session import Revocable, Session
+from gpupool.statistics import DriverStatistics, ModelStatistics, PoolStatistics, SwapCount
+from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
 
@@ -41,15 +45,16 @@ MIB = 1 << 20
 def open_driver(device: str) -> Driver:
     """The driver named ``host``, ``cuda`` or ``cuda:<ordinal>``; never one for another.
 
-    Raises UsageError for another name, RuntimeError where there is no CUDA driver, DriverError
-    where there is no such device.
+    It counts its calls, and is traced where GPUPOOL_TRACE is set. Raises UsageError for another
+    name or an impossible trace, RuntimeError where there is no CUDA driver, DriverError where
+    there is no such device.
     """
     if device == "host":
-        return open_host_driver()
+        return observe(open_host_driver())
     kind, _, ordinal = device.partition(":")
     if kind != "cuda" or not (ordinal == "" or ordinal.isdecimal()):
         raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
-    return open_cuda_driver(int(ordinal or 0))
+    return observe(open_cuda_driver(int(ordinal or 0)))
 
 
 class Pool:
@@ -71,7 +76,7 @@ class Pool:
         ``driver`` replaces the device's own, as tests do. Raises UsageError for a page size that
         is no power of two or no multiple of the device's granularity, or a budget below one page.
         """
-        self.driver = open_driver(device) if driver is None else driver
+        self.driver = open_driver(device) if driver is None else observe(driver)
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._arbiter = Arbiter(self._pages, turn_s=0.0)
@@ -81,6 +86,7 @@ class Pool:
         self._failed: dict[int, Exception] = {}
         self._revoked: list[int] = []
         self._models: list[Model] = []
+        self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
 
     @property
     def free_bytes(self) -> int:
@@ -107,7 +113,42 @@ class Pool:
     def session(self, name: str) -> Session:
         """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
         with self._changed:
-            return _EmbeddedSession(self, self._arbiter.add(name, time.monotonic()))
+            key = self._arbiter.add(name, time.monotonic())
+            self._swaps[key] = SwapCount(), SwapCount()
+            return _EmbeddedSession(self, key)
+
+    def statistics(self) -> PoolStatistics:
+        """What there is of pages, who has them, and what the driver did so far."""
+        with self._changed:
+            models = tuple(
+                ModelStatistics(
+                    name=lease.name,
+                    held_bytes=len(self._pages.owned(lease.key)) * self.page_bytes,
+                    needed_bytes=lease.pages * self.page_bytes,
+                    swap_ins=self._swaps[lease.key][0].statistics(),
+                    swap_outs=self._swaps[lease.key][1].statistics(),
+                )
+                for lease in self._arbiter.leases()
+            )
+            return PoolStatistics(
+                page_bytes=self.page_bytes,
+                pages_total=self._pages.total_pages,
+                pages_created=self._pages.created_pages,
+                pages_free=self._pages.free_pages,
+                models=models,
+                driver=DriverStatistics.of(self.driver),
+            )
+
+    def trace(
+        self, path: str | Path, *, max_events: int = MAX_EVENTS
+    ) -> AbstractContextManager[None]:
+        """Record a ``with`` block for https://ui.perfetto.dev and write it to ``path`` at its end.
+
+        Driver calls, what each stream did when, lease waits and swaps. ``%p`` in the path is the
+        process. Of more than ``max_events`` (64 bytes each) the rest is counted only. Raises
+        UsageError where there is a trace already or no such folder, OSError if it is not written.
+        """
+        return record(self.driver, path, max_events)
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""
@@ -232,10 +273,14 @@ class _EmbeddedSession:
         return self._pool._acquire(self._key, timeout_s)
 
     def arrived(self, report: SwapReport) -> None:
-        pass  # the arbiter counts the model as resident since it granted the pages
+        # The arbiter counts the model as resident since it granted the pages.
+        with self._pool._changed:
+            self._pool._swaps[self._key][0].add(report)
 
     def give_back(self, report: SwapReport | None) -> None:
         with self._pool._changed:
+            if report is not None:
+                self._pool._swaps[self._key][1].add(report)
             self._pool._arbiter.yielded(self._key, time.monotonic())
             self._pool._changed.notify_all()
 
@@ -248,4 +293,5 @@ class _EmbeddedSession:
         with self._pool._changed:
             if self._pool._holders.pop(self._key, None) is not None:
                 self._pool._arbiter.remove(self._key)
+                del self._pool._swaps[self._key]
                 self._pool._changed.notify_all()
