@@ -141,6 +141,7 @@ TEST(what_the_observer_calls_may_fail_without_a_word) {
     if (refused != DriverCall::event_query) {
       CHECK(without->refusals > 0);
       CHECK(trace->dropped() > 0);  // and said so
+      for (const TraceEvent& event : trace->events()) CHECK(!of_stream(event));
     }
     for (const CallCount& count : traced.observer->statistics().calls) {
       CHECK_EQ(count.failures, 0);
