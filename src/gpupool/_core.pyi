@@ -23,6 +23,8 @@ __all__: list[str] = [
     "SwapReport",
     "Tag",
     "Trace",
+    "copy_with_digest",
+    "digest",
     "open_cuda_driver",
     "open_host_driver",
     "with_faults",
@@ -331,6 +333,28 @@ class ModelMemory:
         """
         Pages are still mapped after a failure; swap_out unmaps them.
         """
+
+def copy_with_digest(
+    destination: typing_extensions.Buffer,
+    source: typing_extensions.Buffer,
+    first_word: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> int:
+    """
+    Copies, and returns the digest of what was copied; each byte is read once.
+
+    Raises UsageError if the sizes differ or the two overlap, BufferError for a destination that
+    is read-only or bytes that are not contiguous; nothing is copied then.
+    """
+
+def digest(
+    buffer: typing_extensions.Buffer, first_word: typing.SupportsInt | typing.SupportsIndex = 0
+) -> int:
+    """
+    A 64-bit digest of the bytes, which must be contiguous; csrc/image/digest.h defines it.
+
+    It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of its
+    parts, each with the number of its first word of 8 bytes. Raises BufferError.
+    """
 
 def open_cuda_driver(ordinal: typing.SupportsInt | typing.SupportsIndex) -> Driver:
     """

@@ -161,7 +161,7 @@ def test_one_trace_at_a_time_and_only_where_there_is_a_folder(tmp_path: Path) ->
 
 
 PROGRAM = """
-import multiprocessing, os, sys
+import gc, multiprocessing, os, sys
 import gpupool
 
 def work(name):
@@ -171,6 +171,8 @@ def work(name):
     with model.resident():
         pass
     pool.close()
+    del pool, model
+    gc.collect()  # the device is closed: its threads would be missing in a forked child
 
 if __name__ == "__main__":
     work("parent")
