@@ -1,9 +1,11 @@
 // The only file that knows Python. Calls that may block release the GIL; exceptions become those
 // of gpupool.errors.
+#include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +15,7 @@
 
 #include "driver/driver.h"
 #include "driver/fault.h"
+#include "driver/observe.h"
 #include "image/digest.h"
 #include "image/image.h"
 #include "memory/dlpack.h"
@@ -93,6 +96,60 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
+void bind_observer(py::module_& m) {
+  py::class_<CallCount>(m, "CallCount", "What became of one driver call.")
+      .def_readonly("calls", &CallCount::calls)
+      .def_readonly("failures", &CallCount::failures)
+      .def_readonly("ns", &CallCount::ns, "Nanoseconds spent inside, of all of them.");
+  py::class_<Trace, std::shared_ptr<Trace>>(m, "Trace", "What happened when, in bounded memory.")
+      .def(py::init<std::size_t>(), py::arg("max_events") = Trace::default_capacity)
+      .def("close", &Trace::close, "Nothing is recorded from now on.")
+      .def(
+          "write",
+          [](Trace& self, const std::function<py::object(py::bytes)>& sink) {
+            self.close();
+            self.write([&](std::string_view piece) { sink(py::bytes(piece)); });
+          },
+          py::arg("sink"), "Closes it and hands it to `sink` as JSON, piece by piece.")
+      .def_property_readonly("dropped", &Trace::dropped, "Events for which there was no room.");
+  py::class_<Observer, std::shared_ptr<Observer>>(m, "Observer",
+                                                  "Counts the calls of a driver, and traces them.")
+      .def(
+          "calls",
+          [](const Observer& self) {
+            std::map<std::string, CallCount> calls;
+            const DriverStatistics statistics = self.statistics();
+            for (std::size_t i = 0; i < statistics.calls.size(); ++i) {
+              calls[driver_call_names[i]] = statistics.calls[i];
+            }
+            return calls;
+          },
+          "Of each driver call, by its name.")
+      .def(
+          "amounts",
+          [](const Observer& self) {
+            const DriverStatistics statistics = self.statistics();
+            std::map<std::string, std::uint64_t> amounts;
+#define GPUPOOL_AMOUNT(name) amounts[#name] = statistics.name;
+            GPUPOOL_OBSERVED_AMOUNTS(GPUPOOL_AMOUNT)
+#undef GPUPOOL_AMOUNT
+            return amounts;
+          },
+          "What was moved, and what there is of everything now.")
+      .def("start", &Observer::start, py::arg("trace").none(false), NoGil(),
+           "Record to `trace` until stop().")
+      .def("stop", &Observer::stop, NoGil())
+      .def_property_readonly("tracing", &Observer::tracing)
+      .def(
+          "span",
+          [](Observer& self, const std::string& name, std::int64_t begin_ns, std::int64_t end_ns,
+             const std::map<std::string, Trace::Value>& values) {
+            self.span(name, begin_ns, end_ns, {values.begin(), values.end()});
+          },
+          py::arg("name"), py::arg("begin_ns"), py::arg("end_ns"), py::arg("values"),
+          "Something of this thread that a reader of the trace should see.");
+}
+
 void bind_driver(py::module_& m) {
   py::class_<Driver, DriverPtr>(m, "Driver", "Device work behind one interface.")
       .def_property_readonly(
@@ -109,7 +166,9 @@ void bind_driver(py::module_& m) {
             GPUPOOL_CALL(&self, page_granularity, &bytes);
             return bytes;
           },
-          "Smallest page size in bytes; every page size is a multiple of it.");
+          "Smallest page size in bytes; every page size is a multiple of it.")
+      .def("now_ns", &Driver::now_ns, "The monotonic clock of traces, in nanoseconds.")
+      .def_property_readonly("observer", &observer_of, "Who counts its calls, if somebody does.");
   m.def(
       "open_host_driver", [] { return open_host_driver(); },
       "An emulation in host memory: pages are memfds, streams are threads.");
@@ -134,6 +193,13 @@ void bind_driver(py::module_& m) {
           "Calls failed since arm().");
   m.def("with_faults", &with_faults, py::arg("driver").none(false), py::arg("plan").none(false),
         "The same driver, failing as the plan says.");
+  m.def(
+      "with_observer",
+      [](const DriverPtr& driver) {
+        if (observer_of(*driver)) return driver;
+        return with_observer(driver, std::make_shared<Observer>());
+      },
+      py::arg("driver").none(false), "The same driver, observed; itself if it is already.");
 }
 
 void bind_memory(py::module_& m) {
@@ -398,6 +464,7 @@ void bind_swap(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of gpupool: pages, mappings, images and swaps.";
   py::register_exception_translator(translate);
+  bind_observer(m);
   bind_driver(m);
   bind_memory(m);
   bind_digest(m);

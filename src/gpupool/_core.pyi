@@ -11,11 +11,13 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
+    "CallCount",
     "Cancellation",
     "Driver",
     "FaultPlan",
     "ImageBuffer",
     "ModelMemory",
+    "Observer",
     "Page",
     "PagePool",
     "PoolStatistics",
@@ -23,17 +25,93 @@ __all__: list[str] = [
     "Scrubber",
     "SwapReport",
     "Tag",
+    "Trace",
     "copy_with_digest",
     "digest",
     "open_cuda_driver",
     "open_host_driver",
     "with_faults",
+    "with_observer",
 ]
+
+class CallCount:
+    """
+    What became of one driver call.
+    """
+    @property
+    def calls(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def ns(self) -> int:
+        """
+        Nanoseconds spent inside, of all of them.
+        """
+
+class Trace:
+    """
+    What happened when, in bounded memory.
+    """
+    def __init__(self, max_events: typing.SupportsInt | typing.SupportsIndex = 1000000) -> None: ...
+    def close(self) -> None:
+        """
+        Nothing is recorded from now on.
+        """
+    def write(self, sink: collections.abc.Callable[[bytes], typing.Any]) -> None:
+        """
+        Closes it and hands it to `sink` as JSON, piece by piece.
+        """
+    @property
+    def dropped(self) -> int:
+        """
+        Events for which there was no room.
+        """
+
+class Observer:
+    """
+    Counts the calls of a driver, and traces them.
+    """
+    def amounts(self) -> dict[str, int]:
+        """
+        What was moved, and what there is of everything now.
+        """
+    def calls(self) -> dict[str, CallCount]:
+        """
+        Of each driver call, by its name.
+        """
+    def span(
+        self,
+        name: str,
+        begin_ns: typing.SupportsInt | typing.SupportsIndex,
+        end_ns: typing.SupportsInt | typing.SupportsIndex,
+        values: collections.abc.Mapping[
+            str,
+            typing.SupportsInt
+            | typing.SupportsIndex
+            | typing.SupportsFloat
+            | typing.SupportsIndex
+            | str,
+        ],
+    ) -> None:
+        """
+        Something of this thread that a reader of the trace should see.
+        """
+    def start(self, trace: Trace) -> None:
+        """
+        Record to `trace` until stop().
+        """
+    def stop(self) -> None: ...
+    @property
+    def tracing(self) -> bool: ...
 
 class Driver:
     """
     Device work behind one interface.
     """
+    def now_ns(self) -> int:
+        """
+        The monotonic clock of traces, in nanoseconds.
+        """
     def page_granularity(self) -> int:
         """
         Smallest page size in bytes; every page size is a multiple of it.
@@ -42,6 +120,11 @@ class Driver:
     def kind(self) -> str:
         """
         'cuda' or 'host'.
+        """
+    @property
+    def observer(self) -> Observer:
+        """
+        Who counts its calls, if somebody does.
         """
     @property
     def ordinal(self) -> int:
@@ -390,4 +473,9 @@ def open_host_driver() -> Driver:
 def with_faults(driver: Driver, plan: FaultPlan) -> Driver:
     """
     The same driver, failing as the plan says.
+    """
+
+def with_observer(driver: Driver) -> Driver:
+    """
+    The same driver, observed; itself if it is already.
     """

@@ -13,6 +13,7 @@ from gpupool.arbiter import Arbiter
 from gpupool.errors import LeaseTimeoutError
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
+from gpupool.statistics import ModelStatistics, SwapCount
 
 
 class EmbeddedArbiter:
@@ -32,11 +33,29 @@ class EmbeddedArbiter:
         self._granted: dict[int, list[int]] = {}
         self._failed: dict[int, Exception] = {}
         self._revoked: list[int] = []
+        self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
 
     def add(self, name: str) -> EmbeddedSession:
         """Join as ``name``. Raises UsageError if it is taken."""
         with self._changed:
-            return EmbeddedSession(self, self._arbiter.add(name, time.monotonic()))
+            key = self._arbiter.add(name, time.monotonic())
+            self._swaps[key] = SwapCount(), SwapCount()
+            return EmbeddedSession(self, key)
+
+    def statistics(self) -> tuple[ModelStatistics, ...]:
+        """The models in the order they joined."""
+        page_bytes = self.pages.page_bytes
+        with self._changed:
+            return tuple(
+                ModelStatistics(
+                    name=lease.name,
+                    held_bytes=len(self.pages.owned(lease.key)) * page_bytes,
+                    needed_bytes=lease.pages * page_bytes,
+                    swap_ins=self._swaps[lease.key][0].statistics(),
+                    swap_outs=self._swaps[lease.key][1].statistics(),
+                )
+                for lease in self._arbiter.leases()
+            )
 
     def bind(self, key: int, holder: Revocable) -> None:
         """Whom to tell when the lease is revoked."""
@@ -162,9 +181,16 @@ class EmbeddedArbiter:
             self._arbiter.shrink(key, gone)
             self._came_back()
 
-    def give_back(self, key: int) -> None:
-        """No page of the lease is mapped any more."""
+    def arrived(self, key: int, report: SwapReport) -> None:
+        """A model is resident, which the arbiter takes it for since it granted the pages."""
         with self._changed:
+            self._swaps[key][0].add(report)
+
+    def give_back(self, key: int, report: SwapReport | None = None) -> None:
+        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+        with self._changed:
+            if report is not None:
+                self._swaps[key][1].add(report)
             self._arbiter.yielded(key, time.monotonic())
             self._came_back()
 
@@ -179,6 +205,7 @@ class EmbeddedArbiter:
         with self._changed:
             if self._holders.pop(key, None) is not None:
                 self._arbiter.remove(key)
+                del self._swaps[key]
                 self._came_back()
 
     def _came_back(self) -> None:
@@ -240,11 +267,12 @@ class EmbeddedSession:
         self._arbiter.release(self._key, handles)
 
     def arrived(self, report: SwapReport) -> None:
-        """The arbiter counts the model as resident since it granted the pages."""
+        """The model is resident."""
+        self._arbiter.arrived(self._key, report)
 
     def give_back(self, report: SwapReport | None) -> None:
-        """No page of the lease is mapped any more."""
-        self._arbiter.give_back(self._key)
+        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+        self._arbiter.give_back(self._key, report)
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

@@ -11,6 +11,7 @@ from gpupool._core import ModelMemory, Region, SwapReport, Tag
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.gate import Gate
 from gpupool.session import Session
+from gpupool.trace import Values, span
 
 
 class Model:
@@ -197,9 +198,13 @@ class Model:
         if self._memory.torn:
             self._swap_out()
         self.declare()
-        grant = self._session.acquire(timeout_s)
+        with span(self._session.driver, f"lease wait {self.name}", {}):
+            grant = self._session.acquire(timeout_s)
+        values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
-            report = self._memory.swap_in(grant.pages, grant.clean)
+            with span(self._session.driver, f"swap in {self.name}", values):
+                report = self._memory.swap_in(grant.pages, grant.clean)
+                values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
         except BaseException:
             if not self._memory.torn:  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -218,7 +223,10 @@ class Model:
         return self._swap_out()
 
     def _swap_out(self) -> SwapReport:
-        report = self._memory.swap_out()
+        values: Values = {}
+        with span(self._session.driver, f"swap out {self.name}", values):
+            report = self._memory.swap_out()
+            values.update(pages=report.pages, bytes=report.copied_bytes)
         self.last_swap_out = report
         # The memory is given up all the same; the next acquire says what is wrong.
         with contextlib.suppress(DaemonUnavailableError):

@@ -17,6 +17,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from gpupool._core import Driver, PagePool, open_cuda_driver, open_host_driver
 from gpupool.embedded import EmbeddedArbiter
@@ -24,6 +26,8 @@ from gpupool.errors import UsageError
 from gpupool.model import Model
 from gpupool.scrubbing import scrubbing
 from gpupool.session import Session
+from gpupool.statistics import DriverStatistics, PagesStatistics, PoolStatistics
+from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
 
@@ -31,15 +35,16 @@ MIB = 1 << 20
 def open_driver(device: str) -> Driver:
     """The driver named ``host``, ``cuda`` or ``cuda:<ordinal>``; never one for another.
 
-    Raises UsageError for another name, RuntimeError where there is no CUDA driver, DriverError
-    where there is no such device.
+    It counts its calls, and is traced where GPUPOOL_TRACE is set. Raises UsageError for another
+    name or an impossible trace, RuntimeError where there is no CUDA driver, DriverError where
+    there is no such device.
     """
     if device == "host":
-        return open_host_driver()
+        return observe(open_host_driver())
     kind, _, ordinal = device.partition(":")
     if kind != "cuda" or not (ordinal == "" or ordinal.isdecimal()):
         raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
-    return open_cuda_driver(int(ordinal or 0))
+    return observe(open_cuda_driver(int(ordinal or 0)))
 
 
 class Pool:
@@ -66,7 +71,7 @@ class Pool:
         UsageError for a page size that is no power of two or no multiple of the device's
         granularity, a budget below one page, or another word for ``scrub``.
         """
-        self.driver = open_driver(device) if driver is None else driver
+        self.driver = open_driver(device) if driver is None else observe(driver)
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._scrubbing = scrubbing(scrub, self.driver, self._pages)
@@ -105,6 +110,26 @@ class Pool:
         Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
         """
         self._pages.create_ahead(self._pages.total_pages if count is None else count)
+
+    def statistics(self) -> PoolStatistics:
+        """What there is of pages, who has them, and what the driver did so far."""
+        return PoolStatistics(
+            page_bytes=self.page_bytes,
+            pages=PagesStatistics.of(self._pages),
+            models=self._arbiter.statistics(),
+            driver=DriverStatistics.of(self.driver),
+        )
+
+    def trace(
+        self, path: str | Path, *, max_events: int = MAX_EVENTS
+    ) -> AbstractContextManager[None]:
+        """Record a ``with`` block for https://ui.perfetto.dev and write it to ``path`` at its end.
+
+        Driver calls, what each stream did when, lease waits and swaps. ``%p`` in the path is the
+        process. Of more than ``max_events`` (64 bytes each) the rest is counted only. Raises
+        UsageError where there is a trace already or no such folder, OSError if it is not written.
+        """
+        return record(self.driver, path, max_events)
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""

@@ -18,17 +18,19 @@ CPP_ROOMS = ["driver", "memory", "transfer", "image", "swap"]
 
 # Each room, which rooms it may import besides itself, and which packages that are not Python's own.
 CORE = {"_core", "errors"}
-LIBRARY = CORE | {"session", "gate", "model", "pool", "arbiter", "schedule"}
+LIBRARY = CORE | {"session", "gate", "model", "pool", "arbiter", "schedule", "statistics", "trace"}
 PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "schedule": (set(), set()),
     "session": (CORE, set()),
     "arbiter": (CORE | {"schedule"}, set()),
     "gate": (CORE, set()),
-    "model": (CORE | {"gate", "session"}, set()),
+    "statistics": (CORE, set()),
+    "trace": (CORE, set()),
+    "model": (CORE | {"gate", "session", "trace"}, set()),
     "scrubbing": (CORE, set()),
-    "embedded": (CORE | {"arbiter", "scrubbing", "session"}, set()),
-    "pool": (CORE | {"embedded", "model", "scrubbing", "session"}, set()),
+    "embedded": (CORE | {"arbiter", "scrubbing", "session", "statistics"}, set()),
+    "pool": (CORE | {"embedded", "model", "scrubbing", "session", "statistics", "trace"}, set()),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),
     "vllm": (LIBRARY | {"adopt", "daemon"}, {"vllm", "torch", "msgspec"}),

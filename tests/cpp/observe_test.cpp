@@ -140,18 +140,21 @@ struct Drawn {
   }
   void work() {
     if (streams.empty()) return;
-    const StreamHandle stream = one_of(streams);
+    // Each stream has bytes of its own, so that none meets another's.
+    const std::size_t own = random.below(streams.size());
+    const StreamHandle stream = streams[own];
     if (!events.empty()) {
       static_cast<void>(driver.event_record(one_of(events), stream));
       static_cast<void>(driver.stream_wait_event(stream, one_of(events)));
       static_cast<void>(driver.event_query(one_of(events)));
     }
-    for (const auto& [address, mapped] : ranges) {
-      const std::size_t at = random.below(4), bytes = 1 + random.below(4096);
-      if (ok(driver.copy_to_device(address, memory[at].data(), bytes, stream))) {
+    for (const auto& [range, mapped] : ranges) {
+      const DevicePtr address = range + own * 4096;
+      const std::size_t bytes = 1 + random.below(4096);
+      if (ok(driver.copy_to_device(address, memory[own].data(), bytes, stream))) {
         now.to_device_bytes += bytes;
       }
-      if (ok(driver.copy_to_host(memory[at].data(), address, bytes, stream))) {
+      if (ok(driver.copy_to_host(memory[own].data(), address, bytes, stream))) {
         now.to_host_bytes += bytes;
       }
       if (ok(driver.fill(address, 3, bytes, stream))) now.filled_bytes += bytes;

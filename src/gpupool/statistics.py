@@ -1,0 +1,134 @@
+"""What a pool and its driver did so far, in figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from gpupool._core import Driver, PagePool, SwapReport
+
+
+@dataclass(frozen=True)
+class CallStatistics:
+    """One driver call: how often it was made, how often it failed, and the time spent inside."""
+
+    calls: int
+    failures: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DriverStatistics:
+    """A driver since it was opened, and what there is of everything now."""
+
+    to_device_bytes: int
+    to_host_bytes: int
+    filled_bytes: int
+    pages: int
+    """Handles of physical memory, created or imported."""
+    reserved_bytes: int
+    """Addresses."""
+    mapped_bytes: int
+    """Addresses with a page behind them."""
+    registered_bytes: int
+    """Pinned host memory."""
+    streams: int
+    events: int
+    calls: dict[str, CallStatistics] = field(hash=False)
+    """By the name of the call; all of them."""
+
+    @classmethod
+    def of(cls, driver: Driver) -> DriverStatistics:
+        """Those of an observed driver, as ``open_driver`` gives."""
+        assert driver.observer is not None
+        calls = {
+            name: CallStatistics(count.calls, count.failures, count.ns * 1e-9)
+            for name, count in driver.observer.calls().items()
+        }
+        return cls(calls=calls, **driver.observer.amounts())
+
+
+@dataclass(frozen=True)
+class SwapStatistics:
+    """All swaps of a model in one direction."""
+
+    swaps: int
+    seconds: float
+    copied_bytes: int
+    filled_bytes: int
+
+
+class SwapCount:
+    """Adds swaps up."""
+
+    def __init__(self) -> None:
+        self._swaps, self._seconds, self._copied_bytes, self._filled_bytes = 0, 0.0, 0, 0
+
+    def add(self, report: SwapReport) -> None:
+        """One more."""
+        self._swaps += 1
+        self._seconds += report.total_s
+        self._copied_bytes += report.copied_bytes
+        self._filled_bytes += report.filled_bytes
+
+    def statistics(self) -> SwapStatistics:
+        """Those so far."""
+        return SwapStatistics(self._swaps, self._seconds, self._copied_bytes, self._filled_bytes)
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """One model of a pool."""
+
+    name: str
+    held_bytes: int
+    """Pages it has now."""
+    needed_bytes: int
+    """Pages it needs to be resident; 0 until it first asked."""
+    swap_ins: SwapStatistics
+    swap_outs: SwapStatistics
+
+
+@dataclass(frozen=True)
+class PagesStatistics:
+    """The pages of a budget."""
+
+    total: int
+    created: int
+    free: int
+    """Not yet created, clean, dirty or being scrubbed."""
+    clean: int
+    """Free, and reading as zeros throughout."""
+    dirty: int
+    scrubbing: int
+    withheld: int
+    """Kept from everybody after a failure."""
+    owned: int
+
+    @classmethod
+    def of(cls, pages: PagePool) -> PagesStatistics:
+        """Those of a pool at one moment."""
+        now = pages.statistics()
+        return cls(
+            total=now.total,
+            created=now.created,
+            free=now.total - now.withheld - now.owned,
+            clean=now.clean,
+            dirty=now.dirty,
+            scrubbing=now.scrubbing,
+            withheld=now.withheld,
+            owned=now.owned,
+        )
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """A pool, its models in the order they came, and its driver."""
+
+    page_bytes: int
+    pages: PagesStatistics
+    models: tuple[ModelStatistics, ...]
+    driver: DriverStatistics
+
+    def as_json(self) -> dict[str, object]:
+        """The same for ``json.dumps``."""
+        return asdict(self)
