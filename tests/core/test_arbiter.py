@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gpupool._core import FaultPlan, PagePool, open_host_driver, with_faults
 from gpupool.arbiter import Arbiter
-from gpupool.errors import DoesNotFitError, DriverError, UsageError
+from gpupool.errors import DoesNotFitError, DriverError, PoolFullError, UsageError
 from gpupool.schedule.turns import Residency
 
 PAGE_BYTES = 2 << 20
@@ -150,6 +150,32 @@ class Arbitration(RuleBasedStateMachine):
         if (key := self.pick(data, Residency.LEAVING, Residency.RESIDENT)) is not None:
             self.arbiter.yielded(key, self.now_s)
             assert self.pages.owned(key) == []
+
+    @rule(data=st.data(), pages=st.integers(0, BUDGET_PAGES))
+    def extend(self, data: st.DataObject, pages: int) -> None:
+        if (key := self.pick(data, *Residency)) is None:
+            return
+        lease = self.arbiter.lease(key)
+        free = self.pages.free_pages
+        if lease.state not in (Residency.LEAVING, Residency.RESIDENT) or pages == 0:
+            with pytest.raises(UsageError):
+                self.arbiter.extend(key, pages)
+        elif pages > free:
+            with pytest.raises(PoolFullError):
+                self.arbiter.extend(key, pages)
+        else:
+            assert len(self.arbiter.extend(key, pages)) == pages
+
+    @rule(data=st.data())
+    def shrink(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.LEAVING, Residency.RESIDENT)) is not None:
+            owned = self.pages.owned(key)
+            gone = data.draw(st.lists(st.sampled_from(owned), unique=True))
+            if len(gone) == len(owned):
+                with pytest.raises(UsageError):
+                    self.arbiter.shrink(key, gone)
+            else:
+                self.arbiter.shrink(key, gone)
 
     @rule(data=st.data())
     def refuse_to_leave(self, data: st.DataObject) -> None:

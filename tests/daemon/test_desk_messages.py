@@ -22,8 +22,11 @@ _messages = st.one_of(
     st.builds(p.Hello, st.sampled_from([p.PROTOCOL_VERSION] * 9 + [0]), _names),
     st.builds(p.HostMemory, st.sampled_from([0, 1, 4096, 300_000, 2**53])),
     st.builds(p.Declare, st.integers(0, PAGES + 1), st.just(1), st.just(1)),
+    st.builds(p.HostMemoryUnused, st.sampled_from([0, 1, 4096, 2**53])),
     st.just(p.Acquire()),
     st.just(p.Acquire()),
+    st.builds(p.Extend, st.sampled_from([0, 1, 1, 2, PAGES + 1, 2**32])),
+    st.builds(p.Release, st.lists(st.integers(0, PAGES), max_size=2)),
     st.just(p.Cancel()),
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
@@ -57,6 +60,9 @@ class AnyMessagesInAnyOrder(RuleBasedStateMachine):
             except ProtocolError:
                 assert self.bench.ledger() == before
                 stays = False
+            else:
+                if isinstance(message, p.HostMemoryUnused):
+                    self.host_bytes[peer] -= -(-message.size_bytes // 4096) * 4096
             for reply in peer.heard[heard:]:
                 if isinstance(reply, p.HostMemory):
                     self.host_bytes[peer] += -(-reply.size_bytes // 4096) * 4096
