@@ -18,7 +18,7 @@ plant(fresh_weights_are_taken_for_saved swap/swap.cpp
 plant(what_was_written_is_forgotten_before_it_is_copied swap/swap.cpp
   [[region->written_.runs()]]
   [[(region->saved_.add(region->written_), std::exchange(region->written_, RunSet()).runs())]]
-  schedules)
+  faults)
 plant(what_was_written_is_copied_for_ever swap/swap.cpp
   [[region->written_.clear();]]
   [[]]
