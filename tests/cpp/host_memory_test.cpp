@@ -207,6 +207,20 @@ TEST(registrations_cover_it_exactly_and_all_go_back) {
   }
 }
 
+TEST(growth_refused_by_the_driver_leaves_the_registrations_there_were) {
+  const auto registrar = std::make_shared<Registrar>();
+  HostMemory memory(registrar, -1, 4096, 3 * most);
+  const auto before = registrar->runs;
+  for (std::size_t nth = 1; nth <= 3; ++nth) {
+    registrar->fail_at = nth;
+    CHECK_THROWS(DriverError, memory.grow(-1, 2 * most + 8192));
+    CHECK(registrar->runs == before);
+    CHECK_EQ(memory.bytes(), 4096);
+  }
+  memory.grow(-1, 2 * most + 8192);
+  CHECK_EQ(registrar->runs.size(), 4);
+}
+
 TEST(what_the_driver_does_not_let_go_stays_mapped) {
   const std::size_t before = images_mapped();
   const auto registrar = std::make_shared<Registrar>();
