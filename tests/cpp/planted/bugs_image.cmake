@@ -72,15 +72,15 @@ plant(a_fill_is_a_byte_short transfer/transfer.cpp
 plant(an_event_is_never_recorded transfer/transfer.cpp
   [[GPUPOOL_CALL(driver_, event_record, event.handle(), stream_);]]
   [[static_cast<void>(event);]]
-  schedules)
+  schedules_copies)
 plant(an_event_is_done_before_it_is transfer/transfer.cpp
   [[if (status == Status::not_ready) return false;]]
   [[if (status == Status::not_ready) return true;]]
-  schedules)
+  schedules_copies)
 plant(a_cancelled_copy_goes_on transfer/transfer.cpp
   [[stop_.stop_requested()]]
   [[false]]
-  schedules)
+  transfer)
 plant(the_last_page_is_not_scrubbed transfer/scrub.cpp
   [[stream_.fill(reservation_->address(), 0, pages.size() * pool_->page_bytes());]]
   [[stream_.fill(reservation_->address(), 0, (pages.size() - 1) * pool_->page_bytes());]]
@@ -88,4 +88,4 @@ plant(the_last_page_is_not_scrubbed transfer/scrub.cpp
 plant(pages_of_a_failed_scrub_are_lost transfer/scrub.cpp
   [[if (withheld_.empty()) pool_->end_scrub(pages, false);]]
   [[]]
-  scrub)
+  scrub BY time)

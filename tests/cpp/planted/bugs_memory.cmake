@@ -35,10 +35,6 @@ plant(pages_of_a_failed_scrub_are_called_clean memory/page_pool.cpp
   [[put_free(id, clean);]]
   [[put_free(id, true);]]
   scrub)
-plant(a_scrubbed_page_is_counted_twice memory/page_pool.cpp
-  [[scrubbing_ -= pages.size();]]
-  [[]]
-  scrub)
 plant(a_page_is_never_released memory/page_pool.cpp
   [[handle_ != 0]]
   [[false]]

@@ -10,7 +10,7 @@ plant(saved_bytes_do_not_come_back swap/swap.cpp
 plant(pages_are_zeroed_on_another_stream swap/swap.cpp
   [[in_.fill(base + run.begin, 0, run.bytes());]]
   [[out_.fill(base + run.begin, 0, run.bytes());]]
-  schedules)
+  model_memory@host/stepped)
 plant(fresh_weights_are_taken_for_saved swap/swap.cpp
   [[if (tag == Tag::weights) written_.add({0, bytes});]]
   [[]]
