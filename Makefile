@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python faults kills soak sanitize coverage lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp test-python faults planted kills soak sanitize coverage lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 31 sce
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target fault_scenarios
 	build/cpp/tests/cpp/fault_scenarios
+
+planted: $(STAMPS)/build-tools ## Plant bugs in csrc/, one at a time; the tests must catch each
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	cmake --build build/cpp --parallel $(JOBS) --target planted_programs
+	rm -rf build/cpp/tests/cpp/planted/results
+	-ctest --test-dir build/cpp -R '^planted/' --no-tests=error --output-on-failure --parallel $(JOBS)
+	@cmake -D directory=$(CURDIR)/build/cpp/tests/cpp/planted -P tests/cpp/planted/count.cmake
 
 soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test

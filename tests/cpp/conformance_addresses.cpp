@@ -77,6 +77,14 @@ TEST(a_page_is_mapped_whole_and_aligned) {
   CHECK_EQ(space->map(space.base, page_bytes, 0), invalid);
 }
 
+TEST(a_page_is_mapped_in_one_reservation) {
+  Space space;
+  PageHandle wide = 0;
+  CHECK_OK(space->page_create(&wide, 2 * page_bytes));
+  CHECK_EQ(space->map(space.base + 3 * page_bytes, 2 * page_bytes, wide), invalid);
+  CHECK_OK(space->map(space.base + 2 * page_bytes, 2 * page_bytes, wide));
+}
+
 TEST(an_address_holds_one_mapping) {
   Space space;
   CHECK_OK(space.map(1, 0));

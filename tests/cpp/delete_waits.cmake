@@ -8,8 +8,6 @@ set(wait_patterns
   "GPUPOOL_CALL\\(driver_, (context_synchronize|stream_synchronize|event_synchronize|stream_wait_event)[^;]*\\)")
 file(GLOB wait_sources ${PROJECT_SOURCE_DIR}/csrc/swap/*.cpp ${PROJECT_SOURCE_DIR}/csrc/transfer/*.cpp)
 set(deleted_waits 0)
-add_library(schedules_objects OBJECT schedules_test.cpp schedules_copies_test.cpp)
-target_link_libraries(schedules_objects PRIVATE gpupool_check)
 
 foreach(source ${wait_sources})
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${source})

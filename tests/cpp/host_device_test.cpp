@@ -4,6 +4,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <thread>
+
 #include "two_streams.h"
 
 using namespace gpupool;
@@ -208,6 +211,25 @@ TEST(a_kernel_touches_only_what_is_mapped) {
                           [&] { ++ran; }));
   CHECK_EQ(two->stream_synchronize(two.other), fault);
   CHECK_EQ(ran, 1);
+}
+
+TEST(a_synchronised_stream_has_nothing_running) {
+  const auto device = host_device(open_test_driver());
+  StreamHandle stream = nullptr;
+  CHECK_OK(device->stream_create(&stream));
+  for (int round = 0; round < 20; ++round) {
+    std::atomic<bool> running{false}, done{false};
+    CHECK_OK(device->launch(stream, {}, [&] {
+      running = true;
+      for (int i = 0; i < 2000; ++i) std::this_thread::yield();
+      done = true;
+    }));
+    // With threads, it is wanted off the queue and not done when it is waited for.
+    while (test_driver_name() == "host/threads" && !running) std::this_thread::yield();
+    CHECK_OK(device->stream_synchronize(stream));
+    CHECK(done);
+  }
+  CHECK_OK(device->stream_destroy(stream));
 }
 
 TEST(a_held_stream_has_work_pending) {

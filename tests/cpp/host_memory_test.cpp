@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <fstream>
+#include <map>
 #include <system_error>
 
 #include "bench.h"
@@ -20,6 +22,50 @@ struct Fd {
   ~Fd() { close(fd); }
   int fd;
 };
+
+class PassOn : public Driver {
+ public:
+  PassOn() = default;
+#define GPUPOOL_PASS_ON(name, params, args, needs_context) \
+  Status name params noexcept override { return inner_->name args; }
+  GPUPOOL_DRIVER_CALLS(GPUPOOL_PASS_ON)
+#undef GPUPOOL_PASS_ON
+  std::int64_t now_ns() const noexcept override { return inner_->now_ns(); }
+  DeviceKind kind() const noexcept override { return inner_->kind(); }
+  int ordinal() const noexcept override { return inner_->ordinal(); }
+
+ private:
+  const DriverPtr inner_ = open_test_driver();
+};
+
+// Keeps the registrations to itself, so that they may be larger than memory, and fails the n-th.
+struct Registrar final : PassOn {
+  Status host_register(void* memory, std::size_t bytes) noexcept override {
+    if (fail_at > 0 && --fail_at == 0) return Status::out_of_memory;
+    runs[static_cast<std::byte*>(memory)] = bytes;
+    return Status::success;
+  }
+  Status host_unregister(void* memory) noexcept override {
+    if (keeps) return Status::unknown;
+    return runs.erase(static_cast<std::byte*>(memory)) == 1 ? Status::success
+                                                            : Status::host_memory_not_registered;
+  }
+  std::map<std::byte*, std::size_t> runs;
+  std::size_t fail_at = 0;
+  bool keeps = false;
+};
+
+std::size_t images_mapped() {
+  std::ifstream maps("/proc/self/maps");
+  std::size_t count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find("/memfd:gpupool-image") != std::string::npos;
+  }
+  return count;
+}
+
+// One registration may have so many bytes.
+constexpr std::size_t most = std::size_t{64} << 30;
 
 }  // namespace
 
@@ -130,4 +176,57 @@ TEST(growth_that_fails_changes_nothing) {
   CHECK_EQ(memory.bytes(), 4096);
   memory.grow(-1, 16384);
   CHECK_EQ(memory.bytes(), 16384);
+}
+
+// Nothing of it is touched, so it takes no memory.
+TEST(registrations_cover_it_exactly_and_all_go_back) {
+  const std::size_t before = images_mapped();
+  for (const std::size_t bytes :
+       {std::size_t{1}, most - 1, most, most + 1, 2 * most, 2 * most + 4097}) {
+    const std::size_t whole = (bytes + 4095) / 4096 * 4096;
+    const std::size_t parts = (whole + most - 1) / most;
+    const auto registrar = std::make_shared<Registrar>();
+    {
+      const HostMemory memory(registrar, -1, bytes);
+      std::byte* at = memory.data();
+      for (const auto& [begin, size] : registrar->runs) {
+        CHECK(begin == at);
+        CHECK(size <= most);
+        at += size;
+      }
+      CHECK(at == memory.data() + whole);
+      CHECK_EQ(registrar->runs.size(), parts);
+    }
+    CHECK(registrar->runs.empty());
+    for (std::size_t nth = 1; nth <= parts; ++nth) {
+      registrar->fail_at = nth;
+      CHECK_THROWS(DriverError, HostMemory(registrar, -1, bytes));
+      CHECK(registrar->runs.empty());
+      CHECK_EQ(images_mapped(), before);
+    }
+  }
+}
+
+TEST(growth_refused_by_the_driver_leaves_the_registrations_there_were) {
+  const auto registrar = std::make_shared<Registrar>();
+  HostMemory memory(registrar, -1, 4096, 3 * most);
+  const auto before = registrar->runs;
+  for (std::size_t nth = 1; nth <= 3; ++nth) {
+    registrar->fail_at = nth;
+    CHECK_THROWS(DriverError, memory.grow(-1, 2 * most + 8192));
+    CHECK(registrar->runs == before);
+    CHECK_EQ(memory.bytes(), 4096);
+  }
+  memory.grow(-1, 2 * most + 8192);
+  CHECK_EQ(registrar->runs.size(), 4);
+}
+
+TEST(what_the_driver_does_not_let_go_stays_mapped) {
+  const std::size_t before = images_mapped();
+  const auto registrar = std::make_shared<Registrar>();
+  registrar->keeps = true;
+  {
+    const HostMemory memory(registrar, -1, 4096);
+  }
+  CHECK_EQ(images_mapped(), before + 1);
 }

@@ -23,6 +23,8 @@ class Ledger final : public Driver {
     const Status status = inner_->name args;                              \
     if (status == Status::success)                                        \
       std::apply([&](auto... a) { note_##name(a...); }, std::tuple args); \
+    else                                                                  \
+      add(refused_, 1);                                                   \
     return status;                                                        \
   }
   GPUPOOL_DRIVER_CALLS(GPUPOOL_FORWARD)
@@ -36,6 +38,11 @@ class Ledger final : public Driver {
   Holdings held() const {
     std::lock_guard lock(mutex_);
     return {pages_, reservations_, mapped_, registrations_, streams_, events_};
+  }
+  // Calls that the driver beneath did not answer with success.
+  std::size_t refused() const {
+    std::lock_guard lock(mutex_);
+    return refused_;
   }
 
  private:
@@ -79,7 +86,7 @@ class Ledger final : public Driver {
   DriverPtr inner_;
   mutable std::mutex mutex_;
   std::size_t pages_ = 0, reservations_ = 0, mapped_ = 0, registrations_ = 0, streams_ = 0,
-              events_ = 0;
+              events_ = 0, refused_ = 0;
 };
 
 }  // namespace gpupool

@@ -1,6 +1,7 @@
 // Mappings: all of them or none, again at the same place, and away in the right order.
 #include "bench.h"
 #include "driver/fault.h"
+#include "ledger.h"
 #include "memory/memory.h"
 
 using namespace gpupool;
@@ -184,4 +185,45 @@ TEST(a_shrink_that_fails_changes_nothing) {
   CHECK_THROWS(DriverError, mapping.shrink(1));
   CHECK_EQ(mapping.pages().size(), 3);
   place.bench.write(place.base(), pattern(3, 3 * page_bytes));
+}
+
+TEST(everything_goes_back_once) {
+  const auto ledger = std::make_shared<Ledger>(open_test_driver());
+  const Holdings nothing = ledger->held();
+  for (const bool fails : {false, true}) {
+    const auto plan = std::make_shared<FaultPlan>();
+    const DriverPtr driver = with_faults(ledger, plan);
+    const auto reservation = std::make_shared<const Reservation>(driver, 3 * page_bytes);
+    PagePool pool(driver, 3 * page_bytes, page_bytes);
+    std::vector<PagePtr> pages;
+    for (const PageId id : pool.acquire(1, 3)) pages.push_back(pool.page(id));
+    Mapping mapping(driver, reservation, pages);
+    if (fails) {
+      plan->arm(3, Status::unknown, false);
+      CHECK_THROWS(DriverError, mapping.map());
+    } else {
+      mapping.map();
+      mapping.unmap();
+    }
+    mapping.map();
+    CHECK_EQ(ledger->held().mappings, 3 * page_bytes);
+    CHECK_EQ(ledger->held().pages, 3);
+  }
+  CHECK(ledger->held() == nothing);
+  CHECK_EQ(ledger->refused(), 0);  // nor was anything given back that was gone
+}
+
+TEST(what_gives_back_fails_only_where_that_is_asked_for) {
+  FaultPlan plan;
+  for (const bool releases : {false, true}) {
+    const Status expected = releases ? Status::unknown : Status::success;
+    plan.arm(1, Status::unknown, true, releases);
+    for (const DriverCall call :
+         {DriverCall::page_release, DriverCall::address_free, DriverCall::host_unregister,
+          DriverCall::stream_destroy, DriverCall::event_destroy}) {
+      CHECK_EQ(plan.next(call), expected);
+    }
+    CHECK_EQ(plan.next(DriverCall::unmap), Status::unknown);
+    CHECK_EQ(plan.injected(), releases ? 6 : 1);
+  }
 }

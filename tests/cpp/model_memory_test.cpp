@@ -155,6 +155,21 @@ TEST(pages_of_another_size_are_refused) {
   a.check_out();
 }
 
+TEST(pages_too_small_too_few_or_too_many_are_refused) {
+  Machine machine(6);
+  ModelMemory memory(machine.faulty, 2 * page_bytes, mib);
+  const RegionPtr region = memory.add_region(Tag::weights, 3 * page_bytes, -1);
+  const auto pages = [&](std::size_t count, std::size_t bytes) {
+    std::vector<PagePtr> made;
+    for (std::size_t i = 0; i < count; ++i) made.push_back(Page::create(machine.faulty, bytes));
+    return made;
+  };
+  CHECK_THROWS(UsageError, memory.swap_in(pages(2, page_bytes)));
+  CHECK_THROWS(UsageError, memory.swap_in(pages(1, 2 * page_bytes)));
+  CHECK_THROWS(UsageError, memory.swap_in(pages(3, 2 * page_bytes)));
+  CHECK_EQ(memory.swap_in(pages(2, 2 * page_bytes)).pages, 2);
+}
+
 TEST(a_page_size_the_device_cannot_have_is_refused) {
   CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), 0, mib));
   CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), page_bytes + 1, mib));

@@ -75,6 +75,24 @@ struct Scene {
 
 }  // namespace
 
+TEST(weights_gained_are_saved_once_without_a_mark) {
+  Scene scene(Tag::weights);
+  scene.swap_in();
+  scene.write(1, {0, scene.region->bytes()});
+  scene.swap_out();
+  scene.swap_in();
+  const std::size_t before = scene.region->bytes();
+  scene.resize(3 * page_bytes);
+  const Bytes fresh = pattern(2, 3 * page_bytes - before);  // as a loader writes it
+  scene.machine.bench.write(scene.region->address() + before, fresh);
+  std::copy(fresh.begin(), fresh.end(),
+            scene.expected.begin() + static_cast<std::ptrdiff_t>(before));
+  scene.swap_out();
+  scene.machine.soil(0x66);
+  scene.swap_in();
+  scene.check();
+}
+
 TEST(any_sizes_in_any_order) {
   for (const Tag tag : {Tag::weights, Tag::kv_cache, Tag::runtime, Tag::workspace}) {
     for (std::uint64_t seed = 0; seed < 4; ++seed) {

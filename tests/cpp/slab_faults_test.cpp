@@ -1,5 +1,7 @@
 // Every call of a slab allocator's source fails, and every driver call of a real source, and every
 // allocation of memory: nothing is lost, and the next operation works.
+#include <functional>
+
 #include "driver/fault.h"
 #include "image/host_slabs.h"
 #include "memory/page_slabs.h"
@@ -195,5 +197,104 @@ TEST(slabs_of_device_pages_lose_none_to_any_failed_allocation) {
     for (int i = 0; i < 2; ++i) source.release(source.acquire());
     CHECK(pool->owned(owner).empty());
     if (!met) break;
+  }
+}
+
+namespace {
+
+// A driver that lets a test look around while it unmaps, and fails as it is told.
+class Watched final : public Driver {
+ public:
+#define GPUPOOL_PASS_ON(name, params, args, needs_context)                                    \
+  Status name params noexcept override {                                                      \
+    return answer(DriverCall::name) == Status::success ? inner_->name args : Status::unknown; \
+  }
+  GPUPOOL_DRIVER_CALLS(GPUPOOL_PASS_ON)
+#undef GPUPOOL_PASS_ON
+  std::int64_t now_ns() const noexcept override { return inner_->now_ns(); }
+  DeviceKind kind() const noexcept override { return inner_->kind(); }
+  int ordinal() const noexcept override { return inner_->ordinal(); }
+
+  std::function<void()> at_unmap;
+  int maps_before_failure = -1;
+  int unmaps_to_fail = 0;
+
+ private:
+  Status answer(DriverCall call) noexcept {
+    if (call == DriverCall::map && maps_before_failure >= 0 && maps_before_failure-- == 0) {
+      return Status::unknown;
+    }
+    if (call == DriverCall::unmap) {
+      if (at_unmap) at_unmap();
+      if (unmaps_to_fail > 0) return --unmaps_to_fail, Status::unknown;
+    }
+    return Status::success;
+  }
+  const DriverPtr inner_ = open_host_driver();
+};
+
+}  // namespace
+
+TEST(pages_of_a_slab_are_nobody_elses_while_they_are_mapped) {
+  for (const bool fails : {false, true}) {
+    const auto driver = std::make_shared<Watched>();
+    const auto pool = std::make_shared<PagePool>(driver, 2 * page_bytes, page_bytes);
+    PageSlabs source(driver, pool, owner, 2);
+    int unmaps = 0, wrong = 0;
+    driver->at_unmap = [&] {
+      ++unmaps;
+      wrong += pool->free_pages() != 0;
+    };
+    if (fails) {
+      driver->maps_before_failure = 1;  // of two, and the way back is barred for a while
+      driver->unmaps_to_fail = 1;
+      CHECK_THROWS(DriverError, source.acquire());
+      CHECK_EQ(unmaps, 2);
+    } else {
+      source.release(source.acquire());
+      CHECK_EQ(unmaps, 1);
+    }
+    CHECK_EQ(wrong, 0);
+    CHECK_EQ(pool->free_pages(), 2);
+    driver->at_unmap = nullptr;
+  }
+}
+
+TEST(pages_that_cannot_go_back_after_a_failure_are_used_first) {
+  for (std::uint64_t nth = 1;; ++nth) {
+    CHECK(nth < 200);
+    const auto driver = std::make_shared<Watched>();
+    const auto pool = std::make_shared<PagePool>(driver, 2 * page_bytes, page_bytes);
+    PageSlabs source(driver, pool, owner, 2);
+    driver->maps_before_failure = 1;
+    bad_allocs = 0;
+    driver->at_unmap = [&] { bad_alloc_at = nth; };  // from the way back on
+    try {
+      static_cast<void>(source.acquire());
+    } catch (const std::bad_alloc&) {
+    } catch (const DriverError&) {
+    }
+    bad_alloc_at = 0;
+    driver->at_unmap = nullptr;
+    source.release(source.acquire());
+    CHECK(pool->owned(owner).empty());
+    if (bad_allocs == 0) break;
+  }
+}
+
+TEST(a_slab_that_its_source_does_not_take_back_is_used_again) {
+  for (const bool owned : {true, false}) {
+    Scene scene({{4096}, 2, 0x7FFFFFFF, owned});
+    std::vector<BlockHandle> all;
+    for (int i = 0; i < 8; ++i) all.push_back(scene.slabs->allocate(0));
+    scene.source->fail_at = 1;
+    scene.source->persistent = true;
+    for (const BlockHandle handle : all) scene.slabs->free(handle);
+    for (BlockHandle& handle : all) handle = scene.slabs->allocate(0);
+    CHECK_EQ(scene.slabs->statistics().slabs_made, 2);
+    scene.source->fail_at = 0;
+    for (const BlockHandle handle : all) scene.slabs->free(handle);
+    scene.slabs->trim();
+    CHECK_EQ(scene.source->runs(), 0);
   }
 }

@@ -205,6 +205,21 @@ TEST(a_slab_used_by_one_thread_alone_is_its_own_again) {
   CHECK_EQ(scene.slabs->statistics().slabs_made, 1);
 }
 
+TEST(a_slab_used_in_turns_goes_to_no_thread) {
+  Scene scene({{64}, 4});
+  BlockHandle block = scene.slabs->allocate(0);
+  for (int i = 0; i < 100; ++i) {
+    in_another_thread([&] {
+      scene.slabs->free(block);
+      block = scene.slabs->allocate(0);
+    });
+    scene.slabs->free(block);
+    block = scene.slabs->allocate(0);
+  }
+  CHECK_EQ(scene.slabs->statistics().slabs_taken, 1);
+  CHECK_EQ(scene.slabs->statistics().slabs_made, 1);
+}
+
 TEST(what_another_thread_has_free_is_found_when_nothing_else_is) {
   Scene scene({{4096}, 1});
   const BlockHandle mine = scene.slabs->allocate(0);

@@ -1,0 +1,95 @@
+# driver/: what the host driver lets pass, what the fault driver does at the wrong time, and the
+# cuda driver over the stand-in.
+
+# Changes nothing, and is in every program: a harness that calls everything caught is found out.
+plant(canary driver/host.cpp
+  [[fault_.store(status);]]
+  [[fault_.store(status); /* nothing else */]])
+
+plant(an_unmap_takes_part_of_a_mapping driver/host_address_space.cpp
+  [[last->first + last->second.bytes == address + bytes]]
+  [[last->first + last->second.bytes >= address + bytes]]
+  conformance)
+plant(an_unmap_passes_over_a_hole driver/host_address_space.cpp
+  [[!covered(address, bytes, false)]]
+  [[!covered(address, 1, false)]]
+  conformance)
+plant(addresses_are_freed_under_a_mapping driver/host_address_space.cpp
+  [[mapped != mappings_.end() && mapped->first < address + bytes]]
+  [[false]]
+  conformance)
+plant(part_of_a_reservation_is_freed driver/host_address_space.cpp
+  [[it == reservations_.end() || it->second != bytes]]
+  [[it == reservations_.end()]]
+  conformance)
+plant(a_page_is_mapped_over_another driver/host_address_space.cpp
+  [[previous->first + previous->second.bytes > address]]
+  [[previous->first + previous->second.bytes > address + bytes]]
+  conformance)
+plant(a_page_is_mapped_beyond_its_reservation driver/host_address_space.cpp
+  [[!reserved(address, bytes)]]
+  [[!reserved(address, 1)]]
+  conformance)
+plant(a_released_page_is_used driver/host_address_space.cpp
+  [[close(it->second.fd);
+  pages_.erase(it);]]
+  [[static_cast<void>(it);]]
+  conformance)
+plant(a_fresh_page_is_clean driver/host_address_space.cpp
+  [[std::memset(view, poison, bytes);]]
+  [[]]
+  host_device mapping)
+plant(a_page_is_used_without_access driver/host_address_space.cpp
+  [[with_access && !it->second.access]]
+  [[false]]
+  host_device BY crash)
+plant(an_address_is_used_after_its_unmap driver/host_address_space.h
+  [[if (!covered(address, bytes, true)) return Status::illegal_address;
+    return work();]]
+  [[return work();]]
+  host_device@host/stepped BY crash)
+plant(host_memory_is_used_after_its_unregistration driver/host_address_space.h
+  [[if (!covered(memory, bytes)) return Status::illegal_address;]]
+  [[]]
+  host_device@host/stepped)
+plant(host_memory_is_copied_unregistered driver/host.cpp
+  [[!registry_.holds(memory, bytes)]]
+  [[false]]
+  host_device)
+plant(a_fault_is_forgotten driver/host.cpp
+  [[return fault == Status::success ? status : fault;]]
+  [[return status;]]
+  host_device)
+plant(a_synchronised_stream_still_runs driver/host_threads.cpp
+  [[state->queue.empty() && !state->running]]
+  [[state->queue.empty()]]
+  host_device)
+plant(an_event_is_complete_at_once driver/host_threads.cpp
+  [[std::lock_guard lock(mutex_);
+  return complete_;]]
+  [[return true;]]
+  conformance)
+plant(a_wait_takes_a_later_record driver/host_ops.h
+  [[kind != Kind::wait || record->complete()]]
+  [[true]]
+  stepped)
+plant(the_call_after_the_nth_fails driver/fault.cpp
+  [[remaining_ > 1]]
+  [[remaining_ > 0]]
+  mapping)
+plant(a_single_fault_stays driver/fault.cpp
+  [[if (!persistent_) armed_ = false;]]
+  [[]]
+  mapping)
+plant(a_release_fails_too driver/fault.cpp
+  [[!releases_ && releases(call)]]
+  [[false]]
+  mapping)
+plant(the_context_of_others_is_lost driver/cuda.cpp
+  [[static_cast<void>(cu_.cuCtxSetCurrent(previous));]]
+  [[]]
+  cuda_driver@cuda)
+plant(a_call_runs_in_the_context_of_others driver/cuda.cpp
+  [[cu_.cuCtxSetCurrent(own)]]
+  [[cu_.cuCtxSetCurrent(previous)]]
+  cuda_driver@cuda)

@@ -1,0 +1,117 @@
+# memory/: pages, mappings, tensors over reservations and slabs of pages.
+plant(a_budget_holds_a_page_more memory/page_pool.cpp
+  [[budget_bytes / page_bytes]]
+  [[budget_bytes / page_bytes + 1]]
+  page_pool)
+plant(a_page_more_than_is_free_is_granted memory/page_pool.cpp
+  [[count > available]]
+  [[count > available + 1]]
+  page_pool)
+plant(a_page_given_back_twice_is_taken memory/page_pool.cpp
+  [[distinct.size() != pages.size()]]
+  [[false]]
+  page_pool)
+plant(the_page_of_another_is_taken memory/page_pool.cpp
+  [[!all_owned]]
+  [[false]]
+  page_pool)
+plant(a_page_is_granted_twice memory/page_pool.cpp
+  [[from.pop_back();]]
+  [[]]
+  page_pool)
+plant(a_page_that_could_not_be_created_is_counted memory/page_pool.cpp
+  [[created_.push_back(Slot{Page::create(driver_, page_bytes_)});]]
+  [[created_.emplace_back(); created_.back().page = Page::create(driver_, page_bytes_);]]
+  page_pool)
+plant(a_page_given_back_has_an_owner memory/page_pool.cpp
+  [[created_[id].state = State::free;]]
+  [[]]
+  page_pool)
+plant(a_page_given_back_is_called_clean memory/page_pool.cpp
+  [[clean ? clean_ : dirty_]]
+  [[clean_]]
+  page_pool scrub)
+plant(pages_of_a_failed_scrub_are_called_clean memory/page_pool.cpp
+  [[put_free(id, clean);]]
+  [[put_free(id, true);]]
+  scrub)
+plant(a_page_is_never_released memory/page_pool.cpp
+  [[handle_ != 0]]
+  [[false]]
+  mapping)
+plant(a_page_is_released_twice memory/page_pool.cpp
+  [[driver_->page_release(handle_)]]
+  [[(static_cast<void>(driver_->page_release(handle_)), driver_->page_release(handle_))]]
+  mapping)
+
+plant(a_failed_map_leaves_pages_mapped memory/mapping.cpp
+  [[driver_->unmap(start, bytes) == Status::success]]
+  [[true]]
+  mapping)
+plant(a_failed_map_forgets_what_is_mapped memory/mapping.cpp
+  [[mapped_bytes_ += bytes;]]
+  [[if (status == Status::success) mapped_bytes_ += bytes;]]
+  mapping)
+plant(an_unmap_is_a_page_short memory/mapping.cpp
+  [[GPUPOOL_CALL(driver_, unmap, reservation_->address(), mapped_bytes_);]]
+  [[GPUPOOL_CALL(driver_, unmap, reservation_->address(), mapped_bytes_ - pages_[0]->bytes());]]
+  mapping)
+plant(access_is_a_page_short memory/mapping.cpp
+  [[driver_->set_access(start, bytes)]]
+  [[driver_->set_access(start, bytes - page_bytes)]]
+  mapping)
+plant(an_unmapped_range_is_called_mapped memory/mapping.cpp
+  [[accessible_ = false;]]
+  [[]]
+  mapping)
+plant(the_end_of_a_mapping_leaves_it_mapped memory/mapping.cpp
+  [[if (mapped_bytes_ > 0) static_cast<void>(driver_->unmap(reservation_->address(), mapped_bytes_));]]
+  [[]]
+  mapping)
+plant(pages_larger_than_the_reservation_are_taken memory/mapping.cpp
+  [[all * pages_[0]->bytes() > reservation_->bytes()]]
+  [[(all - 1) * pages_[0]->bytes() > reservation_->bytes()]]
+  mapping)
+plant(a_failed_growth_keeps_its_pages memory/mapping.cpp
+  [[pages_.resize(mapped_bytes_ / pages_[0]->bytes());]]
+  [[]]
+  mapping)
+plant(a_shrunk_mapping_unmaps_what_is_gone memory/mapping.cpp
+  [[mapped_bytes_ = kept_bytes;]]
+  [[]]
+  mapping)
+plant(addresses_are_never_freed memory/mapping.cpp
+  [[static_cast<void>(driver_->address_free(address_, bytes_));]]
+  [[]]
+  mapping)
+plant(addresses_are_freed_before_their_mapping memory/mapping.cpp
+  [[std::move(reservation)]]
+  [[ReservationPtr(ReservationPtr(), reservation.get())]]
+  mapping)
+
+plant(a_tensor_does_not_hold_its_addresses memory/dlpack.cpp
+  [[std::move(reservation)]]
+  [[ReservationPtr(ReservationPtr(), reservation.get())]]
+  dlpack)
+plant(a_tensor_is_an_element_longer memory/dlpack.cpp
+  [[static_cast<std::int64_t>(bytes)]]
+  [[static_cast<std::int64_t>(bytes) + 1]]
+  dlpack)
+
+plant(pages_of_a_slab_go_before_they_are_unmapped memory/page_slabs.cpp
+  [[at->second.mapping->unmap();]]
+  [[give_back(at->second.pages); at->second.mapping->unmap();]]
+  slab_faults)
+plant(pages_of_a_failed_slab_go_before_they_are_unmapped memory/page_slabs.cpp
+  [[run.mapping.reset();  // unmapped before the pages can be anybody else's
+    give_back(run.pages);]]
+  [[give_back(run.pages); run.mapping.reset();]]
+  slab_faults)
+plant(pages_that_could_not_go_back_are_lost memory/page_slabs.cpp
+  [[stray_ = std::move(run.pages);]]
+  [[]]
+  slab_faults)
+plant(a_slab_that_could_not_go_back_is_lost memory/page_slabs.cpp
+  [[if (!node.mapped().pages.empty()) idle_.insert(std::move(node));]]
+  [[]]
+  slab_faults)

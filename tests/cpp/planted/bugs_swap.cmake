@@ -1,0 +1,120 @@
+# swap/: what comes back when a model does, and what state a failure leaves.
+plant(the_last_partial_page_is_not_zeroed swap/swap.cpp
+  [[region->saved_.gaps(region->span_bytes())]]
+  [[region->saved_.gaps(region->bytes())]]
+  model_memory)
+plant(saved_bytes_do_not_come_back swap/swap.cpp
+  [[in_.to_device(base + run.begin, source, run.bytes());]]
+  [[]]
+  model_memory)
+plant(pages_are_zeroed_on_another_stream swap/swap.cpp
+  [[in_.fill(base + run.begin, 0, run.bytes());]]
+  [[out_.fill(base + run.begin, 0, run.bytes());]]
+  model_memory@host/stepped)
+plant(fresh_weights_are_taken_for_saved swap/swap.cpp
+  [[if (tag == Tag::weights) written_.add({0, bytes});]]
+  [[]]
+  model_memory)
+plant(what_was_written_is_forgotten_before_it_is_copied swap/swap.cpp
+  [[region->written_.runs()]]
+  [[(region->saved_.add(region->written_), std::exchange(region->written_, RunSet()).runs())]]
+  faults)
+plant(what_was_written_is_copied_for_ever swap/swap.cpp
+  [[region->written_.clear();]]
+  [[]]
+  model_memory)
+plant(the_runtime_is_not_saved swap/swap.cpp
+  [[region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph]]
+  [[region->tag_ == Tag::cudagraph]]
+  model_memory)
+plant(the_graphs_are_not_saved swap/swap.cpp
+  [[region->written_.add({0, region->bytes()});]]
+  [[if (region->tag_ == Tag::runtime) region->written_.add({0, region->bytes()});]]
+  model_memory)
+plant(every_page_is_the_first swap/placement.cpp
+  [[is_clean[i] ? next_clean++ : next_dirty++]]
+  [[is_clean[i] ? next_clean++ : clean]]
+  model_memory)
+plant(a_region_is_a_page_longer swap/swap.cpp
+  [[(bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_]]
+  [[(bytes_ + page_bytes_) / page_bytes_ * page_bytes_]]
+  model_memory)
+plant(pages_of_another_size_are_taken swap/swap.cpp
+  [[page != nullptr && page->bytes() == page_bytes_]]
+  [[page != nullptr]]
+  model_memory)
+plant(a_page_too_many_is_taken swap/swap.cpp
+  [[pages.size() != count]]
+  [[pages.size() < count]]
+  model_memory)
+plant(a_mark_is_ignored swap/swap.cpp
+  [[for (const Run& run : runs) region.written_.add(run);]]
+  [[]]
+  model_memory)
+plant(a_mark_beyond_the_end_is_taken swap/swap.cpp
+  [[run.end > region.bytes()]]
+  [[run.end > region.span_bytes()]]
+  model_memory)
+plant(an_adopted_image_is_overwritten swap/swap.cpp
+  [[region.written_.clear();]]
+  [[]]
+  model_memory)
+plant(a_failed_unmap_is_not_undone swap/swap.cpp
+  [[for (const RegionPtr& region : regions_) region->mapping_->map();]]
+  [[]]
+  faults)
+plant(a_torn_state_is_forgotten swap/swap.cpp
+  [[discard();
+      state_ = State::out;]]
+  [[state_ = State::out;
+      discard();]]
+  faults)
+plant(a_torn_model_is_called_out swap/swap.cpp
+  [[return state_ == State::torn;]]
+  [[return false;]]
+  faults)
+plant(kernels_of_others_are_not_waited_for swap/swap.cpp
+  [[GPUPOOL_CALL(driver_, context_synchronize);]]
+  [[]]
+  model_memory)
+
+plant(a_clean_page_is_zeroed swap/placement.cpp
+  [[if (clean[i]) left.remove({i * page_bytes, (i + 1) * page_bytes});]]
+  [[]]
+  placement)
+plant(a_page_beside_a_clean_one_is_not_zeroed swap/placement.cpp
+  [[(i + 1) * page_bytes]]
+  [[(i + 2) * page_bytes]]
+  placement)
+plant(clean_pages_are_wasted swap/placement.cpp
+  [[any_clean && (wants[i] || !any_dirty)]]
+  [[any_clean]]
+  placement)
+plant(what_a_region_lost_comes_back swap/resize.cpp
+  [[saved.remove({bytes, before});]]
+  [[]]
+  resize)
+plant(what_a_region_lost_is_saved swap/resize.cpp
+  [[written.remove({bytes, before});]]
+  [[]]
+  resize)
+plant(weights_grown_are_not_saved swap/resize.cpp
+  [[written.add({before, bytes});]]
+  [[]]
+  resize)
+plant(the_page_grown_into_is_not_zeroed swap/resize.cpp
+  [[in_.fill(base + before, 0, std::min(bytes, span_before) - before);]]
+  [[]]
+  resize)
+plant(new_pages_are_not_zeroed swap/resize.cpp
+  [[in_.fill(base + dirty_from, 0, dirty_bytes);]]
+  [[]]
+  resize)
+plant(a_shrunk_region_keeps_a_page_less swap/resize.cpp
+  [[region.mapping_->shrink((bytes + page_bytes_ - 1) / page_bytes_)]]
+  [[region.mapping_->shrink(std::max(bytes / page_bytes_, std::size_t{1}))]]
+  resize)
+plant(the_region_of_another_model_is_taken swap/resize.cpp
+  [[!found]]
+  [[false]]
+  resize)
