@@ -51,6 +51,24 @@ TEST(only_pages_are_imported) {
   CHECK_EQ(bench->page_import(&page, odd), Status::invalid_value);
   close(odd);
   CHECK_EQ(page, 7);
+  // Sealed as a page is, but no multiple of the granularity.
+  const int uneven = memfd_create("uneven", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  CHECK_EQ(ftruncate(uneven, page_bytes + 4096), 0);
+  CHECK_EQ(fcntl(uneven, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  CHECK_EQ(bench->page_import(&page, uneven), Status::invalid_value);
+  close(uneven);
+  CHECK_EQ(page, 7);
+}
+
+TEST(a_page_larger_than_the_reservation_is_not_mapped) {
+  Bench bench;
+  PageHandle page = 0;
+  DevicePtr base = 0;
+  CHECK_OK(bench->page_create(&page, 2 * page_bytes));
+  CHECK_OK(bench->address_reserve(&base, page_bytes));
+  CHECK_EQ(bench->map(base, 2 * page_bytes, page), Status::invalid_value);
+  CHECK_OK(bench->address_free(base, page_bytes));
+  CHECK_OK(bench->page_release(page));
 }
 
 TEST(copies_need_access) {
@@ -166,6 +184,57 @@ TEST(use_after_unmap_is_a_sticky_fault) {
   CHECK_EQ(two->fill(two.base, 1, 16, two.other), fault);
   DevicePtr address = 0;
   CHECK_EQ(two->address_reserve(&address, page_bytes), fault);
+  // Whatever is asked, and with whatever arguments.
+  std::size_t bytes = 0, free_bytes = 0, total_bytes = 0;
+  const DevicePtr destination = two.base, source = two.base;
+  int fd = -1;
+  StreamHandle made = nullptr;
+  StreamHandle* const stream_out = &made;
+  EventHandle recorded = nullptr;
+  EventHandle* const event_out = &recorded;
+  PageHandle* const page_out = &page;
+  std::vector<std::pair<const char*, Status>> answers;
+  const auto ask = [&](const char* name, Status status) { answers.emplace_back(name, status); };
+  ask("page_granularity", two->page_granularity(&bytes));
+  ask("memory_info", two->memory_info(&free_bytes, &total_bytes));
+  ask("page_create", two->page_create(page_out, page_bytes));
+  ask("page_release", two->page_release(page));
+  ask("page_export", two->page_export(&fd, page));
+  ask("page_import", two->page_import(page_out, fd));
+  ask("address_reserve", two->address_reserve(&address, page_bytes));
+  ask("address_free", two->address_free(address, page_bytes));
+  ask("map", two->map(destination, page_bytes, page));
+  ask("unmap", two->unmap(destination, page_bytes));
+  ask("set_access", two->set_access(destination, page_bytes));
+  ask("host_register", two->host_register(&bytes, sizeof bytes));
+  ask("host_unregister", two->host_unregister(&bytes));
+  ask("context_synchronize", two->context_synchronize());
+  ask("stream_create", two->stream_create(stream_out));
+  ask("stream_destroy", two->stream_destroy(made));
+  ask("stream_synchronize", two->stream_synchronize(two.other));
+  ask("stream_wait_event", two->stream_wait_event(two.other, recorded));
+  ask("event_create", two->event_create(event_out));
+  ask("event_destroy", two->event_destroy(recorded));
+  ask("event_record", two->event_record(recorded, two.other));
+  ask("event_query", two->event_query(recorded));
+  ask("event_synchronize", two->event_synchronize(recorded));
+  ask("copy_to_device", two->copy_to_device(destination, &bytes, 1, two.other));
+  ask("copy_to_host", two->copy_to_host(&bytes, source, 1, two.other));
+  ask("fill", two->fill(destination, 1, 1, two.other));
+  std::vector<std::string> asked;
+  for (const auto& [name, status] : answers) {
+    CHECK_EQ(status, fault);
+    asked.emplace_back(name);
+  }
+  std::vector<std::string> all;
+#define NAME(name, params, args, needs_context) all.emplace_back(#name);
+  GPUPOOL_DRIVER_CALLS(NAME)
+#undef NAME
+  CHECK(asked == all);
+  std::unique_ptr<host::Hold> hold;
+  CHECK_EQ(host_device(two.driver())->launch(two.other, {}, [] {}), fault);
+  CHECK_EQ(host_device(two.driver())->hold(two.other, &hold), fault);
+  CHECK(hold == nullptr);
 }
 
 TEST(a_range_mapped_anew_is_no_excuse_for_lost_access) {
@@ -234,6 +303,9 @@ TEST(a_granule_is_what_the_options_say) {
   std::size_t bytes = 0;
   CHECK_OK(small->page_granularity(&bytes));
   CHECK_EQ(bytes, 4096);
+  DevicePtr base = 0;
+  CHECK_OK(small->address_reserve(&base, 4096));
+  CHECK_OK(small->address_free(base, 4096));
   CHECK_THROWS(UsageError, open_stepped(1, 0));
   CHECK_THROWS(UsageError, open_stepped(1, 2048));
   CHECK_THROWS(UsageError, open_stepped(1, 12288));
