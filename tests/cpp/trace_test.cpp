@@ -1,44 +1,15 @@
 // What a trace shows of swaps, and that looking changes nothing.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <thread>
 
 #include "ledger.h"
-#include "observed_bench.h"
+#include "traced_bench.h"
 
 using namespace gpupool;
 
 namespace {
 
 using Kind = TraceEvent::Kind;
-
-// A pool and models of three pages behind an observer.
-struct Traced : Observed {
-  explicit Traced(DriverPtr beneath = open_bare_test_driver()) : Observed(std::move(beneath)) {}
-  struct Owner {
-    Owner(Traced& traced, OwnerId id) : traced(traced), id(id) {
-      region = memory.add_region(Tag::weights, 2 * page_bytes, -1);
-      memory.add_region(Tag::runtime, 4096, -1);
-    }
-    SwapReport swap_in() {
-      std::vector<PagePtr> pages;
-      for (const PageId page : traced.pool.acquire(id, 3)) pages.push_back(traced.pool.page(page));
-      return memory.swap_in(std::move(pages));
-    }
-    SwapReport swap_out() {
-      const SwapReport report = memory.swap_out();
-      traced.pool.give_back_all(id);
-      return report;
-    }
-    Traced& traced;
-    OwnerId id;
-    ModelMemory memory{traced.driver, page_bytes, mib / 2};
-    RegionPtr region;
-  };
-  PagePool pool{driver, 6 * page_bytes, page_bytes};
-};
 
 // Fails every call of one kind that the observer makes for itself; its caller makes none.
 class Without final : public Driver {
@@ -283,66 +254,4 @@ TEST(nothing_is_recorded_outside_a_trace) {
   trace->drop();
   CHECK_EQ(trace->events().size(), 1);
   CHECK_EQ(trace->dropped(), 0);
-}
-
-TEST(tracing_may_be_switched_while_others_call) {
-  Traced traced;
-  Bench bench(traced.driver);
-  const DevicePtr base = bench.mapped(1);
-  std::atomic<bool> done{false};
-  std::vector<std::thread> threads;
-  std::atomic<int> refused{0};
-  for (int t = 0; t < 2; ++t) {
-    threads.emplace_back([&] {
-      while (!done) {
-        refused += bench->fill(base, 1, 4096, bench.stream()) != Status::success;
-        refused += bench->stream_synchronize(bench.stream()) != Status::success;
-        traced.observer->span("fill", 1, 2, {});
-      }
-    });
-  }
-  std::size_t shown = 0;
-  std::vector<std::shared_ptr<Trace>> traces;
-  for (int round = 0; round < 100 || shown == 0; ++round) {
-    const auto trace = traced.start();
-    const std::uint64_t before = traced.observer->statistics().filled_bytes;
-    while (traced.observer->statistics().filled_bytes < before + 4 * 4096) {
-      std::this_thread::yield();
-    }
-    traced.stop(*trace);
-    traces.push_back(trace);
-    for (const TraceEvent& event : trace->events()) shown += of_stream(event);
-  }
-  done = true;
-  for (std::thread& thread : threads) thread.join();
-  CHECK_EQ(refused.load(), 0);
-  for (const auto& trace : traces) check_well_formed(*trace);
-}
-
-TEST(a_forked_child_records_nothing_and_ends) {
-  Observed observed;
-  const auto trace = observed.start();
-  std::size_t bytes = 0;
-  CHECK_OK(observed.driver->page_granularity(&bytes));
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(20);  // a lock that nobody will give back is an end too
-    bool right = observed.driver->page_granularity(&bytes) == Status::success;
-    observed.observer->span("child", 1, 2, {});
-    try {
-      observed.start();
-      right = false;
-    } catch (const UsageError&) {
-    }
-    observed.observer->stop();
-    right = right && trace->events().size() == 1;
-    observed.driver.reset();
-    _exit(right ? 0 : 1);
-  }
-  int status = -1;
-  CHECK_EQ(waitpid(child, &status, 0), child);
-  CHECK_EQ(status, 0);
-  CHECK_OK(observed.driver->page_granularity(&bytes));
-  observed.stop(*trace);
-  CHECK_EQ(trace->events().size(), 2);
 }
