@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from core_bench import descriptor, memfd
+from core_bench import OPEN, descriptor, memfd
 from pool_bench import PAGE_BYTES
 
 from gpupool._core import (
@@ -23,6 +23,13 @@ from gpupool._core import (
 from gpupool.errors import DriverError, HostMemoryError, UsageError
 
 OUT_OF_MEMORY = 2
+
+
+@pytest.fixture(autouse=True)
+def close_descriptors() -> Iterator[None]:
+    yield
+    while OPEN:
+        os.close(OPEN.pop())
 
 
 def test_a_driver_says_what_it_is(driver: Driver) -> None:
