@@ -23,10 +23,13 @@ Library load() {
   void* handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) {
     const std::string reason = dlerror();
-    library.error = reason.find("libcuda.so.1: cannot open shared object file: No such file") == 0
-                        ? "libcuda.so.1 was not found: install the NVIDIA driver, or use device "
-                          "'host' to run without a GPU"
-                        : "libcuda.so.1 could not be loaded (" + reason + ")";
+    if (reason.starts_with("libcuda.so.1: cannot open shared object file: No such file")) {
+      library.error =
+          "libcuda.so.1 was not found: install the NVIDIA driver, or use device 'host' to run "
+          "without a GPU";
+    } else {
+      library.error = "libcuda.so.1 could not be loaded (" + reason + ")";
+    }
     return library;
   }
   const auto find = reinterpret_cast<GetProcAddress>(dlsym(handle, "cuGetProcAddress_v2"));
@@ -34,13 +37,17 @@ Library load() {
     library.error = "the NVIDIA driver is too old: CUDA 12.0 or newer is needed";
     return library;
   }
-#define GPUPOOL_CUDA_LOAD(name, version, params)                                        \
-  if (void* function = nullptr;                                                         \
-      find(#name, &function, version, 0, nullptr) == 0 && function != nullptr) {        \
-    library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(function);  \
-  } else if (library.error.empty()) {                                                   \
-    library.error = "the NVIDIA driver has no " #name ": CUDA 12.0 or newer is needed"; \
-  }
+  const auto look_up = [&](const char* name, int version) {
+    void* function = nullptr;
+    const bool found = find(name, &function, version, 0, nullptr) == 0 && function != nullptr;
+    if (!found && library.error.empty()) {
+      library.error =
+          std::string("the NVIDIA driver has no ") + name + ": CUDA 12.0 or newer is needed";
+    }
+    return function;
+  };
+#define GPUPOOL_CUDA_LOAD(name, version, params) \
+  library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(look_up(#name, version));
   GPUPOOL_CUDA_SYMBOLS(GPUPOOL_CUDA_LOAD)
 #undef GPUPOOL_CUDA_LOAD
   return library;
@@ -186,27 +193,31 @@ class CudaDriver final : public Driver {
   template <typename Call>
   Status in_context(Call call) noexcept {
     Context previous = nullptr;
-    if (const Result result = cu_.cuCtxGetCurrent(&previous); result != 0) {
-      return status_of(result);
-    }
+    const Status entered = enter_context(&previous);
+    if (entered != Status::success) return entered;
+    const Status status = status_of(call());
+    leave_context(previous);
+    return status;
+  }
+  Status enter_context(Context* previous) noexcept {
+    if (const Result result = cu_.cuCtxGetCurrent(previous); result != 0) return status_of(result);
+    const Status retained = retain_context();
+    if (retained != Status::success || *previous == context_) return retained;
+    return status_of(cu_.cuCtxSetCurrent(context_));
+  }
+  // After a success context_ is set, and never changes: it is read without the lock from then on.
+  Status retain_context() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (context_ != nullptr) return Status::success;
     Context own = nullptr;
-    {
-      std::lock_guard lock(mutex_);
-      if (context_ == nullptr) {
-        if (const Result result = cu_.cuDevicePrimaryCtxRetain(&context_, device_); result != 0) {
-          context_ = nullptr;
-          return status_of(result);
-        }
-      }
-      own = context_;
-    }
-    if (previous == own) return status_of(call());
-    if (const Result result = cu_.cuCtxSetCurrent(own); result != 0) return status_of(result);
-    const Result result = call();
-    // Fails only where that context was destroyed meanwhile, which is its owner's to see: with
-    // this call reported as failed, whatever it made would be lost.
-    static_cast<void>(cu_.cuCtxSetCurrent(previous));
+    const Result result = cu_.cuDevicePrimaryCtxRetain(&own, device_);
+    if (result == 0) context_ = own;
     return status_of(result);
+  }
+  void leave_context(Context previous) noexcept {
+    // Fails only where that context was destroyed meanwhile, which is its owner's to see: with
+    // the call reported as failed, whatever it made would be lost.
+    if (previous != context_) static_cast<void>(cu_.cuCtxSetCurrent(previous));
   }
 
   const Symbols& cu_;

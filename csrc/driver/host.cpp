@@ -158,8 +158,9 @@ class Host final : public HostDriver {
   DeviceKind kind() const noexcept override { return DeviceKind::host; }
   int ordinal() const noexcept override { return 0; }
   std::string status_name(Status status) const override {
-    const std::string name = Driver::status_name(status);
-    return status == Status::launch_timeout ? name + " (" + deadlock() + ")" : name;
+    std::string name = Driver::status_name(status);
+    if (status == Status::launch_timeout) name += " (" + deadlock() + ")";
+    return name;
   }
 
  private:
@@ -170,6 +171,13 @@ class Host final : public HostDriver {
     if (const Status fault = fault_.load(); fault != Status::success) return fault;
     try {
       return call();
+    } catch (...) {
+      return status_of_exception();
+    }
+  }
+  static Status status_of_exception() noexcept {
+    try {
+      throw;
     } catch (const std::bad_alloc&) {
       return Status::out_of_memory;
     } catch (...) {

@@ -18,9 +18,13 @@ namespace {
 void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
 
 Status from_errno() {
-  return errno == ENOMEM || errno == ENFILE || errno == EMFILE || errno == ENOSPC
-             ? Status::out_of_memory
-             : Status::unknown;
+  switch (errno) {
+    case ENOMEM:
+    case ENFILE:
+    case EMFILE:
+    case ENOSPC: return Status::out_of_memory;
+    default: return Status::unknown;
+  }
 }
 
 }  // namespace
@@ -130,9 +134,7 @@ Status AddressSpace::reserve(DevicePtr* address, std::size_t bytes) {
   const auto start = reinterpret_cast<DevicePtr>(raw);
   const DevicePtr base = (start + granularity_bytes - 1) / granularity_bytes * granularity_bytes;
   if (base > start) munmap(raw, base - start);
-  if (const auto tail = start + padded - (base + bytes); tail > 0) {
-    munmap(pointer(base + bytes), tail);
-  }
+  munmap(pointer(base + bytes), start + padded - (base + bytes));
   std::unique_lock lock(mutex_);
   try {
     reservations_.emplace(base, bytes);

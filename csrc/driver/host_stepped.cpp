@@ -198,7 +198,7 @@ class SteppedStreams final : public Streams {
   Id needed(Id id) const {
     for (;;) {
       const auto it = streams_.find(id);
-      if (it == streams_.end() || it->second.queue.empty()) return 0;
+      if (it == streams_.end()) return 0;  // behind a hold
       if (ready(it->second)) return id;
       id = it->second.queue.front().recorded;  // records are older than their waits: no cycle
     }
@@ -246,9 +246,7 @@ class SteppedStreams final : public Streams {
 
   // What is first in the way of a stream, for people.
   std::string obstacle(Id id) const {
-    const auto it = streams_.find(id);
-    if (it == streams_.end() || it->second.queue.empty()) return "work that is not there";
-    const Op& head = it->second.queue.front();
+    const Op& head = streams_.at(id).queue.at(0);
     const std::string where = "stream " + std::to_string(id);
     if (head.event == 0) return where + ", which is held and nothing else runs";
     return where + ", which waits for event " + std::to_string(head.event) + ", which waits for " +

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "cuda_bench.h"
+#include "memory/dlpack.h"
 
 using namespace gpupool;
 using standin::Held;
@@ -227,6 +228,8 @@ TEST(drivers_of_one_device_share_its_context_and_two_devices_have_two) {
     const DriverPtr first = open_cuda_driver(0), second = open_cuda_driver(0),
                     other = open_cuda_driver(1);
     CHECK_EQ(other->ordinal(), 1);
+    CHECK_EQ(dlpack::device_of(*other).type, 2);  // kDLCUDA
+    CHECK_EQ(dlpack::device_of(*other).id, 1);
     for (const Answer& answer : call_everything(*first)) CHECK_OK(answer.status);
     for (const Answer& answer : call_everything(*second)) CHECK_OK(answer.status);
     CHECK_EQ(control().held().contexts, 1);

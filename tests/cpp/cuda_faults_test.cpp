@@ -53,6 +53,19 @@ const std::set<std::string> releases = {
     "cuCtxGetCurrent",     "cuCtxSetCurrent",  "cuDevicePrimaryCtxRelease",
 };
 
+// Outputs point at something; everything else is zero.
+template <typename... Parameters>
+Status no_arguments(Status (Driver::*call)(Parameters...) noexcept, Driver& driver) {
+  static std::uint64_t out[2];
+  return (driver.*call)([] {
+    if constexpr (std::is_pointer_v<Parameters>) {
+      return reinterpret_cast<Parameters>(out);
+    } else {
+      return Parameters{};
+    }
+  }()...);
+}
+
 constexpr Status codes[] = {Status::unknown, Status::out_of_memory, static_cast<Status>(719)};
 
 }  // namespace
@@ -98,6 +111,27 @@ TEST(a_status_of_the_library_is_the_answer_of_the_call) {
       }
       if (!releases.contains(name)) CHECK(control().held() == Held{});
     }
+  }
+  control().forget();
+}
+
+TEST(a_context_that_cannot_be_entered_is_the_answer_of_every_call_that_needs_one) {
+  for (const char* name : {"cuCtxGetCurrent", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"}) {
+    control().forget();
+    {
+      const DriverPtr driver = open_cuda_driver(0);
+      control().fail(name, 1, 999, true);
+#define ANSWERS(call, params, args, needs_context) \
+  if (needs_context) CHECK_EQ(no_arguments(&Driver::call, *driver), Status::unknown);
+      GPUPOOL_DRIVER_CALLS(ANSWERS)
+#undef ANSWERS
+      CHECK(control().injected() > 0);
+      CHECK_EQ(control().held().streams + control().held().events, 0);
+      control().fail(nullptr, 0, 0, false);
+      CHECK_EQ(current_context(), static_cast<void*>(nullptr));
+      for (const Answer& answer : call_everything(*driver)) CHECK_OK(answer.status);
+    }
+    CHECK(control().held() == Held{});
   }
   control().forget();
 }

@@ -85,3 +85,9 @@ TEST(a_set_added_to_itself_stays_as_it_is) {
   set.add(set);
   CHECK(set.runs() == (std::vector<Run>{{1, 2}, {5, 9}}));
 }
+
+TEST(runs_are_the_same_only_with_both_ends) {
+  CHECK((Run{1, 2} == Run{1, 2}));
+  CHECK((Run{1, 2} != Run{0, 2}));
+  CHECK((Run{1, 2} != Run{1, 3}));
+}

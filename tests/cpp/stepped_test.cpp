@@ -177,6 +177,33 @@ TEST(a_wait_that_nothing_can_satisfy_is_an_error_that_names_it) {
   }
 }
 
+TEST(waiting_for_all_streams_names_the_one_that_is_held) {
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    Steps steps(seed);
+    std::unique_ptr<host::Hold> hold;
+    CHECK_OK(steps.driver->hold(steps.two, &hold));
+    CHECK_EQ(steps.driver->context_synchronize(), Status::launch_timeout);
+    CHECK_EQ(steps.driver->deadlock(),
+             std::string("context_synchronize for stream 2 waits for stream 2, which is held and "
+                         "nothing else runs"));
+    hold.reset();
+    CHECK_OK(steps.driver->context_synchronize());
+  }
+}
+
+TEST(waiting_for_all_streams_includes_those_destroyed) {
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    Steps steps(seed);
+    StreamHandle gone = nullptr;
+    CHECK_OK(steps.driver->stream_create(&gone));
+    for (std::uint8_t i = 1; i <= 8; ++i) CHECK_OK(steps.driver->fill(steps.base, i, 64, gone));
+    CHECK_OK(steps.driver->stream_destroy(gone));
+    CHECK_OK(steps.driver->context_synchronize());
+    CHECK_EQ(steps.driver->pending(), 0);
+    CHECK_EQ(steps.device()[63], 8);
+  }
+}
+
 TEST(what_a_hold_does_not_concern_goes_on) {
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     Steps steps(seed);

@@ -1,0 +1,83 @@
+// The linker sends the calls of gpupool's own objects to __wrap_NAME, and those made here as
+// __real_NAME to the system.
+#include "refuse.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+
+#include <atomic>
+#include <cerrno>
+
+namespace gpupool::refuse {
+namespace {
+
+std::atomic<Call> chosen;
+std::atomic<int> left{0};  // 0: none fails
+std::atomic<int> errno_of{0};
+std::atomic<int> refused{0};
+
+bool refuses(Call call) {
+  if (left.load() == 0 || chosen.load() != call || --left > 0) return false;
+  ++refused;
+  errno = errno_of.load();
+  return true;
+}
+
+}  // namespace
+
+void nth(Call call, int nth, int error) {
+  left = 0;
+  chosen = call;
+  errno_of = error;
+  refused = 0;
+  left = nth;
+}
+
+int done() {
+  left = 0;
+  return refused;
+}
+
+}  // namespace gpupool::refuse
+
+using gpupool::refuse::Call;
+using gpupool::refuse::refuses;
+
+extern "C" {
+
+// NOLINTBEGIN(bugprone-reserved-identifier)
+int __real_memfd_create(const char* name, unsigned flags);
+int __wrap_memfd_create(const char* name, unsigned flags) {
+  return refuses(Call::memfd_create) ? -1 : __real_memfd_create(name, flags);
+}
+int __real_ftruncate(int fd, off_t bytes);
+int __wrap_ftruncate(int fd, off_t bytes) {
+  return refuses(Call::ftruncate) ? -1 : __real_ftruncate(fd, bytes);
+}
+int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
+  return refuses(Call::fallocate) ? -1 : __real_fallocate(fd, mode, offset, bytes);
+}
+void* __real_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset);
+void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset) {
+  if (refuses(Call::mmap)) return MAP_FAILED;
+  return __real_mmap(at, bytes, protection, flags, fd, offset);
+}
+int __real_mprotect(void* at, size_t bytes, int protection);
+int __wrap_mprotect(void* at, size_t bytes, int protection) {
+  return refuses(Call::mprotect) ? -1 : __real_mprotect(at, bytes, protection);
+}
+int __real_fstat(int fd, struct stat* info);
+int __wrap_fstat(int fd, struct stat* info) {
+  return refuses(Call::fstat) ? -1 : __real_fstat(fd, info);
+}
+long __real_syscall(long number, long a, long b, long c);
+long __wrap_syscall(long number, long a, long b, long c) {
+  if (number == SYS_membarrier && refuses(Call::membarrier)) return -1;
+  return __real_syscall(number, a, b, c);
+}
+// NOLINTEND(bugprone-reserved-identifier)
+
+}  // extern "C"

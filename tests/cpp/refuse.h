@@ -1,0 +1,13 @@
+// Makes calls of the system fail that gpupool's own code makes, in programs linked with refuse.cpp.
+#pragma once
+
+namespace gpupool::refuse {
+
+enum class Call { memfd_create, ftruncate, fallocate, mmap, mprotect, fstat, membarrier };
+
+// The nth of these calls from now, on any thread, fails with `error` and does nothing else.
+void nth(Call call, int nth, int error);
+// How many did since the last nth(), which this ends.
+int done();
+
+}  // namespace gpupool::refuse
