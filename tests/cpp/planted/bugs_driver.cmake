@@ -90,6 +90,6 @@ plant(the_context_of_others_is_lost driver/cuda.cpp
   [[]]
   cuda_driver@cuda)
 plant(a_call_runs_in_the_context_of_others driver/cuda.cpp
-  [[cu_.cuCtxSetCurrent(own)]]
-  [[cu_.cuCtxSetCurrent(previous)]]
+  [[cu_.cuCtxSetCurrent(context_)]]
+  [[cu_.cuCtxSetCurrent(*previous)]]
   cuda_driver@cuda)
