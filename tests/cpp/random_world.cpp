@@ -12,6 +12,8 @@ RandomWorld::RandomWorld(std::uint64_t seed, const Wrap& wrap)
     CHECK_OK(machine_.device->stream_create(&owners_[i].stream));
   }
   model_ = std::make_unique<SteppedModel>(machine_, model_owner);
+  const std::shared_ptr<PagePool> pool(&machine_.pool, [](PagePool*) {});
+  scrubber_ = std::make_unique<Scrubber>(machine_.faulty, pool, 3);
 }
 
 RandomWorld::~RandomWorld() {
@@ -45,12 +47,15 @@ bool RandomWorld::attempt() {
       case 8: effective = import(owner); break;
       case 9: effective = swap(); break;
       case 10: effective = refusal(owner); break;
+      case 11: effective = scrub(owner); break;
+      case 12: effective = resize(); break;
     }
   } catch (const DriverError&) {
     if (!fail || machine_.plan->injected() == 0) throw;
   }
   if (fail) injected += machine_.plan->injected();
   machine_.plan->disarm();
+  if (scrub_failed_) settle_scrubber();
   if (effective) ++done[kind];
   CHECK_EQ(machine_.wrong, std::string());
   if (below(256) == 0) audit();
@@ -68,6 +73,7 @@ bool RandomWorld::acquire(Owner& owner) {
   for (const PageId id : got) {
     CHECK(id < pages_.size());
     CHECK_EQ(pages_[id].owner, 0);
+    CHECK(!machine_.pool.is_clean(id) || pages_[id].content.is_zero());
     pages_[id].owner = owner.id;
   }
   return true;
@@ -158,34 +164,6 @@ bool RandomWorld::import(Owner& owner) {
   Mapping mapping(machine_.faulty, reservation, {page});
   mapping.map();
   expect(id, reinterpret_cast<std::uint64_t*>(reservation->address()), "imported");
-  return true;
-}
-
-bool RandomWorld::swap() {
-  if (model_->resident()) {
-    if (below(4) != 0) {
-      model_->read();
-      model_->write();
-      return true;
-    }
-    const std::vector<PageId> ids = machine_.pool.owned(model_owner);
-    model_->swap_out();
-    for (const PageId id : ids) pages_[id] = {0, false, {Content::Kind::unknown, 0}};
-    return true;
-  }
-  if (free_pages() < SteppedModel::pages) return false;
-  try {
-    model_->swap_in();
-  } catch (...) {
-    for (PlainPage& page : pages_) {  // it may have written to any of them
-      if (page.owner == 0) page.content.kind = Content::Kind::unknown;
-    }
-    throw;
-  }
-  for (const PageId id : machine_.pool.owned(model_owner)) {
-    CHECK_EQ(pages_[id].owner, 0);
-    pages_[id].owner = model_owner;
-  }
   return true;
 }
 

@@ -11,14 +11,15 @@
 #include <set>
 
 #include "stepped_models.h"
+#include "transfer/scrub.h"
 
 namespace gpupool {
 
 class RandomWorld {
  public:
-  static constexpr const char* operations[] = {"acquire", "give back", "map",    "unmap",
-                                               "stamp",   "look",      "read",   "reserve",
-                                               "import",  "swap",      "refusal"};
+  static constexpr const char* operations[] = {"acquire", "give back", "map",     "unmap",  "stamp",
+                                               "look",    "read",      "reserve", "import", "swap",
+                                               "refusal", "scrub",     "resize"};
   static constexpr std::size_t kinds = std::size(operations);
   using Wrap = std::function<DriverPtr(DriverPtr)>;
 
@@ -43,6 +44,7 @@ class RandomWorld {
     [[nodiscard]] std::uint64_t word(std::size_t i) const {
       return kind == Kind::stamped ? value + i : value;
     }
+    [[nodiscard]] bool is_zero() const { return kind == Kind::filled && value == 0; }
     [[nodiscard]] bool fits(const std::uint64_t* words) const {
       for (std::size_t i = 0; kind != Kind::unknown && i < page_words; ++i) {
         if (words[i] != word(i)) return false;
@@ -85,8 +87,14 @@ class RandomWorld {
   bool import(Owner& owner);
   bool swap();
   bool refusal(Owner& owner);
+  bool scrub(Owner& owner);
+  bool resize();
 
   std::uint64_t below(std::uint64_t end) { return machine_.random.below(end); }
+  void settle_scrubber();
+  void follow_model();
+  void note_clean();
+  [[nodiscard]] bool is_clean(PageId id) const;
   std::vector<PageId> unused(const Owner& owner) const;
   std::size_t free_pages() const;
   void synchronize(const Owner& owner) const;
@@ -94,6 +102,8 @@ class RandomWorld {
   void audit() const;
 
   SteppedMachine machine_;
+  std::unique_ptr<Scrubber> scrubber_;
+  bool scrub_failed_ = false;
   std::vector<PlainPage> pages_;
   std::array<Owner, owner_count> owners_;
   std::unique_ptr<SteppedModel> model_;

@@ -74,11 +74,13 @@ class SteppedModel {
 
   SwapReport swap_in() {
     std::vector<PagePtr> held;
-    for (const PageId id : machine_.pool.acquire(owner_, pages)) {
+    std::size_t clean = 0;
+    for (const PageId id : machine_.pool.acquire(owner_, memory_->pages_needed())) {
       held.push_back(machine_.pool.page(id));
+      clean += machine_.pool.is_clean(id);  // which come first
     }
     try {
-      return memory_->swap_in(std::move(held));
+      return memory_->swap_in(std::move(held), clean);
     } catch (...) {
       if (!memory_->torn()) machine_.pool.give_back_all(owner_);
       throw;
@@ -98,21 +100,26 @@ class SteppedModel {
   // Gives its KV cache another size, with new pages where it needs them.
   void resize_kv(std::size_t bytes) {
     const RegionPtr& kv = regions_[2];
-    const std::size_t had = kv->span_bytes(), span = (bytes + small_page - 1) / small_page;
+    const std::size_t had = kv->span_bytes() / small_page;
+    const std::size_t needs = (bytes + small_page - 1) / small_page;
     std::vector<PagePtr> more;
-    if (span * small_page > had) {
-      for (const PageId id : machine_.pool.acquire(owner_, span - had / small_page)) {
+    std::size_t clean = 0;
+    if (resident() && needs > had) {
+      for (const PageId id : machine_.pool.acquire(owner_, needs - had)) {
         more.push_back(machine_.pool.page(id));
+        clean += machine_.pool.is_clean(id);
       }
     }
-    const auto gone = memory_->resize(*kv, bytes, more, 0, -1);
-    std::vector<PageId> given;
-    for (const PageId id : machine_.pool.owned(owner_)) {
-      if (std::count(gone.begin(), gone.end(), machine_.pool.page(id)) > 0) given.push_back(id);
+    try {
+      give_back(memory_->resize(*kv, bytes, more, clean, -1));
+    } catch (...) {
+      // What could not be unmapped again stays the model's until it leaves.
+      if (memory_->mapped_pages(*kv) <= had) give_back(more);
+      throw;
     }
-    machine_.pool.give_back(owner_, given);
     content_[2].resize(kv->bytes() / 8, 0);
     content_[2].resize(kv->span_bytes() / 8, 0);
+    if (!resident()) return;
     // What a shrunk region leaves in its last page is nobody's business; here it is compared.
     CHECK_OK(machine_.device->launch(
         compute_, {{kv->address(), kv->span_bytes()}},
@@ -152,6 +159,13 @@ class SteppedModel {
   void finish_step() { CHECK_OK(machine_.device->stream_synchronize(compute_)); }
 
  private:
+  void give_back(const std::vector<PagePtr>& gone) {
+    std::vector<PageId> ids;
+    for (const PageId id : machine_.pool.owned(owner_)) {
+      if (std::count(gone.begin(), gone.end(), machine_.pool.page(id)) > 0) ids.push_back(id);
+    }
+    machine_.pool.give_back(owner_, ids);
+  }
   void add(Tag tag, std::size_t bytes) {
     regions_.push_back(memory_->add_region(tag, bytes, -1, 2 * bytes));
     content_.push_back(Words(regions_.back()->span_bytes() / 8, 0));
