@@ -32,15 +32,15 @@ demo: $(STAMPS)/package ## Three models share a pool that holds one; compare eve
 
 test: test-cpp test-python ## The whole suite: C++, then Python
 
-# The folder under build/, options of CMake
+# The folder under build/, options of CMake, how many seconds the tests may take
 define run_cpp_tests
 cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja $(2)
 cmake --build build/$(1) --parallel $(JOBS)
-ctest --test-dir build/$(1) --no-tests=error --output-on-failure --parallel $(JOBS)
+$(if $(3),timeout $(3) )ctest --test-dir build/$(1) --no-tests=error --output-on-failure --parallel $(JOBS)
 endef
 
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
-	$(call run_cpp_tests,cpp)
+	$(call run_cpp_tests,cpp,,900)
 
 faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 31 scenarios in turn
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja

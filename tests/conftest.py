@@ -1,0 +1,54 @@
+"""Time budgets: each group of tests says how long it may take, and a run says how long it took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+# Minutes on two slow cores with nothing else to do, several times what is needed. Tests that take
+# a group further than this belong in a target of their own (see `make help`).
+BUDGETS_MIN = {
+    "core": 4,
+    "daemon": 6,
+    "demo": 1,
+    "end_to_end": 6,
+    "gpu": 10,
+    "serve": 3,
+    "vllm_worker": 5,
+}
+TESTS = Path(__file__).parent
+
+
+class Budgets:
+    """Adds up what each group takes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._taken_s: defaultdict[str, float] = defaultdict(float)
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        path = (self._root / report.nodeid.partition("::")[0]).resolve()
+        self._taken_s[path.relative_to(TESTS).parts[0]] += report.duration
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._over() and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for group, taken_s in sorted(self._taken_s.items()):
+            over = "  OVER ITS BUDGET" if group in self._over() else ""
+            terminalreporter.write_line(
+                f"{group:<12} {taken_s:6.0f} s of {60 * BUDGETS_MIN[group]:5}{over}"
+            )
+
+    def _over(self) -> list[str]:
+        return [g for g, taken_s in self._taken_s.items() if taken_s > 60 * BUDGETS_MIN[g]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Budgets(config.rootpath), "gpupool-budgets")
