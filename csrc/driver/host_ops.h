@@ -46,10 +46,12 @@ struct Op {
     return {Kind::work, std::move(work), pieces, nullptr, 0, 0};
   }
   static Op record_of(std::shared_ptr<EventRecord> record, Id event, Random& random) {
-    return {Kind::record, {}, Pieces(1, random), std::move(record), event, 0};
+    const Pieces piece(1, random);
+    return {Kind::record, {}, piece, std::move(record), event, 0};
   }
   static Op wait_for(std::shared_ptr<EventRecord> record, Id event, Id stream, Random& random) {
-    return {Kind::wait, {}, Pieces(1, random), std::move(record), event, stream};
+    const Pieces piece(1, random);
+    return {Kind::wait, {}, piece, std::move(record), event, stream};
   }
   [[nodiscard]] bool ready() const { return kind != Kind::wait || record->complete(); }
 

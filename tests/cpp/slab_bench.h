@@ -7,6 +7,7 @@
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "bench.h"
 #include "memory/slab.h"
@@ -62,6 +63,28 @@ class HeapSlabs final : public SlabSource {
 // The n-th allocation from now, of this thread, throws std::bad_alloc; 0 for none.
 inline constinit thread_local std::uint64_t bad_alloc_at = 0;
 inline constinit thread_local std::uint64_t bad_allocs = 0;
+
+template <typename Work>
+void in_another_thread(Work work) {
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+}
+
+inline bool frees(SlabAllocator& slabs, BlockHandle handle) {
+  try {
+    slabs.free(handle);
+    return true;
+  } catch (const StaleBlock&) {
+    return false;
+  }
+}
 
 // The content of a block: a function of its handle alone, in every word.
 inline void stamp(DevicePtr address, std::size_t bytes, BlockHandle handle) {

@@ -94,6 +94,9 @@ TEST(tracing_may_be_switched_while_others_call) {
   for (const auto& trace : traces) check_well_formed(*trace);
 }
 
+// There when coverage is counted.
+extern "C" __attribute__((weak)) void __gcov_dump();
+
 TEST(a_forked_child_records_nothing_and_ends) {
   Observed observed;
   const auto trace = observed.start();
@@ -112,6 +115,7 @@ TEST(a_forked_child_records_nothing_and_ends) {
     observed.observer->stop();
     right = right && trace->events().size() == 1;
     observed.driver.reset();
+    if (__gcov_dump != nullptr) __gcov_dump();  // _exit() would not count what ran here
     _exit(right ? 0 : 1);
   }
   int status = -1;
@@ -120,4 +124,20 @@ TEST(a_forked_child_records_nothing_and_ends) {
   CHECK_OK(observed.driver->page_granularity(&bytes));
   observed.stop(*trace);
   CHECK_EQ(trace->events().size(), 2);
+}
+
+TEST(statistics_differ_when_any_figure_does) {
+  const DriverStatistics none;
+  CHECK(none == DriverStatistics());
+  const auto differs = [&](auto change) {
+    DriverStatistics other;
+    change(other);
+    CHECK(!(none == other));
+  };
+  differs([](auto& all) { all.calls.back().calls = 1; });
+  differs([](auto& all) { all.calls.back().failures = 1; });
+  differs([](auto& all) { all.calls.back().ns = 1; });
+#define DIFFERS(name) differs([](auto& all) { all.name = 1; });
+  GPUPOOL_OBSERVED_AMOUNTS(DIFFERS)
+#undef DIFFERS
 }
