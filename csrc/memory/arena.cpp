@@ -152,6 +152,11 @@ void Arena::set_limit(std::size_t limit_bytes) {
   limit_ = limit_bytes;
 }
 
+void Arena::prepare_limit() {
+  const std::lock_guard lock(mutex_);
+  if (spare_.empty()) spare_ = new_block();
+}
+
 ArenaStatistics Arena::statistics() const {
   const std::lock_guard lock(mutex_);
   ArenaStatistics all;

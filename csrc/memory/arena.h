@@ -40,8 +40,10 @@ class Arena {
   // Needs no memory. Throws UsageError, and changes nothing, if no block in use begins there.
   void free(DevicePtr address);
   // Grows or shrinks the range at its end. Throws UsageError if a block in use would be cut off,
-  // or std::bad_alloc; to grow back to where it just shrank from needs no memory.
+  // or std::bad_alloc, but not after prepare_limit().
   void set_limit(std::size_t limit_bytes);
+  // Gets the memory that the next set_limit() may need. Throws std::bad_alloc.
+  void prepare_limit();
 
   [[nodiscard]] ArenaStatistics statistics() const;
   [[nodiscard]] std::size_t live_blocks() const;
@@ -68,7 +70,7 @@ class Arena {
   std::size_t usable_ = 0;  // of the limit, in whole units of the alignment
   Blocks blocks_;
   Sizes sizes_;
-  Blocks::node_type spare_;  // of the last block cut off, in use: it has its place with it
+  Blocks::node_type spare_;  // for the block that a longer range may end with
   std::size_t live_blocks_ = 0;
   std::size_t live_bytes_ = 0;
   std::size_t peak_bytes_ = 0;
