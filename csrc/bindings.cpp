@@ -4,6 +4,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <map>
 #include <memory>
@@ -33,6 +34,7 @@ namespace py = pybind11;
 using namespace gpupool;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 using DlDevicePair = std::pair<std::int32_t, std::int32_t>;
+using InterfaceFields = py::typing::Dict<py::str, py::object>;
 
 namespace {
 
@@ -86,8 +88,8 @@ struct ImageBuffer {
 };
 
 // What __array_interface__ and __cuda_array_interface__ (both version 3) have in common.
-py::dict array_interface(const RegionHandle& h) {
-  py::dict fields;
+InterfaceFields array_interface(const RegionHandle& h) {
+  InterfaceFields fields;
   fields["shape"] = py::make_tuple(h.region->bytes());
   fields["typestr"] = "|u1";
   fields["data"] = py::make_tuple(h.region->address(), false);
@@ -96,7 +98,7 @@ py::dict array_interface(const RegionHandle& h) {
   return fields;
 }
 
-py::dict numpy_interface(const RegionHandle& h) {
+InterfaceFields numpy_interface(const RegionHandle& h) {
   if (h.driver->kind() == DeviceKind::cuda) {
     throw py::attribute_error(
         "a region on a GPU has no __array_interface__: use __cuda_array_interface__ or DLPack");
@@ -104,12 +106,12 @@ py::dict numpy_interface(const RegionHandle& h) {
   return array_interface(h);
 }
 
-py::dict cuda_interface(const RegionHandle& h) {
+InterfaceFields cuda_interface(const RegionHandle& h) {
   if (h.driver->kind() != DeviceKind::cuda) {
     throw py::attribute_error(
         "a region on the host has no __cuda_array_interface__: use __array_interface__ or DLPack");
   }
-  py::dict fields = array_interface(h);
+  InterfaceFields fields = array_interface(h);
   fields["stream"] = py::none();  // a swap-in is complete when it returns
   return fields;
 }

@@ -367,12 +367,12 @@ class Region:
         Makes it `bytes` long; the handles of the pages that it no longer maps.
         """
     @property
-    def __array_interface__(self) -> dict:
+    def __array_interface__(self) -> dict[str, typing.Any]:
         """
         The bytes for numpy, as DLPack shows them; on the host alone.
         """
     @property
-    def __cuda_array_interface__(self) -> dict:
+    def __cuda_array_interface__(self) -> dict[str, typing.Any]:
         """
         The bytes for CuPy, Numba and others; on a GPU alone.
         """

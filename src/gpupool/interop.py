@@ -38,8 +38,8 @@ from gpupool._core import ArenaStatistics, Region, RegionArena
 from gpupool.errors import UsageError
 
 if TYPE_CHECKING:
-    import cupy
-    import torch
+    from cupy.cuda import MemoryPointer
+    from torch.cuda import MemPool
 
 _TAGS = ("runtime", "cudagraph", "workspace")
 
@@ -111,7 +111,7 @@ class TorchAllocator(_Allocator):
             _torch_functions[slot] = torch.cuda.memory.CUDAPluggableAllocator(
                 _core.__file__, *self._arena.torch_symbols
             )
-        self.mem_pool: torch.cuda.MemPool = torch.cuda.MemPool(_torch_functions[slot].allocator())
+        self.mem_pool: MemPool = torch.cuda.MemPool(_torch_functions[slot].allocator())
         """For ``torch.cuda.use_mem_pool``."""
         # Whoever holds the pool may allocate from it: until then the functions are nobody else's.
         self.mem_pool._gpupool_arena = self._arena
@@ -142,7 +142,7 @@ class CupyAllocator(_Allocator):
         functions = cupy.cuda.CFunctionAllocator(*self._arena.cupy_functions, self._arena)
         out_of_memory = cupy.cuda.runtime.CUDARuntimeError
 
-        def allocate(size_bytes: int) -> cupy.cuda.MemoryPointer:
+        def allocate(size_bytes: int) -> MemoryPointer:
             pointer = functions.malloc(size_bytes)
             if pointer.ptr == 0 and size_bytes > 0:  # CuPy does not look
                 raise out_of_memory(_CUDA_ERROR_MEMORY_ALLOCATION)
@@ -150,7 +150,7 @@ class CupyAllocator(_Allocator):
 
         self._pool = cupy.cuda.MemoryPool(allocate)
 
-    def __call__(self, size_bytes: int) -> cupy.cuda.MemoryPointer:
+    def __call__(self, size_bytes: int) -> MemoryPointer:
         """What CuPy calls for memory."""
         return self._pool.malloc(size_bytes)
 

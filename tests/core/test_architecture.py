@@ -41,7 +41,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": ({"", "errors", "daemon", "serve"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
-    "__init__": ({"model", "pool"}, set()),
+    "__init__": ({"_core", "model", "pool"}, set()),
 }
 
 

@@ -171,4 +171,3 @@ def test_the_real_cupy_takes_the_functions(model: Model) -> None:
     cupy = pytest.importorskip("cupy")
     allocator = CupyAllocator(OnHost(model), "workspace", PAGE_BYTES)
     assert isinstance(allocator._pool, cupy.cuda.MemoryPool)
-    allocator.free_all_blocks()
