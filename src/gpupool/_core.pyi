@@ -11,8 +11,8 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
-    "CallCount",
     "ArenaStatistics",
+    "CallCount",
     "Cancellation",
     "Driver",
     "FaultPlan",

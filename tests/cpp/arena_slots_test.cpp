@@ -228,6 +228,7 @@ TEST(a_resize_that_fails_leaves_the_room_as_it_was) {
 
 TEST(threads_allocate_and_free_as_torch_does) {
   Scene scene;
+  const bool host = scene.machine.bench.driver()->kind() == DeviceKind::host;
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;
   for (std::uint8_t value = 1; value <= 4; ++value) {
@@ -236,8 +237,12 @@ TEST(threads_allocate_and_free_as_torch_does) {
         void* block = gpupool_torch_allocate_00(4096 + i, 0, nullptr);
         wrong += block == nullptr;
         if (block == nullptr) continue;
-        std::memset(block, value, 4096);
-        for (int at = 0; at < 4096; ++at) wrong += static_cast<std::uint8_t*>(block)[at] != value;
+        if (host) {
+          std::memset(block, value, 4096);
+          for (int at = 0; at < 4096; ++at) {
+            wrong += static_cast<std::uint8_t*>(block)[at] != value;
+          }
+        }
         gpupool_torch_free_00(block, 4096 + i, 0, nullptr);
       }
     });
