@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp test-python faults planted kills soak sanitize coverage lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check test-python faults planted kills soak sanitize coverage lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,17 @@ planted: $(STAMPS)/build-tools ## Plant bugs in csrc/, one at a time; the tests 
 
 soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test
+
+# Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
+GPU_PYTHON ?= $(BIN)/python
+GPU_SUBJECTS := conformance page_pool mapping host_memory transfer scrub model_memory resize \
+	arena_slots
+gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contract, torch and CuPy
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	cmake --build build/cpp --parallel $(JOBS) --target $(addsuffix _test,$(GPU_SUBJECTS))
+	set -e; for subject in $(GPU_SUBJECTS); do \
+		GPUPOOL_TEST_DRIVER=cuda build/cpp/tests/cpp/$${subject}_test; done
+	GPUPOOL_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest tests/gpu
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest

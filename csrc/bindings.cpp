@@ -4,12 +4,14 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -17,9 +19,13 @@
 #include "driver/fault.h"
 #include "driver/observe.h"
 #include "image/digest.h"
+#include "image/host_slabs.h"
 #include "image/image.h"
+#include "memory/arena_slots.h"
 #include "memory/dlpack.h"
 #include "memory/memory.h"
+#include "memory/page_slabs.h"
+#include "memory/slab.h"
 #include "swap/swap.h"
 #include "transfer/scrub.h"
 #include "transfer/transfer.h"
@@ -28,25 +34,40 @@ namespace py = pybind11;
 using namespace gpupool;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 using DlDevicePair = std::pair<std::int32_t, std::int32_t>;
+using InterfaceFields = py::typing::Dict<py::str, py::object>;
 
 namespace {
 
-// Keeps the addresses reserved for as long as a tensor exists.
-py::capsule to_dlpack(const Driver& driver, const Region& region) {
-  using dlpack::ManagedTensor;
-  ManagedTensor* tensor =
-      dlpack::new_tensor(region.reservation(), region.bytes(), dlpack::device_of(driver));
+// A capsule of one of DLPack's two kinds. A consumer renames it and takes over the deleter.
+template <typename Managed>
+py::capsule to_capsule(Managed* tensor, const char* name, void (*drop)(PyObject*)) {
   try {
-    return py::capsule(tensor, "dltensor", [](PyObject* object) {
-      // A consumer renames the capsule and takes over the deleter.
-      if (!PyCapsule_IsValid(object, "dltensor")) return;
-      auto* managed = static_cast<ManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
-      managed->deleter(managed);
-    });
+    return py::capsule(tensor, name, drop);
   } catch (...) {
     tensor->deleter(tensor);
     throw;
   }
+}
+
+template <typename Managed>
+void drop_capsule(PyObject* object, const char* name) {
+  if (!PyCapsule_IsValid(object, name)) return;
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(object, name));
+  managed->deleter(managed);
+}
+
+// Keeps the addresses reserved for as long as a tensor exists.
+py::capsule to_dlpack(const Driver& driver, const Region& region, bool versioned) {
+  const dlpack::Device device = dlpack::device_of(driver);
+  if (versioned) {
+    return to_capsule(dlpack::new_versioned_tensor(region.reservation(), region.bytes(), device),
+                      "dltensor_versioned", [](PyObject* object) {
+                        drop_capsule<dlpack::VersionedTensor>(object, "dltensor_versioned");
+                      });
+  }
+  return to_capsule(
+      dlpack::new_tensor(region.reservation(), region.bytes(), device), "dltensor",
+      [](PyObject* object) { drop_capsule<dlpack::ManagedTensor>(object, "dltensor"); });
 }
 
 // A model and its driver; a region remembers both so that it can speak for itself.
@@ -65,6 +86,35 @@ struct RegionHandle {
 struct ImageBuffer {
   RegionPtr region;
 };
+
+// What __array_interface__ and __cuda_array_interface__ (both version 3) have in common.
+InterfaceFields array_interface(const RegionHandle& h) {
+  InterfaceFields fields;
+  fields["shape"] = py::make_tuple(h.region->bytes());
+  fields["typestr"] = "|u1";
+  fields["data"] = py::make_tuple(h.region->address(), false);
+  fields["strides"] = py::none();
+  fields["version"] = 3;
+  return fields;
+}
+
+InterfaceFields numpy_interface(const RegionHandle& h) {
+  if (h.driver->kind() == DeviceKind::cuda) {
+    throw py::attribute_error(
+        "a region on a GPU has no __array_interface__: use __cuda_array_interface__ or DLPack");
+  }
+  return array_interface(h);
+}
+
+InterfaceFields cuda_interface(const RegionHandle& h) {
+  if (h.driver->kind() != DeviceKind::cuda) {
+    throw py::attribute_error(
+        "a region on the host has no __cuda_array_interface__: use __array_interface__ or DLPack");
+  }
+  InterfaceFields fields = array_interface(h);
+  fields["stream"] = py::none();  // a swap-in is complete when it returns
+  return fields;
+}
 
 std::vector<Run> to_runs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
   std::vector<Run> runs;
@@ -89,6 +139,11 @@ void translate(std::exception_ptr pointer) {
                                         static_cast<int>(error.status())));
   } catch (const Cancelled& error) {
     raise("SwapCancelledError", py::make_tuple(error.what()));
+  } catch (const StaleBlock& error) {
+    const BlockName name = error.name();
+    raise("StaleBlockError", py::make_tuple(error.what(), name.slab, name.block, name.generation));
+  } catch (const OutOfBlocks& error) {
+    raise("OutOfBlocksError", py::make_tuple(error.what()));
   } catch (const UsageError& error) {
     raise("UsageError", py::make_tuple(error.what()));
   } catch (const std::system_error& error) {
@@ -401,20 +456,27 @@ void bind_swap(py::module_& m) {
            })
       .def(
           "__dlpack__",
-          [](const RegionHandle& h, std::optional<std::intptr_t>,
-             std::optional<std::pair<int, int>>, std::optional<DlDevicePair> dl_device,
+          [](const RegionHandle& h, std::optional<std::intptr_t> stream,
+             std::optional<std::pair<int, int>> max_version, std::optional<DlDevicePair> dl_device,
              std::optional<bool> copy) {
-            const dlpack::Device own = dlpack::device_of(*h.driver);
-            if (copy.value_or(false) || dl_device.value_or(DlDevicePair(own.type, own.id)) !=
-                                            DlDevicePair(own.type, own.id)) {
+            const dlpack::Device device = dlpack::device_of(*h.driver);
+            const DlDevicePair own(device.type, device.id);
+            if (copy.value_or(false) || dl_device.value_or(own) != own) {
               throw py::buffer_error("a region is shown where it is, never copied");
             }
-            return to_dlpack(*h.driver, *h.region);
+            if (stream && h.driver->kind() != DeviceKind::cuda) {
+              throw py::buffer_error("a region on the host has no stream: leave stream away");
+            }
+            return to_dlpack(*h.driver, *h.region, max_version && max_version->first >= 1);
           },
           py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
           py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
           "A uint8 tensor over the addresses, which stay reserved while it lives; there is memory\n"
-          "behind them only while the model is resident.");
+          "behind them only while the model is resident.")
+      .def_property_readonly("__array_interface__", &numpy_interface,
+                             "The bytes for numpy, as DLPack shows them; on the host alone.")
+      .def_property_readonly("__cuda_array_interface__", &cuda_interface,
+                             "The bytes for CuPy, Numba and others; on a GPU alone.");
   py::class_<std::stop_source>(m, "Cancellation", "Stops the swap-in that it is given to.")
       .def(py::init<>())
       .def(
@@ -459,6 +521,144 @@ void bind_swap(py::module_& m) {
           "Saves what the images lack and unmaps everything.");
 }
 
+// A region cut into blocks by the functions that another library calls.
+class RegionArena {
+ public:
+  RegionArena(const RegionHandle& h, std::size_t alignment)
+      : arena_(h.memory->share_out(*h.region, alignment)),
+        slot_(h.driver, h.region->reservation(), arena_) {}
+  [[nodiscard]] const ArenaSlot& slot() const noexcept { return slot_; }
+  [[nodiscard]] ArenaStatistics statistics() const { return arena_->statistics(); }
+
+ private:
+  std::shared_ptr<Arena> arena_;
+  ArenaSlot slot_;
+};
+
+void bind_arena(py::module_& m) {
+  py::class_<ArenaStatistics>(m, "ArenaStatistics", "What of a region's room is in use, in bytes.")
+      .def_readonly("limit_bytes", &ArenaStatistics::limit_bytes)
+      .def_readonly("live_blocks", &ArenaStatistics::live_blocks)
+      .def_readonly("live_bytes", &ArenaStatistics::live_bytes)
+      .def_readonly("peak_bytes", &ArenaStatistics::peak_bytes)
+      .def_readonly("free_blocks", &ArenaStatistics::free_blocks)
+      .def_readonly("largest_free_bytes", &ArenaStatistics::largest_free_bytes)
+      .def_readonly("refused", &ArenaStatistics::refused,
+                    "Allocations for which there was no room.");
+  py::class_<RegionArena>(m, "RegionArena",
+                          "Blocks of a region, for the allocators of torch and CuPy.")
+      .def(py::init<const RegionHandle&, std::size_t>(), py::arg("region"),
+           py::arg("alignment") = 512)
+      .def_property_readonly(
+          "slot", [](const RegionArena& self) { return self.slot().index(); },
+          "Which of the extension's pairs of functions it has.")
+      .def_property_readonly(
+          "torch_symbols",
+          [](const RegionArena& self) {
+            return std::pair(self.slot().torch_allocate(), self.slot().torch_free());
+          },
+          "Names of the two functions in the extension that torch is to call.")
+      .def_property_readonly(
+          "cupy_functions",
+          [](const RegionArena& self) {
+            return std::make_tuple(self.slot().cupy_parameter(), ArenaSlot::cupy_allocate(),
+                                   ArenaSlot::cupy_free());
+          },
+          "Addresses: what to pass first, malloc and free.")
+      .def_property_readonly(
+          "refused_frees", [](const RegionArena& self) { return self.slot().refused_frees(); },
+          "Frees of what is no block in use, or when the device had failed.")
+      .def("statistics", &RegionArena::statistics)
+      .def_static("slots_taken", &ArenaSlot::taken,
+                  "How many of the extension's pairs of functions are in use.");
+}
+
+void bind_slabs(py::module_& m) {
+  py::class_<ShapeStatistics>(m, "ShapeStatistics", "The blocks of one size.")
+      .def_readonly("block_bytes", &ShapeStatistics::block_bytes)
+      .def_readonly("slabs", &ShapeStatistics::slabs)
+      .def_readonly("blocks", &ShapeStatistics::blocks, "In these slabs, in use or not.")
+      .def_readonly("blocks_live", &ShapeStatistics::blocks_live);
+  py::class_<SlabStatistics>(m, "SlabStatistics", "What a slab allocator holds.")
+      .def_readonly("shapes", &SlabStatistics::shapes)
+      .def_readonly("slabs", &SlabStatistics::slabs)
+      .def_readonly("bytes_held", &SlabStatistics::bytes_held)
+      .def_readonly("bytes_live", &SlabStatistics::bytes_live)
+      .def_readonly("fragmentation", &SlabStatistics::fragmentation,
+                    "Share of the bytes held that no block in use covers.")
+      .def_readonly("slabs_made", &SlabStatistics::slabs_made)
+      .def_readonly("slabs_returned", &SlabStatistics::slabs_returned)
+      .def_readonly("slabs_taken", &SlabStatistics::slabs_taken, "From the thread that owned them.")
+      .def_readonly("return_failures", &SlabStatistics::return_failures);
+  py::class_<SlabAllocator, std::shared_ptr<SlabAllocator>>(
+      m, "SlabAllocator", "Blocks of fixed sizes, carved from slabs. Thread safe.")
+      .def_static(
+          "on_pages",
+          [](const DriverPtr& driver, const std::shared_ptr<PagePool>& pages, OwnerId owner,
+             std::size_t pages_per_slab, std::vector<std::size_t> block_bytes,
+             std::size_t slabs_max) {
+            return SlabAllocator::create(
+                std::make_shared<PageSlabs>(driver, pages, owner, pages_per_slab),
+                {std::move(block_bytes), slabs_max});
+          },
+          py::arg("driver").none(false), py::arg("pages").none(false), py::arg("owner"),
+          py::arg("pages_per_slab"), py::arg("block_bytes"), py::arg("slabs_max"),
+          "Slabs of device memory: pages of a pool, as `owner` of them.")
+      .def_static(
+          "on_host",
+          [](const DriverPtr& driver, std::size_t slab_bytes, std::vector<std::size_t> block_bytes,
+             std::size_t slabs_max) {
+            return SlabAllocator::create(std::make_shared<HostSlabs>(driver, slab_bytes),
+                                         {std::move(block_bytes), slabs_max});
+          },
+          py::arg("driver").none(false), py::arg("slab_bytes"), py::arg("block_bytes"),
+          py::arg("slabs_max"), "Slabs of pinned host memory.")
+      .def(
+          "allocate",
+          [](SlabAllocator& self, std::size_t bytes) {
+            return static_cast<std::uint64_t>(self.allocate(self.shape_for(bytes)));
+          },
+          py::arg("bytes"), NoGil(),
+          "A handle of a block of the smallest size that holds `bytes`, which are whatever was\n"
+          "there.\n\n"
+          "Raises UsageError if no block is as large or the pool has no page free,\n"
+          "OutOfBlocksError at the limit on slabs, DriverError or HostMemoryError.")
+      .def(
+          "allocate_shape",
+          [](SlabAllocator& self, std::size_t shape) {
+            return static_cast<std::uint64_t>(self.allocate(shape));
+          },
+          py::arg("shape"), NoGil(),
+          "The same for one of the sizes, by its index in `block_bytes`.")
+      .def(
+          "free", [](SlabAllocator& self, std::uint64_t handle) { self.free(BlockHandle{handle}); },
+          py::arg("handle"), NoGil(),
+          "Ends one use of a block, by any thread; nothing in flight may touch it any more.\n\n"
+          "Raises StaleBlockError if the handle's block is not in use under it; nothing has\n"
+          "changed then.")
+      .def(
+          "address_of",
+          [](const SlabAllocator& self, std::uint64_t handle) {
+            return self.address_of(BlockHandle{handle});
+          },
+          py::arg("handle"), "Where the block is. Raises StaleBlockError.")
+      .def_property_readonly("block_bytes",
+                             py::cpp_function(
+                                 [](const SlabAllocator& self) {
+                                   std::vector<std::size_t> all;
+                                   for (const ShapeStatistics& shape : self.statistics().shapes) {
+                                     all.push_back(shape.block_bytes);
+                                   }
+                                   return all;
+                                 },
+                                 NoGil()),
+                             "The sizes of blocks, in bytes.")
+      .def("trim", &SlabAllocator::trim, NoGil(),
+           "Gives every slab back that has no block in use. Raises DriverError.")
+      .def("statistics", &SlabAllocator::statistics, NoGil(),
+           "Exact while no other thread is calling.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -469,4 +669,6 @@ PYBIND11_MODULE(_core, m) {
   bind_memory(m);
   bind_digest(m);
   bind_swap(m);
+  bind_arena(m);
+  bind_slabs(m);
 }

@@ -8,7 +8,7 @@
 
 namespace gpupool::dlpack {
 
-// DLPack's managed tensor, as its specification lays it out (version 0.x).
+// DLPack's structures, as its specification lays them out.
 struct Device {
   std::int32_t type;
   std::int32_t id;
@@ -32,10 +32,23 @@ struct ManagedTensor {
   void (*deleter)(ManagedTensor*);
 };
 
+// Since version 1.0, for those who ask for it.
+struct VersionedTensor {
+  struct {
+    std::uint32_t major;
+    std::uint32_t minor;
+  } version;
+  void* manager;
+  void (*deleter)(VersionedTensor*);
+  std::uint64_t flags;  // none: not read-only, not a copy
+  Tensor tensor;
+};
+
 // What DLPack calls the device of a driver.
 Device device_of(const Driver& driver);
 
 // A tensor of the first `bytes` bytes. The addresses stay reserved until its deleter is called.
 ManagedTensor* new_tensor(ReservationPtr reservation, std::size_t bytes, Device device);
+VersionedTensor* new_versioned_tensor(ReservationPtr reservation, std::size_t bytes, Device device);
 
 }  // namespace gpupool::dlpack

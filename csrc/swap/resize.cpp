@@ -23,6 +23,15 @@ std::size_t ModelMemory::mapped_pages(const Region& region) const {
   return region.mapping_ ? region.mapping_->pages().size() : 0;
 }
 
+std::shared_ptr<Arena> ModelMemory::share_out(Region& region, std::size_t alignment) {
+  std::lock_guard lock(mutex_);
+  require_own(region);
+  if (!region.arena_.expired()) throw UsageError("the region is shared out by another allocator");
+  auto arena = std::make_shared<Arena>(region.address(), region.bytes(), alignment);
+  region.arena_ = arena;
+  return arena;
+}
+
 std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
                                          std::vector<PagePtr> pages, std::size_t clean,
                                          int image_fd) {
@@ -47,17 +56,27 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   } else if (region.tag_ == Tag::weights) {
     written.add({before, bytes});
   }
+  const std::shared_ptr<Arena> arena = region.arena_.lock();
+  if (arena) arena->prepare_limit();
+  // What goes is taken from the arena first, what comes is given to it last.
+  if (arena && bytes < before) arena->set_limit(bytes);
   std::vector<PagePtr> gone;
-  if (state_ == State::resident) {
-    if (bytes < before) {
-      gone = shrink_resident(region, bytes);
-    } else {
-      grow_resident(region, bytes, pages, clean);
+  try {
+    if (state_ == State::resident) {
+      if (bytes < before) {
+        gone = shrink_resident(region, bytes);
+      } else {
+        grow_resident(region, bytes, pages, clean);
+      }
     }
+  } catch (...) {
+    if (arena) arena->set_limit(before);
+    throw;
   }
   region.saved_ = std::move(saved);
   region.written_ = std::move(written);
   region.bytes_ = bytes;
+  if (arena) arena->set_limit(bytes);
   return gone;
 }
 

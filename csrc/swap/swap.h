@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "image/image.h"
+#include "memory/arena.h"
 #include "memory/memory.h"
 #include "swap/placement.h"
 #include "transfer/transfer.h"
@@ -62,6 +63,7 @@ class Region {
   ReservationPtr reservation_;
   std::unique_ptr<HostMemory> image_;
   std::optional<Mapping> mapping_;
+  std::weak_ptr<Arena> arena_;
   RunSet saved_;    // bytes for which the image is worth restoring
   RunSet written_;  // bytes for which the device is newer than the image
 };
@@ -95,6 +97,10 @@ class ModelMemory {
   [[nodiscard]] std::size_t missing_image_bytes(const Region& region, std::size_t bytes) const;
   // Pages behind a region now; none while the model is out.
   [[nodiscard]] std::size_t mapped_pages(const Region& region) const;
+
+  // Cuts the region into blocks for as long as the arena lives, which follows the region's size: to
+  // make it smaller than the blocks in use is refused. Throws UsageError if it is cut already.
+  std::shared_ptr<Arena> share_out(Region& region, std::size_t alignment);
 
   // How many pages swap_in takes.
   [[nodiscard]] std::size_t pages_needed() const;

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from gpupool._core import SlabAllocator
 from gpupool.model import Model
 from gpupool.pool import Pool
 
-__all__ = ["Model", "Pool", "__version__"]
+__all__ = ["Model", "Pool", "SlabAllocator", "__version__"]
 
 try:
     __version__ = version("gpupool")

@@ -11,6 +11,7 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
+    "ArenaStatistics",
     "CallCount",
     "Cancellation",
     "Driver",
@@ -22,7 +23,11 @@ __all__: list[str] = [
     "PagePool",
     "PoolStatistics",
     "Region",
+    "RegionArena",
     "Scrubber",
+    "ShapeStatistics",
+    "SlabAllocator",
+    "SlabStatistics",
     "SwapReport",
     "Tag",
     "Trace",
@@ -362,6 +367,16 @@ class Region:
         Makes it `bytes` long; the handles of the pages that it no longer maps.
         """
     @property
+    def __array_interface__(self) -> dict[str, typing.Any]:
+        """
+        The bytes for numpy, as DLPack shows them; on the host alone.
+        """
+    @property
+    def __cuda_array_interface__(self) -> dict[str, typing.Any]:
+        """
+        The bytes for CuPy, Numba and others; on a GPU alone.
+        """
+    @property
     def address(self) -> int: ...
     @property
     def bytes(self) -> int: ...
@@ -436,6 +451,170 @@ class ModelMemory:
     def torn(self) -> bool:
         """
         Pages are still mapped after a failure; swap_out unmaps them.
+        """
+
+class ArenaStatistics:
+    """
+    What of a region's room is in use, in bytes.
+    """
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def largest_free_bytes(self) -> int: ...
+    @property
+    def limit_bytes(self) -> int: ...
+    @property
+    def live_blocks(self) -> int: ...
+    @property
+    def live_bytes(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    @property
+    def refused(self) -> int:
+        """
+        Allocations for which there was no room.
+        """
+
+class RegionArena:
+    """
+    Blocks of a region, for the allocators of torch and CuPy.
+    """
+    @staticmethod
+    def slots_taken() -> int:
+        """
+        How many of the extension's pairs of functions are in use.
+        """
+    def __init__(
+        self, region: Region, alignment: typing.SupportsInt | typing.SupportsIndex = 512
+    ) -> None: ...
+    def statistics(self) -> ArenaStatistics: ...
+    @property
+    def cupy_functions(self) -> tuple[int, int, int]:
+        """
+        Addresses: what to pass first, malloc and free.
+        """
+    @property
+    def refused_frees(self) -> int:
+        """
+        Frees of what is no block in use, or when the device had failed.
+        """
+    @property
+    def slot(self) -> int:
+        """
+        Which of the extension's pairs of functions it has.
+        """
+    @property
+    def torch_symbols(self) -> tuple[str, str]:
+        """
+        Names of the two functions in the extension that torch is to call.
+        """
+
+class ShapeStatistics:
+    """
+    The blocks of one size.
+    """
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def blocks(self) -> int:
+        """
+        In these slabs, in use or not.
+        """
+    @property
+    def blocks_live(self) -> int: ...
+    @property
+    def slabs(self) -> int: ...
+
+class SlabStatistics:
+    """
+    What a slab allocator holds.
+    """
+    @property
+    def bytes_held(self) -> int: ...
+    @property
+    def bytes_live(self) -> int: ...
+    @property
+    def fragmentation(self) -> float:
+        """
+        Share of the bytes held that no block in use covers.
+        """
+    @property
+    def return_failures(self) -> int: ...
+    @property
+    def shapes(self) -> list[ShapeStatistics]: ...
+    @property
+    def slabs(self) -> int: ...
+    @property
+    def slabs_made(self) -> int: ...
+    @property
+    def slabs_returned(self) -> int: ...
+    @property
+    def slabs_taken(self) -> int:
+        """
+        From the thread that owned them.
+        """
+
+class SlabAllocator:
+    """
+    Blocks of fixed sizes, carved from slabs. Thread safe.
+    """
+    @staticmethod
+    def on_host(
+        driver: Driver,
+        slab_bytes: typing.SupportsInt | typing.SupportsIndex,
+        block_bytes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        slabs_max: typing.SupportsInt | typing.SupportsIndex,
+    ) -> SlabAllocator:
+        """
+        Slabs of pinned host memory.
+        """
+    @staticmethod
+    def on_pages(
+        driver: Driver,
+        pages: PagePool,
+        owner: typing.SupportsInt | typing.SupportsIndex,
+        pages_per_slab: typing.SupportsInt | typing.SupportsIndex,
+        block_bytes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        slabs_max: typing.SupportsInt | typing.SupportsIndex,
+    ) -> SlabAllocator:
+        """
+        Slabs of device memory: pages of a pool, as `owner` of them.
+        """
+    def address_of(self, handle: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Where the block is. Raises StaleBlockError.
+        """
+    def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        A handle of a block of the smallest size that holds `bytes`, which are whatever was
+        there.
+
+        Raises UsageError if no block is as large or the pool has no page free,
+        OutOfBlocksError at the limit on slabs, DriverError or HostMemoryError.
+        """
+    def allocate_shape(self, shape: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        The same for one of the sizes, by its index in `block_bytes`.
+        """
+    def free(self, handle: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Ends one use of a block, by any thread; nothing in flight may touch it any more.
+
+        Raises StaleBlockError if the handle's block is not in use under it; nothing has
+        changed then.
+        """
+    def statistics(self) -> SlabStatistics:
+        """
+        Exact while no other thread is calling.
+        """
+    def trim(self) -> None:
+        """
+        Gives every slab back that has no block in use. Raises DriverError.
+        """
+    @property
+    def block_bytes(self) -> list[int]:
+        """
+        The sizes of blocks, in bytes.
         """
 
 def copy_with_digest(

@@ -219,6 +219,8 @@ class Arbiter:
                 self._enter(lease, Residency.OUT, now_s)
                 outcome.failed.append((key, error))
                 continue
+            except UsageError:
+                continue  # slabs took some since the policy looked; it waits on
             self._enter(lease, Residency.RESIDENT, now_s)
             lease.used_s = now_s
             outcome.granted.append(Granted(key, pages, now_s - lease.asked_s))

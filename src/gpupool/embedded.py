@@ -15,6 +15,8 @@ from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
 from gpupool.statistics import ModelStatistics, SwapCount
 
+_POLL_S = 0.02  # while there are slabs
+
 
 class EmbeddedArbiter:
     """The arbiter of one process and the sessions with it. Thread safe.
@@ -34,6 +36,8 @@ class EmbeddedArbiter:
         self._failed: dict[int, Exception] = {}
         self._revoked: list[int] = []
         self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
+        self.has_slabs = False
+        """Pages also come back from slabs, which tell nobody."""
 
     def add(self, name: str) -> EmbeddedSession:
         """Join as ``name``. Raises UsageError if it is taken."""
@@ -117,6 +121,8 @@ class EmbeddedArbiter:
                     f"no memory within {timeout_s:g} s: another model is in use"
                 )
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
+            if self.has_slabs:
+                until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, revoked
 

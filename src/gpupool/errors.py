@@ -30,6 +30,23 @@ class BehindGateError(UsageError, AttributeError):
     """
 
 
+class StaleBlockError(UsageError):
+    """A slab's block is not in use under this handle: freed already, handed out again, or never.
+
+    ``slab``, ``block`` and ``generation`` are what the handle names.
+    """
+
+    def __init__(self, message: str, slab: int, block: int, generation: int) -> None:
+        super().__init__(message)
+        self.slab = slab
+        self.block = block
+        self.generation = generation
+
+
+class OutOfBlocksError(GpupoolError):
+    """Every block of that size is in use and the limit on slabs is reached."""
+
+
 class HostMemoryError(GpupoolError):
     """The system refused host memory."""
 

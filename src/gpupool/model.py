@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.gate import Gate
+from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.session import Session
 from gpupool.trace import Values, span
 
@@ -129,6 +130,24 @@ class Model:
             raise
         finally:
             os.close(fd)
+
+    def torch_allocator(
+        self, tag: str, size_bytes: int, *, capacity_bytes: int = 0
+    ) -> TorchAllocator:
+        """Memory for torch's allocations, on a GPU, in a new region of ``tag``; see TorchAllocator.
+
+        Raises what ``region`` does, and UsageError on the host device.
+        """
+        return TorchAllocator(self, tag, size_bytes, capacity_bytes)
+
+    def cupy_allocator(
+        self, tag: str, size_bytes: int, *, capacity_bytes: int = 0
+    ) -> CupyAllocator:
+        """Memory for CuPy's allocations, on a GPU, in a new region of ``tag``; see CupyAllocator.
+
+        Raises what ``region`` does, and UsageError on the host device.
+        """
+        return CupyAllocator(self, tag, size_bytes, capacity_bytes)
 
     def regions(self, tag: str) -> list[Region]:
         """The regions of one tag, in the order they were added."""

@@ -16,11 +16,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from gpupool._core import Driver, PagePool, open_cuda_driver, open_host_driver
+from gpupool._core import (
+    Driver,
+    PagePool,
+    SlabAllocator,
+    open_cuda_driver,
+    open_host_driver,
+)
 from gpupool.embedded import EmbeddedArbiter
 from gpupool.errors import UsageError
 from gpupool.model import Model
@@ -30,6 +37,8 @@ from gpupool.statistics import DriverStatistics, PagesStatistics, PoolStatistics
 from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
+
+_slab_owners = itertools.count(1 << 63)  # no model has such a number
 
 
 def open_driver(device: str) -> Driver:
@@ -130,6 +139,54 @@ class Pool:
         UsageError where there is a trace already or no such folder, OSError if it is not written.
         """
         return record(self.driver, path, max_events)
+
+    def slabs(
+        self,
+        block_bytes: Sequence[int],
+        *,
+        slab_bytes: int | None = None,
+        slabs_max: int = 256,
+        pinned: bool = False,
+    ) -> SlabAllocator:
+        """Blocks of the given sizes, in bytes, cut from slabs of this pool's pages; thread safe.
+
+        A slab is made when it is needed, holds blocks of one size, and goes back once it is empty
+        (``trim`` sees to the last ones). ``slab_bytes`` is a whole number of pages, by default one
+        page; at most ``slabs_max`` slabs for each size. ``pinned`` slabs are host memory that the
+        device can copy from and to, and take no page. Pages in slabs are not revoked: a model that
+        does not fit beside them waits. Nothing is written to the blocks, which hold whatever was
+        there. Raises UsageError if a slab does not hold 1 to 65536 blocks of each size.
+
+        >>> import gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
+        >>> slabs = pool.slabs([4096, 65536])
+        >>> handle = slabs.allocate(5000)  # of the next larger size
+        >>> slabs.address_of(handle) > 0, pool.free_bytes
+        (True, 2097152)
+        >>> slabs.free(handle)
+        >>> slabs.free(handle)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        gpupool.errors.StaleBlockError: block ... of slab 256 (generation 1) was freed already
+        >>> slabs.trim()
+        >>> pool.free_bytes
+        4194304
+        """
+        bytes_each = self.page_bytes if slab_bytes is None else slab_bytes
+        if pinned:
+            return SlabAllocator.on_host(self.driver, bytes_each, list(block_bytes), slabs_max)
+        if bytes_each < 1 or bytes_each % self.page_bytes:
+            raise UsageError(
+                f"slab_bytes={slab_bytes}: a slab is a whole number of pages of {self.page_bytes}"
+            )
+        self._arbiter.has_slabs = True
+        return SlabAllocator.on_pages(
+            self.driver,
+            self._pages,
+            next(_slab_owners),
+            bytes_each // self.page_bytes,
+            list(block_bytes),
+            slabs_max,
+        )
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""

@@ -27,7 +27,8 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "gate": (CORE, set()),
     "statistics": (CORE, set()),
     "trace": (CORE, set()),
-    "model": (CORE | {"gate", "session", "trace"}, set()),
+    "interop": (CORE, {"cupy", "torch"}),
+    "model": (CORE | {"gate", "interop", "session", "trace"}, set()),
     "scrubbing": (CORE, set()),
     "embedded": (CORE | {"arbiter", "scrubbing", "session", "statistics"}, set()),
     "pool": (CORE | {"embedded", "model", "scrubbing", "session", "statistics", "trace"}, set()),
@@ -40,7 +41,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": ({"", "errors", "daemon", "serve"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
-    "__init__": ({"model", "pool"}, set()),
+    "__init__": ({"_core", "model", "pool"}, set()),
 }
 
 

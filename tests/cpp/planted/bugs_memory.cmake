@@ -115,3 +115,24 @@ plant(a_slab_that_could_not_go_back_is_lost memory/page_slabs.cpp
   [[if (!node.mapped().pages.empty()) idle_.insert(std::move(node));]]
   [[]]
   slab_faults)
+
+plant(a_freed_block_is_not_joined_with_the_one_before memory/arena.cpp
+  [[block != blocks_.begin() && is_free(std::prev(block)->second)]]
+  [[false]]
+  arena)
+plant(a_shorter_arena_cuts_blocks_off memory/arena.cpp
+  [[!free_tail || tail->first > base_ + usable]]
+  [[!free_tail]]
+  arena)
+plant(an_arena_block_is_not_rounded_up memory/arena.cpp
+  [[(bytes + alignment_ - 1) / alignment_ * alignment_]]
+  [[std::max(bytes / alignment_ * alignment_, alignment_)]]
+  arena)
+plant(a_free_of_another_library_does_not_wait memory/arena_slots.cpp
+  [[GPUPOOL_CALL(holding.driver, context_synchronize);]]
+  [[]]
+  arena_slots@host/stepped)
+plant(a_slot_is_given_away_with_blocks_in_use memory/arena_slots.cpp
+  [[open || !holding.arena || holding.arena->live_blocks() > 0]]
+  [[open || !holding.arena]]
+  arena_slots)

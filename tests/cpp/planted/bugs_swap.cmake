@@ -118,3 +118,7 @@ plant(the_region_of_another_model_is_taken swap/resize.cpp
   [[!found]]
   [[false]]
   resize)
+plant(what_a_region_loses_stays_in_its_arena swap/resize.cpp
+  [[if (arena && bytes < before) arena->set_limit(bytes);]]
+  [[]]
+  arena_slots)
