@@ -24,9 +24,9 @@
 #include "memory/arena_slots.h"
 #include "memory/dlpack.h"
 #include "memory/memory.h"
-#include "memory/page_slabs.h"
 #include "memory/slab.h"
 #include "swap/swap.h"
+#include "transfer/page_slabs.h"
 #include "transfer/scrub.h"
 #include "transfer/transfer.h"
 

@@ -4,8 +4,8 @@
 
 #include "driver/fault.h"
 #include "image/host_slabs.h"
-#include "memory/page_slabs.h"
 #include "slab_bench.h"
+#include "transfer/page_slabs.h"
 
 using namespace gpupool;
 
@@ -171,115 +171,6 @@ TEST(slabs_of_pinned_memory_survive_every_driver_fault) {
   for_every_driver_fault([](const DriverPtr& driver, const std::shared_ptr<PagePool>&) {
     return std::make_shared<HostSlabs>(driver, 2 * page_bytes);
   });
-}
-
-TEST(slabs_of_device_pages_lose_none_to_any_failed_allocation) {
-  for (std::uint64_t nth = 1;; ++nth) {
-    CHECK(nth < 500);
-    const DriverPtr driver = open_host_driver();
-    const auto pool = std::make_shared<PagePool>(driver, 4 * page_bytes, page_bytes);
-    PageSlabs source(driver, pool, owner, 2);
-    std::vector<DevicePtr> runs;
-    runs.reserve(2);
-    bad_allocs = 0;
-    bad_alloc_at = nth;
-    for (int i = 0; i < 2; ++i) {
-      try {
-        runs.push_back(source.acquire());
-      } catch (const std::bad_alloc&) {
-      } catch (const DriverError& error) {  // what the host driver makes of it
-        CHECK_EQ(error.status(), Status::out_of_memory);
-      }
-    }
-    for (const DevicePtr run : runs) source.release(run);
-    bad_alloc_at = 0;
-    const bool met = bad_allocs > 0;
-    for (int i = 0; i < 2; ++i) source.release(source.acquire());
-    CHECK(pool->owned(owner).empty());
-    if (!met) break;
-  }
-}
-
-namespace {
-
-// A driver that lets a test look around while it unmaps, and fails as it is told.
-class Watched final : public Driver {
- public:
-#define GPUPOOL_PASS_ON(name, params, args, needs_context)                                    \
-  Status name params noexcept override {                                                      \
-    return answer(DriverCall::name) == Status::success ? inner_->name args : Status::unknown; \
-  }
-  GPUPOOL_DRIVER_CALLS(GPUPOOL_PASS_ON)
-#undef GPUPOOL_PASS_ON
-  std::int64_t now_ns() const noexcept override { return inner_->now_ns(); }
-  DeviceKind kind() const noexcept override { return inner_->kind(); }
-  int ordinal() const noexcept override { return inner_->ordinal(); }
-
-  std::function<void()> at_unmap;
-  int maps_before_failure = -1;
-  int unmaps_to_fail = 0;
-
- private:
-  Status answer(DriverCall call) noexcept {
-    if (call == DriverCall::map && maps_before_failure >= 0 && maps_before_failure-- == 0) {
-      return Status::unknown;
-    }
-    if (call == DriverCall::unmap) {
-      if (at_unmap) at_unmap();
-      if (unmaps_to_fail > 0) return --unmaps_to_fail, Status::unknown;
-    }
-    return Status::success;
-  }
-  const DriverPtr inner_ = open_host_driver();
-};
-
-}  // namespace
-
-TEST(pages_of_a_slab_are_nobody_elses_while_they_are_mapped) {
-  for (const bool fails : {false, true}) {
-    const auto driver = std::make_shared<Watched>();
-    const auto pool = std::make_shared<PagePool>(driver, 2 * page_bytes, page_bytes);
-    PageSlabs source(driver, pool, owner, 2);
-    int unmaps = 0, wrong = 0;
-    driver->at_unmap = [&] {
-      ++unmaps;
-      wrong += pool->free_pages() != 0;
-    };
-    if (fails) {
-      driver->maps_before_failure = 1;  // of two, and the way back is barred for a while
-      driver->unmaps_to_fail = 1;
-      CHECK_THROWS(DriverError, source.acquire());
-      CHECK_EQ(unmaps, 2);
-    } else {
-      source.release(source.acquire());
-      CHECK_EQ(unmaps, 1);
-    }
-    CHECK_EQ(wrong, 0);
-    CHECK_EQ(pool->free_pages(), 2);
-    driver->at_unmap = nullptr;
-  }
-}
-
-TEST(pages_that_cannot_go_back_after_a_failure_are_used_first) {
-  for (std::uint64_t nth = 1;; ++nth) {
-    CHECK(nth < 200);
-    const auto driver = std::make_shared<Watched>();
-    const auto pool = std::make_shared<PagePool>(driver, 2 * page_bytes, page_bytes);
-    PageSlabs source(driver, pool, owner, 2);
-    driver->maps_before_failure = 1;
-    bad_allocs = 0;
-    driver->at_unmap = [&] { bad_alloc_at = nth; };  // from the way back on
-    try {
-      static_cast<void>(source.acquire());
-    } catch (const std::bad_alloc&) {
-    } catch (const DriverError&) {
-    }
-    bad_alloc_at = 0;
-    driver->at_unmap = nullptr;
-    source.release(source.acquire());
-    CHECK(pool->owned(owner).empty());
-    if (bad_allocs == 0) break;
-  }
 }
 
 TEST(a_slab_that_its_source_does_not_take_back_is_used_again) {

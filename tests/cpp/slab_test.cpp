@@ -1,8 +1,6 @@
 // The slab allocator in one thread: against a plain model, and with every handle that is none.
 #include <set>
 
-#include "image/host_slabs.h"
-#include "memory/page_slabs.h"
 #include "slab_bench.h"
 
 using namespace gpupool;
@@ -200,26 +198,4 @@ TEST(an_allocator_gives_back_what_is_in_use) {
   CHECK_EQ(scene.source->runs(), 4);
   scene.slabs.reset();
   CHECK_EQ(scene.source->runs(), 0);
-}
-
-TEST(device_blocks_hold_what_is_put_in) {
-  Bench bench;
-  const auto pool = std::make_shared<PagePool>(bench.driver(), 4 * page_bytes, page_bytes);
-  const auto source = std::make_shared<PageSlabs>(bench.driver(), pool, 1, 2);
-  const auto slabs = SlabAllocator::create(source, {{page_bytes / 4}, 2});
-  std::vector<BlockHandle> all;
-  for (std::uint64_t i = 0; i < 16; ++i) {
-    all.push_back(slabs->allocate(0));
-    bench.write(slabs->address_of(all.back()), pattern(i, page_bytes / 4));
-  }
-  CHECK_EQ(pool->free_pages(), 0);
-  for (std::uint64_t i = 0; i < 16; ++i) {
-    CHECK(bench.read(slabs->address_of(all[i]), page_bytes / 4) == pattern(i, page_bytes / 4));
-    slabs->free(all[i]);
-  }
-  slabs->trim();
-  CHECK_EQ(pool->free_pages(), 4);
-  CHECK_THROWS(UsageError, source->release(1));
-  CHECK_THROWS(UsageError, HostSlabs(bench.driver(), mib).release(1));
-  CHECK_THROWS(UsageError, PageSlabs(bench.driver(), pool, 1, 0));
 }

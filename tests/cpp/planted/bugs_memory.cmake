@@ -98,23 +98,35 @@ plant(a_tensor_is_an_element_longer memory/dlpack.cpp
   [[static_cast<std::int64_t>(bytes) + 1]]
   dlpack)
 
-plant(pages_of_a_slab_go_before_they_are_unmapped memory/page_slabs.cpp
+plant(pages_of_a_slab_go_before_they_are_unmapped transfer/page_slabs.cpp
   [[at->second.mapping->unmap();]]
-  [[give_back(at->second.pages); at->second.mapping->unmap();]]
-  slab_faults)
-plant(pages_of_a_failed_slab_go_before_they_are_unmapped memory/page_slabs.cpp
-  [[run.mapping.reset();  // unmapped before the pages can be anybody else's
-    give_back(run.pages);]]
-  [[give_back(run.pages); run.mapping.reset();]]
-  slab_faults)
-plant(pages_that_could_not_go_back_are_lost memory/page_slabs.cpp
-  [[stray_ = std::move(run.pages);]]
+  [[pool_->give_back(owner_, at->second.pages); at->second.mapping->unmap();]]
+  page_slabs)
+plant(a_slab_that_could_not_go_back_is_lost transfer/page_slabs.cpp
+  [[++next;]]
+  [[next = idle_.erase(next);]]
+  page_slabs)
+plant(a_slab_shows_what_a_model_left transfer/page_slabs.cpp
+  [[!run.zeros]]
+  [[false]]
+  page_slabs)
+plant(a_slab_is_used_while_it_is_being_zeroed transfer/page_slabs.cpp
+  [[stream_.synchronize();
+    run.filling = false;]]
+  [[run.filling = false;]]
+  page_slabs)
+plant(a_slab_is_taken_apart_while_it_is_being_zeroed transfer/page_slabs.cpp
+  [[if (filling) stream_.synchronize();]]
   [[]]
-  slab_faults)
-plant(a_slab_that_could_not_go_back_is_lost memory/page_slabs.cpp
-  [[if (!node.mapped().pages.empty()) idle_.insert(std::move(node));]]
+  page_slabs)
+plant(pages_of_a_failed_slab_go_before_they_are_unmapped transfer/page_slabs.cpp
+  [[if (mapping) mapping->unmap();]]
+  [[pool_->give_back(owner_, pages); if (mapping) mapping->unmap();]]
+  page_slabs)
+plant(a_slab_that_stayed_counts_as_zeros transfer/page_slabs.cpp
+  [[at->second.zeros = false;]]
   [[]]
-  slab_faults)
+  page_slabs)
 
 plant(a_freed_block_is_not_joined_with_the_one_before memory/arena.cpp
   [[block != blocks_.begin() && is_free(std::prev(block)->second)]]

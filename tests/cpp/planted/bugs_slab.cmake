@@ -88,7 +88,7 @@ plant(a_slab_that_could_not_be_returned_is_forgotten memory/slab_shared.cpp
 plant(a_slab_is_owned_by_whoever_used_it_last memory/slab_shared.cpp
   [[slab.last_user == thread ? std::min(slab.streak + 1, streak_to_own) : 0]]
   [[streak_to_own]]
-  slab_threads)
+  slab_owners)
 plant(a_slab_is_taken_without_waiting memory/slab_threads.cpp
   [[owner->working.load(std::memory_order_acquire) == &slab]]
   [[false]]

@@ -7,13 +7,15 @@
 
 #include "memory/memory.h"
 #include "memory/slab.h"
+#include "transfer/transfer.h"
 
 namespace gpupool {
 
-// Each slab is `pages_per_slab` pages of the pool, of `owner`, at an address of its own.
+// Each slab is `pages_per_slab` pages of the pool, of `owner`, at an address of its own. It begins
+// as zeros, whoever had its pages before.
 class PageSlabs final : public SlabSource {
  public:
-  // Throws UsageError if a slab has no page.
+  // Throws UsageError if a slab has no page, or DriverError.
   PageSlabs(DriverPtr driver, std::shared_ptr<PagePool> pool, OwnerId owner,
             std::size_t pages_per_slab);
   ~PageSlabs() override;
@@ -28,20 +30,23 @@ class PageSlabs final : public SlabSource {
 
  private:
   struct Run {
+    ReservationPtr reservation;
     std::vector<PageId> pages;
-    std::unique_ptr<Mapping> mapping;
+    std::unique_ptr<Mapping> mapping;  // none before the first use
+    bool zeros = false;
+    bool filling = false;  // with zeros, perhaps still
   };
   using Runs = std::map<DevicePtr, Run>;
-  void give_back(std::vector<PageId>& pages) noexcept;
+  void make_ready(Run& run);
+  void discard_idle() noexcept;
 
   DriverPtr driver_;
   std::shared_ptr<PagePool> pool_;
   OwnerId owner_;
   std::size_t pages_per_slab_;
-  Runs runs_;
-  // Pages that could not be given back for want of memory; they are used first.
-  Runs idle_;  // those of slabs, unmapped
-  std::vector<PageId> stray_;
+  Runs runs_;  // in use
+  Runs idle_;  // what could not be given back, for want of memory or of an answer of the driver
+  CopyStream stream_;
 };
 
 }  // namespace gpupool
