@@ -405,6 +405,9 @@ void bind_swap(py::module_& m) {
           "capacity_bytes", [](const RegionHandle& h) { return h.region->capacity_bytes(); },
           "How long it can become, in whole pages.")
       .def_property_readonly(
+          "image_bytes", [](const RegionHandle& h) { return h.region->image_bytes(); },
+          "Host memory behind it, in whole pages of the system.")
+      .def_property_readonly(
           "mapped_pages",
           py::cpp_function([](const RegionHandle& h) { return h.memory->mapped_pages(*h.region); },
                            NoGil()),
@@ -497,6 +500,10 @@ void bind_swap(py::module_& m) {
           },
           py::arg("tag"), py::arg("bytes"), py::arg("image_fd") = -1, py::arg("capacity_bytes") = 0,
           NoGil())
+      .def(
+          "remove_region",
+          [](const Memory& self, const RegionHandle& h) { self.memory->remove_region(*h.region); },
+          py::arg("region").none(false), NoGil(), "Forgets a region of a model that is out.")
       .def_property_readonly(
           "pages_needed",
           py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))

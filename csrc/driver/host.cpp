@@ -167,6 +167,7 @@ class Host final : public HostDriver {
   // Turns what the emulation itself may throw into a status; a sticky fault comes first.
   template <typename Call>
   Status guarded(Call call) noexcept {
+    if (streams_->inherited()) return Status::not_initialized;  // as with CUDA
     streams_->point();
     if (const Status fault = fault_.load(); fault != Status::success) return fault;
     try {

@@ -1,4 +1,6 @@
 // Streams as threads: work runs as the machine's scheduler has it.
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <deque>
@@ -76,17 +78,22 @@ void close(StreamState& stream) {
 class ThreadedStreams final : public Streams {
  public:
   ~ThreadedStreams() override {
-    for (auto& [handle, state] : streams_) close(*state);
+    if (inherited()) {  // nobody to join, and a condition that is waited on cannot be destroyed
+      static_cast<void>(streams_.release());
+      static_cast<void>(events_.release());
+      return;
+    }
+    for (auto& [handle, state] : *streams_) close(*state);
   }
 
   Status create(StreamHandle* stream) override {
     const auto state = std::make_shared<StreamState>();
     std::lock_guard lock(mutex_);
-    streams_.emplace(state.get(), state);
+    streams_->emplace(state.get(), state);
     try {
       state->thread = std::thread([raw = state.get()] { run(*raw); });
     } catch (...) {
-      streams_.erase(state.get());
+      streams_->erase(state.get());
       throw;
     }
     *stream = state.get();
@@ -97,10 +104,10 @@ class ThreadedStreams final : public Streams {
     std::shared_ptr<StreamState> state;
     {
       std::lock_guard lock(mutex_);
-      const auto it = streams_.find(handle);
-      if (it == streams_.end()) return Status::invalid_handle;
+      const auto it = streams_->find(handle);
+      if (it == streams_->end()) return Status::invalid_handle;
       state = std::move(it->second);
-      streams_.erase(it);
+      streams_->erase(it);
     }
     close(*state);
     return Status::success;
@@ -118,8 +125,8 @@ class ThreadedStreams final : public Streams {
     std::vector<StreamHandle> handles;
     {
       std::lock_guard lock(mutex_);
-      handles.reserve(streams_.size());
-      for (const auto& [handle, state] : streams_) handles.push_back(handle);
+      handles.reserve(streams_->size());
+      for (const auto& [handle, state] : *streams_) handles.push_back(handle);
     }
     // A stream destroyed meanwhile has finished its work.
     for (const StreamHandle handle : handles) static_cast<void>(synchronize(handle));
@@ -137,14 +144,14 @@ class ThreadedStreams final : public Streams {
   Status create_event(EventHandle* event) override {
     auto state = std::make_shared<EventState>();
     std::lock_guard lock(mutex_);
-    events_.emplace(state.get(), state);
+    events_->emplace(state.get(), state);
     *event = state.get();
     return Status::success;
   }
 
   Status destroy_event(EventHandle handle) override {
     std::lock_guard lock(mutex_);
-    return events_.erase(handle) == 1 ? Status::success : Status::invalid_handle;
+    return events_->erase(handle) == 1 ? Status::success : Status::invalid_handle;
   }
 
   Status record(EventHandle handle, StreamHandle stream) override {
@@ -180,6 +187,7 @@ class ThreadedStreams final : public Streams {
     });
   }
 
+  bool inherited() const noexcept override { return getpid() != process_; }
   void point() noexcept override {}
   std::int64_t now_ns() noexcept override {
     return advanced_ns_ + std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -190,7 +198,7 @@ class ThreadedStreams final : public Streams {
   std::size_t pending() const override {
     std::lock_guard lock(mutex_);
     std::size_t sum = 0;
-    for (const auto& [handle, state] : streams_) {
+    for (const auto& [handle, state] : *streams_) {
       std::lock_guard stream_lock(state->mutex);
       sum += state->queue.size() + (state->running ? 1 : 0);
     }
@@ -202,13 +210,13 @@ class ThreadedStreams final : public Streams {
   // Null when the handle is unknown.
   std::shared_ptr<StreamState> stream(StreamHandle handle) {
     std::lock_guard lock(mutex_);
-    const auto it = streams_.find(handle);
-    return it == streams_.end() ? nullptr : it->second;
+    const auto it = streams_->find(handle);
+    return it == streams_->end() ? nullptr : it->second;
   }
   std::shared_ptr<EventState> event(EventHandle handle) {
     std::lock_guard lock(mutex_);
-    const auto it = events_.find(handle);
-    return it == events_.end() ? nullptr : it->second;
+    const auto it = events_->find(handle);
+    return it == events_->end() ? nullptr : it->second;
   }
   static std::shared_ptr<EventRecord> last_of(EventState& state) {
     std::lock_guard lock(state.mutex);
@@ -227,8 +235,11 @@ class ThreadedStreams final : public Streams {
   }
 
   mutable std::mutex mutex_;
-  std::map<StreamHandle, std::shared_ptr<StreamState>> streams_;
-  std::map<EventHandle, std::shared_ptr<EventState>> events_;
+  using StreamMap = std::map<StreamHandle, std::shared_ptr<StreamState>>;
+  using EventMap = std::map<EventHandle, std::shared_ptr<EventState>>;
+  std::unique_ptr<StreamMap> streams_ = std::make_unique<StreamMap>();
+  std::unique_ptr<EventMap> events_ = std::make_unique<EventMap>();
+  const pid_t process_ = getpid();
   std::atomic<std::int64_t> advanced_ns_{0};
 };
 

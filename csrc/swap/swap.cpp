@@ -70,6 +70,18 @@ RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd,
   return regions_.back();
 }
 
+void ModelMemory::remove_region(const Region& region) {
+  RegionPtr gone;  // what it holds goes after the lock
+  std::lock_guard lock(mutex_);
+  require(State::out, "a region can be removed only while its model is out");
+  require_own(region);
+  if (!region.arena_.expired()) throw UsageError("an allocator still has the region");
+  const auto at = std::find_if(regions_.begin(), regions_.end(),
+                               [&](const RegionPtr& mine) { return mine.get() == &region; });
+  gone = std::move(*at);
+  regions_.erase(at);
+}
+
 std::size_t ModelMemory::all_pages() const {
   std::size_t sum = 0;
   for (const RegionPtr& region : regions_) sum += region->pages();

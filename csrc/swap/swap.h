@@ -49,6 +49,8 @@ class Region {
   [[nodiscard]] DevicePtr address() const noexcept { return reservation_->address(); }
   // Null for a workspace.
   [[nodiscard]] std::byte* image() const noexcept { return image_ ? image_->data() : nullptr; }
+  // Host memory behind it, in whole pages of the system.
+  [[nodiscard]] std::size_t image_bytes() const noexcept { return image_ ? image_->bytes() : 0; }
   [[nodiscard]] const ReservationPtr& reservation() const noexcept { return reservation_; }
 
  private:
@@ -84,6 +86,10 @@ class ModelMemory {
   // Addresses are kept for `capacity_bytes`, or for `bytes` if that is more. Throws UsageError,
   // DriverError or std::system_error.
   RegionPtr add_region(Tag tag, std::size_t bytes, int image_fd, std::size_t capacity_bytes = 0);
+
+  // Forgets a region and its contents; only while the model is out. Its addresses stay reserved
+  // for as long as a tensor holds them. Throws UsageError.
+  void remove_region(const Region& region);
 
   // Makes a region `bytes` long, at the addresses it has. What it gains reads as zeros; what it
   // loses is lost. A resident region that grows into new pages is given exactly those, of which

@@ -386,6 +386,11 @@ class Region:
         How long it can become, in whole pages.
         """
     @property
+    def image_bytes(self) -> int:
+        """
+        Host memory behind it, in whole pages of the system.
+        """
+    @property
     def mapped_pages(self) -> int:
         """
         Pages behind it now; none while the model is out.
@@ -430,6 +435,10 @@ class ModelMemory:
         image_fd: typing.SupportsInt | typing.SupportsIndex = -1,
         capacity_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Region: ...
+    def remove_region(self, region: Region) -> None:
+        """
+        Forgets a region of a model that is out.
+        """
     def swap_in(
         self,
         pages: collections.abc.Sequence[Page],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 256
 _OWNER = "_gpupool_owner"
+_TAGS = ("weights", "runtime")
 
 
 @dataclass
@@ -69,17 +70,20 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
             runtime.append(storage)
     sizes = _pack(weights), _pack(runtime)
     # Both regions first: if one is refused, no tensor has moved.
-    regions = [
-        model.region(tag, size_bytes) if size_bytes > 0 else None
-        for tag, size_bytes in zip(("weights", "runtime"), sizes, strict=True)
-    ]
-    for region, storages in zip(regions, (weights, runtime), strict=True):
-        if region is not None:
+    adopted: list[tuple[Region, list[_Storage]]] = []
+    try:
+        for tag, size_bytes, storages in zip(_TAGS, sizes, (weights, runtime), strict=True):
+            if size_bytes > 0:
+                adopted.append((model.region(tag, size_bytes), storages))
+        for region, storages in adopted:
             _fill_image(region, storages)
             region.adopt_image()
-    for region, storages in zip(regions, (weights, runtime), strict=True):
-        if region is not None:
-            _rebind(storages, region, model.name)
+    except BaseException:
+        for region, _ in adopted:
+            model.remove_region(region)
+        raise
+    for region, storages in adopted:
+        _rebind(storages, region, model.name)
     return Adopted(*sizes, outside_bytes)
 
 

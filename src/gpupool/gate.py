@@ -47,6 +47,7 @@ class _State(Enum):
     RESIDENT = "resident"
     LEAVING = "leaving"
     TORN = "torn"
+    CLOSED = "closed"
 
 
 class Gate:
@@ -96,12 +97,15 @@ class Gate:
         """Wait until the model is resident and keep it so until ``close_step``.
 
         Raises LeaseTimeoutError when that takes longer than ``timeout_s`` (default: the gate's),
-        and whatever bringing the model in raises; the step is not open then.
+        UsageError once the gate is closed, and whatever bringing the model in raises; the step is
+        not open then.
         """
         limit_s = self._lease_timeout_s if timeout_s is None else timeout_s
         deadline_s = self._clock() + limit_s
         with self._changed:
             while not self._enter():
+                if self._state is _State.CLOSED:
+                    raise UsageError("a closed model cannot be used")
                 if self._state in (_State.OUT, _State.TORN):
                     self._bring_in(deadline_s - self._clock())
                     # The step that it came for goes first, even if a revoke waits already.
@@ -142,11 +146,13 @@ class Gate:
         """Keep the model where it is for the length of a ``with`` block; whether it is resident.
 
         Waits while it comes or leaves. The block must be short: while the model is out, everybody
-        waits for it. Raises UsageError for a torn model.
+        waits for it. Raises UsageError for a torn or a closed model.
         """
         with self._changed:
             while self._state in (_State.ARRIVING, _State.LEAVING):
                 self._changed.wait()
+            if self._state is _State.CLOSED:
+                raise UsageError("a closed model cannot be used")
             if self._state is _State.TORN:
                 raise UsageError("a model torn by a failure must be swapped out first")
             if self._state is _State.OUT:
@@ -189,7 +195,8 @@ class Gate:
             try:
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
-                    if self._state is _State.OUT or self._arrivals != arrivals:
+                    gone = self._state in (_State.OUT, _State.CLOSED)
+                    if gone or self._arrivals != arrivals:
                         return False
                     if is_stale is not None and is_stale():
                         return False
@@ -209,6 +216,21 @@ class Gate:
                 self._state = after or self._after_error(_State.RESIDENT)
                 self._changed.notify_all()
         return True
+
+    def close(self) -> bool:
+        """Give the memory up and let nobody in any more; False if another call did so.
+
+        Raises what ``give_up`` does; the gate is open then.
+        """
+        while True:
+            self.give_up()
+            with self._changed:
+                if self._state is _State.CLOSED:
+                    return False
+                if self._state is _State.OUT:  # else somebody came in between
+                    self._state = _State.CLOSED
+                    self._changed.notify_all()
+                    return True
 
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for

@@ -42,7 +42,6 @@ class Model:
         self._memory = ModelMemory(session.driver, session.page_bytes)
         self._regions: list[Region] = []
         self._declared = 0
-        self._closed = False
         self._before_swap_out = before_swap_out
         self.gate = Gate(self, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         self.swap_ins = 0
@@ -73,6 +72,21 @@ class Model:
         self._regions.append(region)
         return region
 
+    def remove_region(self, region: Region) -> None:
+        """Forget a region of a model that is out, and what is in it.
+
+        Tensors over it keep their addresses, behind which nothing comes any more. Raises
+        UsageError unless the model is out, for a region of another model, or while an allocator
+        takes memory from it.
+        """
+        self._require_own(region)
+        self._memory.remove_region(region)
+        self._regions = [mine for mine in self._regions if mine is not region]
+        self._declared = 0
+        if region.image_bytes > 0:
+            with contextlib.suppress(DaemonUnavailableError):
+                self._session.return_host_memory(region.image_bytes)
+
     def resize(self, region: Region, size_bytes: int) -> None:
         """Make a region of this model ``size_bytes`` long, at the addresses it has.
 
@@ -82,8 +96,7 @@ class Model:
         Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
         HostMemoryError or RefusedError; the region is as before then.
         """
-        if not any(region is mine for mine in self._regions):
-            raise UsageError(f"that is no region of model {self.name!r}")
+        self._require_own(region)
         if not 0 < size_bytes <= region.capacity_bytes:
             raise UsageError(
                 f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
@@ -101,6 +114,10 @@ class Model:
                     gone = region.resize(size_bytes, [], 0, fd)
                     if gone:
                         self._session.release(gone)
+
+    def _require_own(self, region: Region) -> None:
+        if not any(region is mine for mine in self._regions):
+            raise UsageError(f"that is no region of model {self.name!r}")
 
     def _extend(self, region: Region, size_bytes: int, pages: int, fd: int) -> None:
         before = region.mapped_pages
@@ -202,18 +219,13 @@ class Model:
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
-        if self._closed:
-            return
-        self.gate.give_up()
-        self._closed = True
-        self._session.close()
+        if self.gate.close():
+            self._session.close()
 
     # What the gate asks for.
 
     def bring_in(self, timeout_s: float) -> SwapReport:
         """Get pages and restore every region. For the gate alone."""
-        if self._closed:
-            raise UsageError(f"model {self.name!r} is closed")
         if self._memory.torn:
             self._swap_out()
         self.declare()

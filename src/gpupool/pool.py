@@ -154,8 +154,9 @@ class Pool:
         (``trim`` sees to the last ones). ``slab_bytes`` is a whole number of pages, by default one
         page; at most ``slabs_max`` slabs for each size. ``pinned`` slabs are host memory that the
         device can copy from and to, and take no page. Pages in slabs are not revoked: a model that
-        does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a block
-        holds those, or what an earlier block of the same allocator left. Raises UsageError if a slab does not hold 1 to 65536 blocks of each size.
+        does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a
+        block holds those, or what an earlier block of the same allocator left. Raises UsageError if
+        a slab does not hold 1 to 65536 blocks of each size.
 
         >>> import gpupool
         >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)

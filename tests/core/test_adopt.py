@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gpupool import Model, Pool  # noqa: E402
+from gpupool._core import FaultPlan, open_host_driver, with_faults  # noqa: E402
 from gpupool.adopt import ALIGNMENT_BYTES, Adopted, adopt  # noqa: E402
-from gpupool.errors import UsageError  # noqa: E402
+from gpupool.errors import DriverError, UsageError  # noqa: E402
 
 PAGE_BYTES = 2 << 20
 
@@ -173,3 +174,28 @@ def test_a_tensor_keeps_its_addresses_after_its_model(pool: Pool) -> None:
     again = linear()
     adopt(again, pool.model("b"))
     assert not any(p.data_ptr() <= taken < p.data_ptr() + p.numel() * 4 for p in again.parameters())
+
+
+def test_a_refused_adoption_leaves_nothing_behind() -> None:
+    module = linear()
+    module.register_buffer("steps", torch.ones(5))
+    before = [tensor.data_ptr() for tensor in [*module.parameters(), *module.buffers()]]
+    for nth in range(1, 50):
+        plan = FaultPlan()
+        driver = with_faults(open_host_driver(), plan)
+        pool = Pool(
+            device="host", budget_bytes=4 * PAGE_BYTES, page_bytes=PAGE_BYTES, driver=driver
+        )
+        model = pool.model("a")
+        plan.arm(nth, 999, persistent=False)
+        try:
+            adopt(module, model)
+        except DriverError:
+            assert [t.data_ptr() for t in [*module.parameters(), *module.buffers()]] == before
+            assert model.regions("weights") == model.regions("runtime") == []
+            plan.disarm()
+            continue
+        plan.disarm()
+        assert nth > 4
+        return
+    raise AssertionError("adopting never ended without a failure")

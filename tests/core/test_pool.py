@@ -129,6 +129,8 @@ def test_closing_inside_a_step_is_refused_and_may_be_done_later() -> None:
         model.close()
     model.close()
     assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+    with pytest.raises(UsageError, match="closed"), model.resident():
+        pass
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -25,6 +25,26 @@ def test_a_region_of_another_model_is_refused() -> None:
         model.resize(theirs, 1)
 
 
+def test_a_region_can_be_removed_while_its_model_is_out() -> None:
+    pool = pool_of()
+    model, region = growing(pool)
+    _, theirs = growing(pool, "b")
+    kept = model.region("weights", PAGE_BYTES)
+    with pytest.raises(UsageError, match="no region of model 'a'"):
+        model.remove_region(theirs)
+    with model.resident(), pytest.raises(UsageError, match="while its model is out"):
+        model.remove_region(region)
+    model.swap_out()
+    model.remove_region(region)
+    with pytest.raises(UsageError, match="no region"):
+        model.remove_region(region)
+    assert model.regions("kv_cache") == []
+    with model.resident():
+        assert pool.free_bytes == (BUDGET_PAGES - 1) * PAGE_BYTES
+        assert kept.mapped_pages == 1
+        assert region.mapped_pages == 0
+
+
 def test_sizes_beyond_the_capacity_are_refused_saying_what_to_do() -> None:
     model, region = growing(pool_of())
     for size_bytes in (0, -1, region.capacity_bytes + 1):

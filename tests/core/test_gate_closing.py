@@ -1,0 +1,84 @@
+"""A gate that closes for good, whoever comes at the same time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gate_bench import PATIENCE_S, FakeModel, gate_of, revoke_is_waiting, thread_running, wait_until
+
+from gpupool.errors import DriverError, UsageError
+from gpupool.gate import Gate
+
+
+def test_somebody_who_comes_in_while_the_gate_closes_is_sent_out_again() -> None:
+    class LateGuest(Gate):
+        def give_up(self, *arguments: Any, **more: Any) -> bool:
+            left = super().give_up(*arguments, **more)
+            if left and model.calls.count("in") == 1:
+                with self.hold():
+                    pass
+            return left
+
+    model = FakeModel()
+    gate = LateGuest(model, lease_timeout_s=PATIENCE_S)
+    with gate.hold():
+        pass
+    assert gate.close() is True
+    assert model.calls == ["in", "out", "in", "out"]
+    assert not gate.is_resident
+
+
+def test_nobody_comes_through_a_closed_gate() -> None:
+    model = FakeModel()
+    gate = gate_of(model)
+    with gate.hold(), pytest.raises(UsageError):
+        gate.close()
+    assert gate.close() is True
+    assert gate.close() is False
+    assert gate.give_up() is False
+    with pytest.raises(UsageError, match="closed"):
+        gate.open_step()
+    with pytest.raises(UsageError, match="closed"), gate.steady():
+        pass
+    assert model.calls == ["in", "out"]
+
+
+def test_a_step_that_waits_for_a_gate_that_closes_is_refused() -> None:
+    model = FakeModel()
+    gate = gate_of(model)
+    gate.open_step()
+    refused: list[bool] = []
+
+    def late() -> bool:
+        try:
+            gate.open_step()
+        except UsageError:
+            refused.append(True)
+            return True
+        gate.close_step()
+        return False
+
+    with thread_running(gate.close):
+        wait_until(lambda: revoke_is_waiting(gate))
+        model.may_finish.clear()
+        gate.close_step()
+        assert model.inside.acquire(timeout=PATIENCE_S)
+        with thread_running(late):
+            model.may_finish.set()
+    assert gate.close() is False
+    assert refused == [True] or model.calls == ["in", "out", "in", "out"]
+
+
+def test_a_gate_that_could_not_close_is_open() -> None:
+    model = FakeModel()
+    gate = gate_of(model)
+    with gate.hold():
+        pass
+    model.error = DriverError("unmap failed", "unmap", 999)
+    with pytest.raises(DriverError):
+        gate.close()
+    model.error = None
+    with gate.hold():
+        pass
+    assert gate.close() is True
