@@ -88,7 +88,7 @@ CUresult CUDAAPI gpupool_standin_copy_batch_12080(CUdeviceptr* destinations, CUd
                                                   size_t* failed, CUstream stream) {
   const CUresult result = copy_batch(destinations, sources, sizes, count, attributes,
                                      attributes_from, attributes_count, stream);
-  // "SIZE_MAX if the error doesn't pertain to any specific copy."
+  // No copy in particular.
   if (static_cast<int>(result) != 0) *failed = SIZE_MAX;
   return result;
 }
