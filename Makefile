@@ -42,7 +42,7 @@ endef
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
 	$(call run_cpp_tests,cpp,,900)
 
-faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 41 scenarios in turn
+faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 42 scenarios in turn
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target fault_scenarios
 	build/cpp/tests/cpp/fault_scenarios
@@ -59,8 +59,8 @@ soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
 
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python
-GPU_SUBJECTS := conformance page_pool mapping host_memory transfer scrub model_memory resize \
-	arena_slots
+GPU_SUBJECTS := conformance page_pool mapping host_memory transfer transfer_batch scrub model_memory \
+	resize arena_slots
 gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contract, torch and CuPy
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target $(addsuffix _test,$(GPU_SUBJECTS))

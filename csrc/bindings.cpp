@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <cstring>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <system_error>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "driver/driver.h"
@@ -336,6 +338,108 @@ class Bytes {
  private:
   Py_buffer view_{};
 };
+
+// Numbers of 64 bits: a buffer of them, as array('Q') and numpy have it, or any sequence.
+using WordsArgument = std::variant<py::buffer, std::vector<std::uint64_t>>;
+
+std::vector<std::uint64_t> to_words(const WordsArgument& argument, const char* name) {
+  if (const auto* words = std::get_if<std::vector<std::uint64_t>>(&argument)) return *words;
+  const py::buffer_info info = std::get<py::buffer>(argument).request();
+  const bool native = info.format.starts_with('@') || info.format.starts_with('=') ||
+                      info.format.starts_with('<');  // all of them the same where gpupool runs
+  const std::string kind = native ? info.format.substr(1) : info.format;
+  if (info.ndim != 1 || info.itemsize != 8 || kind.size() != 1 ||
+      std::string("QqLl").find(kind) == std::string::npos) {
+    throw UsageError(std::string(name) + " must be integers of 64 bits in one dimension");
+  }
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(info.shape[0]));
+  const auto* at = static_cast<const char*>(info.ptr);
+  for (std::size_t i = 0; i < words.size(); ++i, at += info.strides[0]) {
+    std::memcpy(&words[i], at, sizeof words[i]);
+  }
+  return words;
+}
+
+// Blocks between device and host, at addresses that the caller answers for.
+class BlockCopier {
+ public:
+  BlockCopier(DriverPtr driver, std::size_t chunk_bytes)
+      : stream_(std::make_unique<CopyStream>(std::move(driver), chunk_bytes)) {}
+  ~BlockCopier() {
+    const py::gil_scoped_release no_gil;  // it waits for what is in flight
+    stream_.reset();
+  }
+  BlockCopier(const BlockCopier&) = delete;
+  BlockCopier& operator=(const BlockCopier&) = delete;
+
+  void to_host(const WordsArgument& device, const WordsArgument& host, const WordsArgument& sizes,
+               const std::string& method) {
+    const bool batch = is_batch(method);
+    const std::vector<CopySpan> spans = to_spans(device, host, sizes);
+    const py::gil_scoped_release no_gil;
+    if (batch) return stream_->to_host(spans);
+    for (const CopySpan& span : spans) stream_->to_host(span.host, span.device, span.bytes);
+  }
+  void to_device(const WordsArgument& device, const WordsArgument& host, const WordsArgument& sizes,
+                 const std::string& method) {
+    const bool batch = is_batch(method);
+    const std::vector<CopySpan> spans = to_spans(device, host, sizes);
+    const py::gil_scoped_release no_gil;
+    if (batch) return stream_->to_device(spans);
+    for (const CopySpan& span : spans) stream_->to_device(span.device, span.host, span.bytes);
+  }
+  void synchronize() { stream_->synchronize(); }
+
+ private:
+  static bool is_batch(const std::string& method) {
+    if (method != "batch" && method != "each") {
+      throw UsageError("method is '" + method + "': use 'batch' or 'each'");
+    }
+    return method == "batch";
+  }
+  static std::vector<CopySpan> to_spans(const WordsArgument& device, const WordsArgument& host,
+                                        const WordsArgument& sizes) {
+    const auto from = to_words(device, "device_addresses"), to = to_words(host, "host_addresses"),
+               bytes = to_words(sizes, "sizes");
+    if (from.size() != to.size() || from.size() != bytes.size()) {
+      throw UsageError("there are " + std::to_string(from.size()) + " device addresses, " +
+                       std::to_string(to.size()) + " host addresses and " +
+                       std::to_string(bytes.size()) + " sizes");
+    }
+    std::vector<CopySpan> spans;
+    spans.reserve(from.size());
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      spans.push_back({from[i], reinterpret_cast<std::byte*>(to[i]), bytes[i]});
+    }
+    return spans;
+  }
+  std::unique_ptr<CopyStream> stream_;
+};
+
+void bind_transfer(py::module_& m) {
+  py::class_<BlockCopier>(
+      m, "BlockCopier",
+      "Copies blocks between device and registered host memory on a stream of its own.\n\n"
+      "Addresses and sizes are integers of 64 bits, in a buffer such as array('Q') or numpy's, or "
+      "in\n"
+      "a sequence. 'batch' makes one driver call for many blocks, which it copies in no order: "
+      "what\n"
+      "is written must not overlap. 'each' makes one for each block. The memory must stay as it "
+      "is\n"
+      "until synchronize(), also after a DriverError, whose status is 801 if the driver has no "
+      "call\n"
+      "for batches; nothing is in flight of that one.")
+      .def(py::init<DriverPtr, std::size_t>(), py::arg("driver").none(false),
+           py::arg("chunk_bytes") = std::size_t{32} << 20)
+      .def("to_host", &BlockCopier::to_host, py::arg("device_addresses"), py::arg("host_addresses"),
+           py::arg("sizes"), py::arg("method") = "batch",
+           "Returns when the copies are enqueued. Raises UsageError or DriverError.")
+      .def("to_device", &BlockCopier::to_device, py::arg("device_addresses"),
+           py::arg("host_addresses"), py::arg("sizes"), py::arg("method") = "batch",
+           "Returns when the copies are enqueued. Raises UsageError or DriverError.")
+      .def("synchronize", &BlockCopier::synchronize, NoGil(),
+           "Waits for all copies. Raises DriverError.");
+}
 
 void bind_digest(py::module_& m) {
   m.def(
@@ -674,6 +778,7 @@ PYBIND11_MODULE(_core, m) {
   bind_observer(m);
   bind_driver(m);
   bind_memory(m);
+  bind_transfer(m);
   bind_digest(m);
   bind_swap(m);
   bind_arena(m);

@@ -37,10 +37,13 @@ Library load() {
     library.error = "the NVIDIA driver is too old: CUDA 12.0 or newer is needed";
     return library;
   }
-  const auto look_up = [&](const char* name, int version) {
+  const auto look_up_later = [&](const char* name, int version) {
     void* function = nullptr;
-    const bool found = find(name, &function, version, 0, nullptr) == 0 && function != nullptr;
-    if (!found && library.error.empty()) {
+    return find(name, &function, version, 0, nullptr) == 0 ? function : nullptr;
+  };
+  const auto look_up = [&](const char* name, int version) {
+    void* function = look_up_later(name, version);
+    if (function == nullptr && library.error.empty()) {
       library.error =
           std::string("the NVIDIA driver has no ") + name + ": CUDA 12.0 or newer is needed";
     }
@@ -50,6 +53,11 @@ Library load() {
   library.symbols.name = reinterpret_cast<decltype(library.symbols.name)>(look_up(#name, version));
   GPUPOOL_CUDA_SYMBOLS(GPUPOOL_CUDA_LOAD)
 #undef GPUPOOL_CUDA_LOAD
+#define GPUPOOL_CUDA_LOAD_LATER(field, name, version, params) \
+  library.symbols.field =                                     \
+      reinterpret_cast<decltype(library.symbols.field)>(look_up_later(#name, version));
+  GPUPOOL_CUDA_LATER_SYMBOLS(GPUPOOL_CUDA_LOAD_LATER)
+#undef GPUPOOL_CUDA_LOAD_LATER
   return library;
 }
 
@@ -161,6 +169,16 @@ class CudaDriver final : public Driver {
     return in_context(
         [&] { return cu_.cuMemcpyDtoHAsync(destination, source, bytes, native(stream)); });
   }
+  Status copy_batch_to_device(const DevicePtr* destinations, const void* const* sources,
+                              const std::size_t* sizes, std::size_t count,
+                              StreamHandle stream) noexcept override {
+    return copy_batch(destinations, sources, sizes, count, stream);
+  }
+  Status copy_batch_to_host(void* const* destinations, const DevicePtr* sources,
+                            const std::size_t* sizes, std::size_t count,
+                            StreamHandle stream) noexcept override {
+    return copy_batch(destinations, sources, sizes, count, stream);
+  }
   Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
               StreamHandle stream) noexcept override {
     return in_context(
@@ -181,6 +199,31 @@ class CudaDriver final : public Driver {
   }
 
  private:
+  // The direction of each copy is the library's to see from its addresses. It takes the arrays as
+  // ones that it could change, and does not.
+  template <typename Destination, typename Source>
+  Status copy_batch(const Destination* destinations, const Source* sources,
+                    const std::size_t* sizes, std::size_t count, StreamHandle stream) noexcept {
+    static_assert(sizeof(Destination) == sizeof(DevicePtr) && sizeof(Source) == sizeof(DevicePtr));
+    return in_context([&] {
+      CopyAttributes attributes{};  // without hints or flags
+      attributes.source_access_order = source_access_in_stream_order;
+      std::size_t from = 0;  // they are those of all copies
+      auto* const to = reinterpret_cast<DevicePtr*>(const_cast<Destination*>(destinations));
+      auto* const of = reinterpret_cast<DevicePtr*>(const_cast<Source*>(sources));
+      auto* const bytes = const_cast<std::size_t*>(sizes);
+      if (cu_.copy_batch != nullptr) {
+        return cu_.copy_batch(to, of, bytes, count, &attributes, &from, 1, native(stream));
+      }
+      if (cu_.copy_batch_12080 != nullptr) {
+        std::size_t failed = 0;
+        return cu_.copy_batch_12080(to, of, bytes, count, &attributes, &from, 1, &failed,
+                                    native(stream));
+      }
+      return static_cast<Result>(Status::not_supported);
+    });
+  }
+
   AllocationProperties page_properties() const noexcept {
     AllocationProperties properties{};
     properties.type = allocation_type_pinned;

@@ -21,6 +21,7 @@ inline constexpr int granularity_minimum = 0;
 inline constexpr unsigned stream_non_blocking = 1;
 inline constexpr unsigned event_disable_timing = 2;
 inline constexpr unsigned host_register_portable = 1;
+inline constexpr int source_access_in_stream_order = 1;
 
 struct Location {
   int type;
@@ -43,6 +44,14 @@ struct AllocationProperties {
 struct AccessDescriptor {
   Location location;
   int flags;
+};
+
+// Of copies in a batch.
+struct CopyAttributes {
+  int source_access_order;
+  Location source_hint;  // both for managed and pageable memory alone
+  Location destination_hint;
+  unsigned flags;
 };
 
 // X(CUDA name, CUDA version that gave it its present form, (parameters))
@@ -95,10 +104,26 @@ struct AccessDescriptor {
   X(cuMemsetD8Async, 3020,                                                                 \
     (std::uint64_t destination, unsigned char value, std::size_t bytes, Stream stream))
 
+// X(field, CUDA name, CUDA version that gave it this form, (parameters)): calls that a driver may
+// do without. cuGetProcAddress knows no form newer than the driver. CUDA 13.0 took the place for
+// the index of the copy that failed out of this one.
+#define GPUPOOL_CUDA_LATER_SYMBOLS(X)                                                            \
+  X(copy_batch, cuMemcpyBatchAsync, 13000,                                                       \
+    (std::uint64_t* destinations, std::uint64_t* sources, std::size_t* sizes, std::size_t count, \
+     CopyAttributes* attributes, std::size_t* attributes_from, std::size_t attributes_count,     \
+     Stream stream))                                                                             \
+  X(copy_batch_12080, cuMemcpyBatchAsync, 12080,                                                 \
+    (std::uint64_t* destinations, std::uint64_t* sources, std::size_t* sizes, std::size_t count, \
+     CopyAttributes* attributes, std::size_t* attributes_from, std::size_t attributes_count,     \
+     std::size_t* failed, Stream stream))
+
 struct Symbols {
 #define GPUPOOL_CUDA_POINTER(name, version, params) Result(*name) params = nullptr;
   GPUPOOL_CUDA_SYMBOLS(GPUPOOL_CUDA_POINTER)
 #undef GPUPOOL_CUDA_POINTER
+#define GPUPOOL_CUDA_LATER_POINTER(field, name, version, params) Result(*field) params = nullptr;
+  GPUPOOL_CUDA_LATER_SYMBOLS(GPUPOOL_CUDA_LATER_POINTER)
+#undef GPUPOOL_CUDA_LATER_POINTER
 };
 
 using GetProcAddress = Result (*)(const char* symbol, void** function, int cuda_version,

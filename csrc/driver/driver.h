@@ -69,6 +69,13 @@ using EventHandle = EventState*;
 //                    recorded counts as complete
 // event_query        success when complete, not_ready otherwise
 // copy_*, fill       asynchronous; host memory must be registered
+// copy_batch_*       `count` copies, at least one and of at least one byte each, in one call. The
+//                    batch as a whole runs in the order of its stream, and reads its sources then;
+//                    its copies run in no order among themselves, so no destination of a batch may
+//                    overlap another. The arrays are the caller's again after the call. The stream
+//                    must not be the legacy default stream. After a failure some of the copies may
+//                    be in flight. A driver of before CUDA 12.8 has no such call: it answers
+//                    not_supported, and has done nothing
 #define GPUPOOL_DRIVER_CALLS(X)                                                                  \
   X(page_granularity, (std::size_t* bytes), (bytes), 0)                                          \
   X(memory_info, (std::size_t* free_bytes, std::size_t* total_bytes), (free_bytes, total_bytes), \
@@ -99,6 +106,14 @@ using EventHandle = EventState*;
     (destination, source, bytes, stream), 1)                                                     \
   X(copy_to_host, (void* destination, DevicePtr source, std::size_t bytes, StreamHandle stream), \
     (destination, source, bytes, stream), 1)                                                     \
+  X(copy_batch_to_device,                                                                        \
+    (const DevicePtr* destinations, const void* const* sources, const std::size_t* sizes,        \
+     std::size_t count, StreamHandle stream),                                                    \
+    (destinations, sources, sizes, count, stream), 1)                                            \
+  X(copy_batch_to_host,                                                                          \
+    (void* const* destinations, const DevicePtr* sources, const std::size_t* sizes,              \
+     std::size_t count, StreamHandle stream),                                                    \
+    (destinations, sources, sizes, count, stream), 1)                                            \
   X(fill, (DevicePtr destination, std::uint8_t value, std::size_t bytes, StreamHandle stream),   \
     (destination, value, bytes, stream), 1)
 

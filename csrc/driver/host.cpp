@@ -7,9 +7,11 @@
 #include <bit>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "driver/host_address_space.h"
+#include "driver/host_batch.h"
 #include "driver/host_streams.h"
 
 namespace gpupool {
@@ -120,6 +122,26 @@ class Host final : public HostDriver {
       });
     });
   }
+  Status copy_batch_to_device(const DevicePtr* destinations, const void* const* sources,
+                              const std::size_t* sizes, std::size_t count,
+                              StreamHandle stream) noexcept override {
+    return guarded([&] {
+      return copy_batch(destinations, destinations, sources, sizes, count, stream,
+                        [](DevicePtr device, const void* memory, std::size_t n) {
+                          std::memcpy(pointer(device), memory, n);
+                        });
+    });
+  }
+  Status copy_batch_to_host(void* const* destinations, const DevicePtr* sources,
+                            const std::size_t* sizes, std::size_t count,
+                            StreamHandle stream) noexcept override {
+    return guarded([&] {
+      return copy_batch(destinations, sources, destinations, sizes, count, stream,
+                        [](DevicePtr device, void* memory, std::size_t n) {
+                          std::memcpy(memory, pointer(device), n);
+                        });
+    });
+  }
   Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
               StreamHandle stream) noexcept override {
     return guarded([&] {
@@ -215,6 +237,37 @@ class Host final : public HostDriver {
         return space_.touch(device + begin, n, [&] {
           move(begin, n);
           return Status::success;
+        });
+      });
+    });
+  }
+
+  // Nothing is copied unless all of it can be, in an order that the streams draw.
+  template <typename Destination, typename Memory, typename Move>
+  Status copy_batch(const Destination* destinations, const DevicePtr* devices,
+                    const Memory* memories, const std::size_t* sizes, std::size_t count,
+                    StreamHandle stream, Move move) {
+    if (count == 0 || devices == nullptr || memories == nullptr || sizes == nullptr) {
+      return Status::invalid_value;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (sizes[i] == 0 || !registry_.holds(memories[i], sizes[i]) ||
+          !space_.accessible(devices[i], sizes[i])) {
+        return Status::invalid_value;
+      }
+    }
+    if (overlap(destinations, sizes, count)) return Status::invalid_value;
+    std::vector<std::size_t> order(count);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    streams_->shuffle(order);
+    const auto batch = std::make_shared<Batch<Memory>>(devices, memories, sizes, order);
+    return enqueue(stream, batch->bytes(), [=, this](std::size_t begin, std::size_t end) {
+      return batch->each(begin, end, [&](DevicePtr device, Memory memory, std::size_t n) {
+        return registry_.touch(memory, n, [&] {
+          return space_.touch(device, n, [&] {
+            move(device, memory, n);
+            return Status::success;
+          });
         });
       });
     });

@@ -66,6 +66,13 @@ class SteppedStreams final : public Streams {
     return push(handle, Op::work_of(std::move(work), random_));
   }
 
+  void shuffle(std::vector<std::size_t>& order) noexcept override {
+    std::lock_guard lock(mutex_);
+    for (std::size_t i = order.size(); i > 1; --i) {
+      std::swap(order[i - 1], order[random_.below(i)]);
+    }
+  }
+
   Status hold(StreamHandle handle, std::shared_ptr<EventRecord> hold) override {
     std::lock_guard lock(mutex_);
     return push(handle, Op::wait_for(std::move(hold), 0, 0, random_));

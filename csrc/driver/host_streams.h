@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "driver/driver.h"
 
@@ -47,6 +48,8 @@ class Streams {
   virtual Status synchronize(StreamHandle stream) = 0;
   virtual Status synchronize_all() = 0;
   virtual Status enqueue(StreamHandle stream, Work work) = 0;
+  // Puts what cuda.h gives no order into one of the orders that it may come in.
+  virtual void shuffle(std::vector<std::size_t>& order) noexcept = 0;
   // Later work of the stream waits until somebody finishes `hold`.
   virtual Status hold(StreamHandle stream, std::shared_ptr<EventRecord> hold) = 0;
 

@@ -137,6 +137,8 @@ class ThreadedStreams final : public Streams {
     return push(handle, [work = std::move(work)] { work.run(0, work.units); });
   }
 
+  void shuffle(std::vector<std::size_t>&) noexcept override {}
+
   Status hold(StreamHandle handle, std::shared_ptr<EventRecord> hold) override {
     return push(handle, [hold = std::move(hold)] { hold->wait(); });
   }

@@ -17,6 +17,7 @@ constexpr bool waits(DriverCall call) {
 // Work of a stream that takes time there; waiting for another stream does too.
 constexpr bool puts_work(DriverCall call) {
   return call == DriverCall::copy_to_device || call == DriverCall::copy_to_host ||
+         call == DriverCall::copy_batch_to_device || call == DriverCall::copy_batch_to_host ||
          call == DriverCall::fill || call == DriverCall::stream_wait_event;
 }
 
@@ -109,7 +110,9 @@ class ObservedDriver final : public Driver {
   void note(const Operands& operands) noexcept {
     Observer& o = *observer_;
     switch (call) {
+      case DriverCall::copy_batch_to_device:
       case DriverCall::copy_to_device: o.to_device_bytes_.fetch_add(operands.bytes, relaxed); break;
+      case DriverCall::copy_batch_to_host:
       case DriverCall::copy_to_host: o.to_host_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::fill: o.filled_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::page_create:

@@ -1,6 +1,8 @@
 // What each driver call is about, from its arguments.
 #pragma once
 
+#include <numeric>
+
 #include "driver/driver.h"
 
 namespace gpupool {
@@ -49,6 +51,22 @@ inline Operands operands_of_copy_to_device(bool, DevicePtr address, const void*,
 inline Operands operands_of_copy_to_host(bool, void*, DevicePtr address, std::size_t bytes,
                                          StreamHandle stream) {
   return {address, bytes, stream};
+}
+// The bytes of all its copies together; they have no one address.
+inline Operands operands_of_batch(const std::size_t* sizes, std::size_t count,
+                                  StreamHandle stream) {
+  if (sizes == nullptr) return {0, 0, stream};
+  return {0, std::accumulate(sizes, sizes + count, std::uint64_t{0}), stream};
+}
+inline Operands operands_of_copy_batch_to_device(bool, const DevicePtr*, const void* const*,
+                                                 const std::size_t* sizes, std::size_t count,
+                                                 StreamHandle stream) {
+  return operands_of_batch(sizes, count, stream);
+}
+inline Operands operands_of_copy_batch_to_host(bool, void* const*, const DevicePtr*,
+                                               const std::size_t* sizes, std::size_t count,
+                                               StreamHandle stream) {
+  return operands_of_batch(sizes, count, stream);
 }
 inline Operands operands_of_fill(bool, DevicePtr address, std::uint8_t, std::size_t bytes,
                                  StreamHandle stream) {

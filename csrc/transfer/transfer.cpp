@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace gpupool {
 
@@ -43,6 +44,69 @@ void CopyStream::to_host(std::byte* destination, DevicePtr source, std::size_t b
     const std::size_t n = std::min(chunk_bytes_, bytes - at);
     GPUPOOL_CALL(driver_, copy_to_host, destination + at, source + at, n, stream_);
   }
+}
+
+namespace {
+
+// Hands the spans to `call` as three arrays, whole where they fit into one call and cut into chunks
+// where not even an empty one would hold them.
+class Batches {
+ public:
+  Batches(std::size_t spans, std::size_t chunk_bytes) : chunk_bytes_(chunk_bytes) {
+    const std::size_t most = std::min(spans, CopyStream::batch_spans_max);
+    device_.reserve(most);
+    host_.reserve(most);
+    sizes_.reserve(most);
+  }
+  template <typename Call>
+  void run(std::span<const CopySpan> batch, Call call) {
+    for (const CopySpan& span : batch) {
+      for (std::size_t at = 0; at < span.bytes;) {
+        const std::size_t n = std::min(chunk_bytes_, span.bytes - at);
+        if (sizes_.size() == CopyStream::batch_spans_max || n > chunk_bytes_ - bytes_) flush(call);
+        device_.push_back(span.device + at);
+        host_.push_back(span.host + at);
+        sizes_.push_back(n);
+        bytes_ += n;
+        at += n;
+      }
+    }
+    if (!sizes_.empty()) flush(call);
+  }
+
+ private:
+  template <typename Call>
+  void flush(Call call) {
+    call(device_.data(), host_.data(), sizes_.data(), sizes_.size());
+    device_.clear();
+    host_.clear();
+    sizes_.clear();
+    bytes_ = 0;
+  }
+
+  const std::size_t chunk_bytes_;
+  std::vector<DevicePtr> device_;
+  std::vector<void*> host_;
+  std::vector<std::size_t> sizes_;
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace
+
+void CopyStream::to_device(std::span<const CopySpan> batch) {
+  Batches(batch.size(), chunk_bytes_)
+      .run(batch, [&](const DevicePtr* device, void* const* host, const std::size_t* sizes,
+                      std::size_t count) {
+        GPUPOOL_CALL(driver_, copy_batch_to_device, device, host, sizes, count, stream_);
+      });
+}
+
+void CopyStream::to_host(std::span<const CopySpan> batch) {
+  Batches(batch.size(), chunk_bytes_)
+      .run(batch, [&](const DevicePtr* device, void* const* host, const std::size_t* sizes,
+                      std::size_t count) {
+        GPUPOOL_CALL(driver_, copy_batch_to_host, host, device, sizes, count, stream_);
+      });
 }
 
 void CopyStream::fill(DevicePtr destination, std::uint8_t value, std::size_t bytes) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <stdexcept>
 #include <stop_token>
 
@@ -25,9 +26,18 @@ class Event {
   EventHandle event_ = nullptr;
 };
 
+// A run of bytes on the device and its place on the host.
+struct CopySpan {
+  DevicePtr device;
+  std::byte* host;  // to_device() reads it alone
+  std::size_t bytes;
+};
+
 // A stream that copies between host and device in order, in chunks.
 class CopyStream {
  public:
+  static constexpr std::size_t batch_spans_max = 1024;
+
   // Throws DriverError.
   CopyStream(DriverPtr driver, std::size_t chunk_bytes);
   // Waits for what is in flight.
@@ -39,6 +49,12 @@ class CopyStream {
   // synchronize().
   void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes);
   void to_host(std::byte* destination, DevicePtr source, std::size_t bytes);
+  // All spans of a batch, in calls for at most batch_spans_max of them and chunk_bytes of bytes;
+  // those of no bytes are left out. The spans are copied in no order, so that what is written must
+  // not overlap: a driver that sees it refuses, on a GPU anything may come of it. The status of the
+  // error is not_supported where the driver has no such call; nothing is in flight then.
+  void to_device(std::span<const CopySpan> batch);
+  void to_host(std::span<const CopySpan> batch);
   void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);  // none for no bytes
   void record(const Event& event);
   void wait_for(const Event& event);

@@ -12,6 +12,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "ArenaStatistics",
+    "BlockCopier",
     "CallCount",
     "Cancellation",
     "Driver",
@@ -275,6 +276,50 @@ class Scrubber:
     ) -> None:
         """
         Scrubs pages that `owner` holds and has not mapped.
+        """
+
+class BlockCopier:
+    """
+    Copies blocks between device and registered host memory on a stream of its own.
+
+    Addresses and sizes are integers of 64 bits, in a buffer such as array('Q') or numpy's, or in
+    a sequence. 'batch' makes one driver call for many blocks, which it copies in no order: what
+    is written must not overlap. 'each' makes one for each block. The memory must stay as it is
+    until synchronize(), also after a DriverError, whose status is 801 if the driver has no call
+    for batches; nothing is in flight of that one.
+    """
+    def __init__(
+        self, driver: Driver, chunk_bytes: typing.SupportsInt | typing.SupportsIndex = 33554432
+    ) -> None: ...
+    def synchronize(self) -> None:
+        """
+        Waits for all copies. Raises DriverError.
+        """
+    def to_device(
+        self,
+        device_addresses: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        host_addresses: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        sizes: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        method: str = "batch",
+    ) -> None:
+        """
+        Returns when the copies are enqueued. Raises UsageError or DriverError.
+        """
+    def to_host(
+        self,
+        device_addresses: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        host_addresses: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        sizes: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        method: str = "batch",
+    ) -> None:
+        """
+        Returns when the copies are enqueued. Raises UsageError or DriverError.
         """
 
 class Tag(enum.Enum):

@@ -55,6 +55,28 @@ GPUPOOL_CUDA_SYMBOLS(SAME_VERSION)
 }  // namespace cuda_types
 #endif
 
+#if CUDA_VERSION >= 13000
+static_assert(
+    SameCall<decltype(cuda::Symbols::copy_batch), decltype(&::cuMemcpyBatchAsync)>::value);
+#ifdef HAS_TYPEDEFS
+#define SAME_LATER_VERSION(field, name, version, params)                          \
+  static_assert(SameCall<cuda::Result(*) params, PFN_##name##_v##version>::value, \
+                "the version asked for has other parameters");
+namespace cuda_later_types {
+using namespace gpupool::cuda;
+GPUPOOL_CUDA_LATER_SYMBOLS(SAME_LATER_VERSION)
+}  // namespace cuda_later_types
+#endif
+static_assert(sizeof(cuda::CopyAttributes) == sizeof(CUmemcpyAttributes));
+#define SAME_ATTRIBUTE(ours, theirs) \
+  static_assert(offsetof(cuda::CopyAttributes, ours) == offsetof(CUmemcpyAttributes, theirs))
+SAME_ATTRIBUTE(source_access_order, srcAccessOrder);
+SAME_ATTRIBUTE(source_hint, srcLocHint);
+SAME_ATTRIBUTE(destination_hint, dstLocHint);
+SAME_ATTRIBUTE(flags, flags);
+static_assert(cuda::source_access_in_stream_order == CU_MEMCPY_SRC_ACCESS_ORDER_STREAM);
+#endif
+
 using Theirs = CUmemAllocationProp;
 using Ours = cuda::AllocationProperties;
 static_assert(sizeof(Ours) == sizeof(Theirs) && alignof(Ours) == alignof(Theirs));

@@ -75,6 +75,11 @@ inline std::vector<Answer> call_everything(Driver& driver) {
   SEAM(fill, base, 7, sizeof memory, stream);
   SEAM(copy_to_host, memory, base, sizeof memory, stream);
   SEAM(copy_to_device, base, memory, sizeof memory, stream);
+  const DevicePtr device[] = {base};
+  void* const host[] = {memory};
+  const std::size_t sizes[] = {sizeof memory};
+  SEAM(copy_batch_to_device, device, host, sizes, 1, stream);
+  SEAM(copy_batch_to_host, host, device, sizes, 1, stream);
   SEAM(event_record, event, stream);
   SEAM(stream_wait_event, stream, event);
   SEAM(event_synchronize, event);

@@ -107,6 +107,14 @@ TEST(what_the_table_says_needs_a_context_is_what_makes_one) {
     if (name == "event_synchronize") return driver.event_synchronize(event);
     if (name == "copy_to_device") return driver.copy_to_device(0, &bytes, 1, stream);
     if (name == "copy_to_host") return driver.copy_to_host(&bytes, 0, 1, stream);
+    void* host[] = {&bytes};
+    const std::size_t sizes[] = {1};
+    if (name == "copy_batch_to_device") {
+      return driver.copy_batch_to_device(&handle, host, sizes, 1, stream);
+    }
+    if (name == "copy_batch_to_host") {
+      return driver.copy_batch_to_host(host, &handle, sizes, 1, stream);
+    }
     CHECK_EQ(name, "fill");
     return driver.fill(0, 0, 1, stream);
   };

@@ -38,6 +38,7 @@ const std::map<std::string, std::string> seam_of = {
     {"cuEventSynchronize", "event_synchronize"},
     {"cuMemcpyHtoDAsync", "copy_to_device"},
     {"cuMemcpyDtoHAsync", "copy_to_host"},
+    {"cuMemcpyBatchAsync", "copy_batch_to_device"},
     {"cuMemsetD8Async", "fill"},
     // The first call that needs a context is the one that retains it and makes it current.
     {"cuDevicePrimaryCtxRetain", "memory_info"},
@@ -75,6 +76,7 @@ TEST(a_status_of_the_library_is_the_answer_of_the_call) {
 #define NAME(name, version, params) all.push_back(#name);
   GPUPOOL_CUDA_SYMBOLS(NAME)
 #undef NAME
+  all.emplace_back("cuMemcpyBatchAsync");
   for (const std::string& name : all) {
     if (unreported.contains(name)) continue;
     for (const Status code : codes) {

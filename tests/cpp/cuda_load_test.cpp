@@ -11,8 +11,9 @@
 
 namespace {
 
-std::string probe(const std::string& environment) {
-  const std::string command = "env -u GPUPOOL_TEST_DRIVER " + environment + " " + PROBE;
+std::string probe(const std::string& environment, const char* argument = "") {
+  const std::string command =
+      "env -u GPUPOOL_TEST_DRIVER " + environment + " " + PROBE + " " + argument;
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.c_str(), "r"), pclose);
   std::string output;
   for (std::array<char, 4096> part; std::fgets(part.data(), part.size(), pipe.get());) {
@@ -63,6 +64,18 @@ TEST(every_call_that_is_missing_is_named) {
   const std::string first = twice("the NVIDIA driver has no cuInit: CUDA 12.0 or newer is needed");
   CHECK_EQ(probe(in("whole") + " GPUPOOL_STANDIN_WITHOUT=all"), first);
   CHECK_EQ(probe(in("whole") + " GPUPOOL_STANDIN_LOOKUP=all"), first);
+}
+
+TEST(a_driver_of_before_cuda_12_8_opens_and_has_no_batches) {
+  const std::string none = twice("open\nCUDA_ERROR_NOT_SUPPORTED");
+  const std::string refused = twice("open\nCUDA_ERROR_INVALID_VALUE");  // by the library
+  const auto ask = [](const char* more) { return probe(in("whole") + " " + more, "batch"); };
+  CHECK_EQ(ask(""), refused);
+  CHECK_EQ(ask("GPUPOOL_STANDIN_VERSION=12080"), refused);
+  CHECK_EQ(ask("GPUPOOL_STANDIN_VERSION=12070"), none);
+  CHECK_EQ(ask("GPUPOOL_STANDIN_VERSION=12000"), none);
+  CHECK_EQ(ask("GPUPOOL_STANDIN_WITHOUT=cuMemcpyBatchAsync"), none);
+  CHECK_EQ(ask("GPUPOOL_STANDIN_LOOKUP=cuMemcpyBatchAsync"), none);
 }
 
 TEST(a_driver_that_does_not_start_is_reported_by_its_own_name) {

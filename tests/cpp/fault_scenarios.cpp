@@ -86,6 +86,18 @@ const Scenario scenarios[] = {
        event.wait();
        second.synchronize();
      }},
+    {"copies in batches", resident,
+     [](World& w) {
+       HostMemory memory(w.driver, -1, mib);
+       CopyStream stream(w.driver, 3000);
+       std::vector<CopySpan> spans;
+       for (std::size_t i = 0; i < 4; ++i) {
+         spans.push_back({w.a->regions[1]->address() + i * 2048, memory.data() + i * 2048, 1500});
+       }
+       stream.to_host(spans);
+       stream.to_device(spans);
+       stream.synchronize();
+     }},
     {"ask for free memory", nothing,
      [](World& w) {
        std::size_t free_bytes = 0, total_bytes = 0;

@@ -80,6 +80,8 @@ class Ledger final : public Driver {
   GPUPOOL_NOTHING(event_synchronize)
   GPUPOOL_NOTHING(copy_to_device)
   GPUPOOL_NOTHING(copy_to_host)
+  GPUPOOL_NOTHING(copy_batch_to_device)
+  GPUPOOL_NOTHING(copy_batch_to_host)
   GPUPOOL_NOTHING(fill)
 #undef GPUPOOL_NOTHING
 

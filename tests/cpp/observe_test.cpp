@@ -158,6 +158,13 @@ struct Drawn {
         now.to_host_bytes += bytes;
       }
       if (ok(driver.fill(address, 3, bytes, stream))) now.filled_bytes += bytes;
+      const DevicePtr device[] = {address, address + bytes};
+      void* const host[] = {memory[own].data(), memory[own].data() + bytes};
+      const std::size_t sizes[] = {bytes, 4096 - bytes}, n = bytes < 4096 ? 2 : 1;
+      if (ok(driver.copy_batch_to_device(device, host, sizes, n, stream))) {
+        now.to_device_bytes += 4096;
+      }
+      if (ok(driver.copy_batch_to_host(host, device, sizes, n, stream))) now.to_host_bytes += 4096;
     }
     if (random.below(4) == 0) static_cast<void>(driver.stream_synchronize(stream));
   }

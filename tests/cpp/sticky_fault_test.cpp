@@ -58,6 +58,10 @@ TEST(use_after_unmap_is_a_sticky_fault) {
   ask("event_synchronize", two->event_synchronize(recorded));
   ask("copy_to_device", two->copy_to_device(destination, &bytes, 1, two.other));
   ask("copy_to_host", two->copy_to_host(&bytes, source, 1, two.other));
+  void* const host[] = {&bytes};
+  const std::size_t sizes[] = {1};
+  ask("copy_batch_to_device", two->copy_batch_to_device(&source, host, sizes, 1, two.other));
+  ask("copy_batch_to_host", two->copy_batch_to_host(host, &source, sizes, 1, two.other));
   ask("fill", two->fill(destination, 1, 1, two.other));
   std::vector<std::string> asked;
   for (const auto& [name, status] : answers) {

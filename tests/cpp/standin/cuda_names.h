@@ -7,6 +7,12 @@
 
 #ifdef GPUPOOL_HAS_CUDA_H
 #include <cuda.h>
+#if CUDA_VERSION < 13000  // its header has this call in an older form, or not at all
+#undef cuMemcpyBatchAsync
+#define cuMemcpyBatchAsync gpupool_standin_copy_batch
+#define CUmemcpyAttributes gpupool::cuda::CopyAttributes
+#define srcAccessOrder source_access_order
+#endif
 #else
 
 using CUresult = gpupool::cuda::Result;
@@ -20,9 +26,11 @@ using CUmemAllocationHandleType = int;
 using CUmemAllocationGranularity_flags = int;
 using CUmemAllocationProp = gpupool::cuda::AllocationProperties;
 using CUmemAccessDesc = gpupool::cuda::AccessDescriptor;
+using CUmemcpyAttributes = gpupool::cuda::CopyAttributes;
 using CUdriverProcAddressQueryResult = int;
 using cuuint64_t = std::uint64_t;
 #define requestedHandleTypes handle_types
+#define srcAccessOrder source_access_order
 #define CUDAAPI
 #define cuGetProcAddress cuGetProcAddress_v2
 
@@ -32,6 +40,10 @@ namespace gpupool::cuda {
 #define GPUPOOL_DECLARE_CUDA_CALL(name, version, params) Result name params;
 GPUPOOL_CUDA_SYMBOLS(GPUPOOL_DECLARE_CUDA_CALL)
 #undef GPUPOOL_DECLARE_CUDA_CALL
+Result cuMemcpyBatchAsync(std::uint64_t* destinations, std::uint64_t* sources, std::size_t* sizes,
+                          std::size_t count, CopyAttributes* attributes,
+                          std::size_t* attributes_from, std::size_t attributes_count,
+                          Stream stream);
 Result cuGetProcAddress(const char* symbol, void** function, int cuda_version, std::uint64_t flags,
                         int* symbol_status);
 }  // namespace gpupool::cuda
@@ -39,3 +51,9 @@ Result cuGetProcAddress(const char* symbol, void** function, int cuda_version, s
 using namespace gpupool::cuda;
 
 #endif
+
+// The same as CUDA 12.8 has it, under a name of the stand-in's own: a header has one form alone.
+extern "C" CUresult CUDAAPI gpupool_standin_copy_batch_12080(
+    CUdeviceptr* destinations, CUdeviceptr* sources, size_t* sizes, size_t count,
+    CUmemcpyAttributes* attributes, size_t* attributes_from, size_t attributes_count,
+    size_t* failed, CUstream stream);

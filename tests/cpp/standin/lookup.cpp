@@ -13,7 +13,11 @@ using gpupool::standin::State;
 
 namespace {
 
-constexpr int driver_version = 13000;
+// Of CUDA 13.0, if the environment says nothing else.
+int driver_version() {
+  const char* value = std::getenv("GPUPOOL_STANDIN_VERSION");
+  return value == nullptr ? 13000 : std::atoi(value);
+}
 
 struct Entry {
   const char* name;
@@ -37,17 +41,27 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress(const char* symbol, void** function, 
                                            cuuint64_t flags,
                                            CUdriverProcAddressQueryResult* status) {
 #define ENTRY(name, version, params) {#name, version, reinterpret_cast<void*>(&::name)},
-  static const Entry entries[] = {GPUPOOL_CUDA_SYMBOLS(ENTRY)};
+  // Of a call in several forms the newest comes last.
+  static const Entry entries[] = {
+      GPUPOOL_CUDA_SYMBOLS(ENTRY)  //
+      {"cuMemcpyBatchAsync", 12080, reinterpret_cast<void*>(&::gpupool_standin_copy_batch_12080)},
+      {"cuMemcpyBatchAsync", 13000, reinterpret_cast<void*>(&::cuMemcpyBatchAsync)},
+  };
 #undef ENTRY
-  if (flags > 2 || cuda_version > driver_version) return static_cast<CUresult>(1);
+  if (flags > 2 || cuda_version > driver_version()) return static_cast<CUresult>(1);
   if (names("GPUPOOL_STANDIN_LOOKUP", symbol)) return static_cast<CUresult>(801);
   int result = not_found;
   *function = nullptr;
   for (const Entry& entry : entries) {
     if (std::strcmp(entry.name, symbol) != 0) continue;
     if (names("GPUPOOL_STANDIN_WITHOUT", symbol)) continue;
-    result = cuda_version < entry.version ? version_not_sufficient : found;
-    if (result == found) *function = entry.function;
+    if (entry.version > driver_version()) continue;
+    if (cuda_version >= entry.version) {
+      *function = entry.function;
+      result = found;
+    } else if (result != found) {
+      result = version_not_sufficient;
+    }
   }
   if (status != nullptr) *status = static_cast<CUdriverProcAddressQueryResult>(result);
   return static_cast<CUresult>(0);

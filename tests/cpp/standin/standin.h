@@ -2,6 +2,7 @@
 // the CUDA driver of a machine with two devices and forwards to the host driver.
 //
 // The environment sets, for a process as a whole:
+//   GPUPOOL_STANDIN_VERSION  the CUDA version of the driver, as cuda.h writes it; 13000 is default
 //   GPUPOOL_STANDIN_WITHOUT  a call that cuGetProcAddress does not find, or all
 //   GPUPOOL_STANDIN_LOOKUP   a call for which cuGetProcAddress fails, or all
 //   GPUPOOL_STANDIN_FAIL     a call that always answers CUDA_ERROR_NO_DEVICE
