@@ -96,9 +96,7 @@ def compile_kernel(name: str, architecture: int, max_registers: int | None) -> C
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = dict(
-            re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _disassemble("-res-usage", file.name))
-        )
+        used = _disassemble("-res-usage", file.name)
         code = _disassemble("-sass", file.name)
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", used))
     return Compiled(
@@ -130,12 +128,19 @@ def _disassemble(*arguments: str) -> str:
 
 @click.command(help=__doc__)
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there, - for here.")
+@click.option(
+    "--kernel",
+    "names",
+    type=click.Choice(list(KERNELS)),
+    multiple=True,
+    help="This alone; may be repeated.",
+)
 @click.option("--max-registers", type=int, help="Allow fewer: it then spills, and says so.")
-def main(json_path: str | None, max_registers: int | None) -> None:
-    """Compile all of them."""
+def main(json_path: str | None, names: tuple[str, ...], max_registers: int | None) -> None:
+    """Compile them."""
     every = [
         compile_kernel(name, architecture, max_registers)
-        for name in KERNELS
+        for name in names or KERNELS
         for architecture in ARCHITECTURES
     ]
     if json_path is None:

@@ -8,8 +8,8 @@ import torch
 
 from gpupool.errors import UsageError
 from gpupool.kernels import device as kernels
-from gpupool.kernels.memory import Memory
-from gpupool.kernels.move import check_can_run, default_programs, on_device, to_device
+from gpupool.kernels.memory import Memory, check_reachable
+from gpupool.kernels.move import default_programs, on_device, resolve, to_device
 
 WORDS_AT_ONCE = 512
 MOST_PROGRAMS = (1 << 31) - 1
@@ -30,8 +30,7 @@ def digest_runs(
     number (``unsigned`` has them as the core has them), and is ready when the current stream is.
     Raises UsageError for what cannot be digested, and on the CPU without Triton's interpreter.
     """
-    on = torch.device(device)
-    check_can_run(on)
+    on = resolve(device)
     firsts = [0] * len(runs) if first_words is None else list(first_words)
     if len(firsts) != len(runs):
         raise UsageError(f"{len(runs)} runs need as many first words, not {len(firsts)}")
@@ -39,8 +38,7 @@ def digest_runs(
     for run, first in zip(runs, firsts, strict=True):
         if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first <= _MASK:
             raise UsageError(f"the first word {first!r} is not a number of 64 bits without a sign")
-        if isinstance(run, torch.Tensor) and run.device.type != on.type and not run.is_pinned():
-            raise UsageError(f"a run on {run.device} cannot be read on {on}")
+        check_reachable(run, on)
         memory = Memory.of(run)
         table.append((memory.address, memory.bytes, first - (first >> 63 << 64)))
     digests = torch.zeros(len(runs), dtype=torch.int64, device=on)

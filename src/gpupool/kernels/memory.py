@@ -52,6 +52,14 @@ Rows: TypeAlias = "torch.Tensor | tuple[int, int] | RowsAt"
 """Where rows are: one after the other in a slab, or each at an address of its own."""
 
 
+def check_reachable(what: object, device: torch.device) -> None:
+    """Raises UsageError for a tensor that kernels on the device cannot read and write."""
+    if not isinstance(what, torch.Tensor) or what.device == device:
+        return
+    if what.device.type != "cpu" or not what.is_pinned():
+        raise UsageError(f"{device} cannot reach a tensor on {what.device}: pin its memory")
+
+
 def block_ids(ids: Numbers, blocks: int, *, distinct: str | None) -> torch.Tensor:
     """As a tensor of 64-bit numbers on the host. Raises UsageError for those out of range.
 

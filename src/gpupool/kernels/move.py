@@ -24,7 +24,14 @@ from triton import JITFunction
 from gpupool.errors import UsageError
 from gpupool.kernels import device as kernels
 from gpupool.kernels.layout import BlockLayout
-from gpupool.kernels.memory import Memory, Numbers, Rows, block_ids, row_addresses
+from gpupool.kernels.memory import (
+    Memory,
+    Numbers,
+    Rows,
+    block_ids,
+    check_reachable,
+    row_addresses,
+)
 
 TILE_BYTES = 8192
 PROGRAMS_PER_PROCESSOR = 8
@@ -42,11 +49,12 @@ class BlockMover:
         programs: int | None = None,
         tile_bytes: int = TILE_BYTES,
     ) -> None:
-        """For blocks of that layout in ``blocks``, which must outlive this object.
+        """For blocks of that layout in ``blocks``.
 
-        That is a tensor, or (address, bytes) and the ``device`` it is on. On a GPU the kernels are
-        made ready here, so that no move waits for a compiler. At most ``programs`` of 128 threads
-        work at a time; fewer than the default leave more of the GPU to others.
+        That is a tensor, which is kept, or (address, bytes), which must stay as it is, and the
+        ``device`` it is on. On a GPU the kernels are made ready here, so that no move waits for a
+        compiler; the memory itself is not touched. At most ``programs`` of 128 threads work at a
+        time; fewer than the default leave more of the GPU to others.
 
         Raises UsageError if the layout does not fit in the memory, or on the CPU without Triton's
         interpreter.
@@ -86,6 +94,7 @@ class BlockMover:
         named twice, and for rows that do not fit, overlap each other or lie in the blocks' memory.
         """
         ids = block_ids(blocks, self.layout.blocks, distinct="gather each once")
+        check_reachable(rows, self._device)
         addresses = row_addresses(rows, len(ids), self.layout, self._memory, written=True)
         self._launch(kernels.gather, torch.cat([ids, addresses]), len(ids))
 
@@ -95,6 +104,7 @@ class BlockMover:
         Rows may overlap, or be the same.
         """
         ids = block_ids(blocks, self.layout.blocks, distinct="only one row can be in it")
+        check_reachable(rows, self._device)
         addresses = row_addresses(rows, len(ids), self.layout, self._memory, written=False)
         self._launch(kernels.scatter, torch.cat([ids, addresses]), len(ids))
 
@@ -130,13 +140,23 @@ class BlockMover:
 def _device_of(
     blocks: torch.Tensor | tuple[int, int], device: torch.device | str | None
 ) -> torch.device:
-    if isinstance(blocks, torch.Tensor):
-        if device is not None and torch.device(device) != blocks.device:
-            raise UsageError(f"the blocks are on {blocks.device}, not on {device}")
-        return blocks.device
-    if device is None:
-        raise UsageError("an address does not say its device: give device=")
-    return torch.device(device)
+    if not isinstance(blocks, torch.Tensor):
+        if device is None:
+            raise UsageError("an address does not say its device: give device=")
+        return resolve(device)
+    named = blocks.device if device is None else torch.device(device)
+    if named.type != blocks.device.type or named.index not in (None, blocks.device.index):
+        raise UsageError(f"the blocks are on {blocks.device}, not on {device}")
+    return blocks.device
+
+
+def resolve(device: torch.device | str) -> torch.device:
+    """The device by its number: ``cuda`` is the current one. Raises as check_can_run does."""
+    named = torch.device(device)
+    check_can_run(named)
+    if named.type == "cuda" and named.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return named
 
 
 def check_can_run(device: torch.device) -> None:

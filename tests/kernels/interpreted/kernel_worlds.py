@@ -68,7 +68,15 @@ def groups_over_each_other(draw: st.DrawFn) -> tuple[Pieces, int]:
     return pieces, blocks
 
 
+@st.composite
+def large_pages(draw: st.DrawFn) -> tuple[Pieces, int]:
+    """More than a program moves at once, on any path."""
+    size = draw(st.sampled_from([1025, 2048 + 12, 8192, 2 * 8192 + 27]))
+    return [(0, size + draw(GAPS), size)], draw(st.integers(1, 2))
+
+
 LAYOUTS = st.one_of(
+    large_pages().map(lambda drawn: BlockLayout.of(*drawn)),
     one_tensor_per_layer().map(lambda drawn: BlockLayout.of(*drawn)),
     one_buffer().map(lambda drawn: BlockLayout.of(*drawn)),
     one_buffer().map(lambda drawn: BlockLayout.merged(*drawn)),
@@ -100,13 +108,14 @@ def worlds(draw: st.DrawFn) -> World:
         return torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
 
     around = some_bytes(before + layout.extent_bytes + MARGIN)
+    row = layout.row_bytes
     blocks = around[before : before + layout.extent_bytes]
     mover = BlockMover(
         layout,
         blocks if draw(st.booleans()) else (blocks.data_ptr(), blocks.nbytes),
         device="cpu",
         programs=draw(st.integers(1, 4)),
-        tile_bytes=draw(st.sampled_from([16, 64, 64, 8192])),
+        tile_bytes=draw(st.sampled_from([16, 64, 64, 8192] if row < 1024 else [2048, 8192])),
     )
     rows = some_bytes(2 * MARGIN + layout.blocks * (layout.row_bytes + 24) + 24)
     return World(layout, around, rows, blocks, mover)

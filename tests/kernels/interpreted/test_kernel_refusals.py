@@ -70,6 +70,7 @@ def test_wrong_rows(memory: Memory, move: Move) -> None:
     for rows, message in (
         (memory.rows[: 2 * ROW - 1], f"2 rows of {ROW} bytes need {2 * ROW}, and the slab has"),
         (memory.rows[::2], "gaps"),
+        (torch.empty(2 * ROW, device="meta"), "cannot reach a tensor on meta"),
         ((at, -1), "not within 64-bit"),
         ((-1, 2 * ROW), "not within 64-bit"),
         (((1 << 63) - 2 * ROW, 2 * ROW), "not within 64-bit"),
@@ -135,6 +136,7 @@ def test_wrong_copies(memory: Memory, sources: Any, targets: Any, message: str) 
         ((4096, LAYOUT.extent_bytes, 1), {"device": "cpu"}, "address, bytes"),
         (torch.zeros(512), {"device": "cuda"}, "the blocks are on cpu"),
         ((4096, 4096), {"device": "meta"}, "run on CUDA devices"),
+        (torch.zeros(512), {"device": "cpu:1"}, "the blocks are on cpu, not on cpu:1"),
         (torch.zeros(512), {"programs": 0}, "at least 1"),
         (torch.zeros(512), {"tile_bytes": 8}, "power of 2"),
         (torch.zeros(512), {"tile_bytes": 48}, "power of 2"),
