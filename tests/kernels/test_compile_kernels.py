@@ -40,8 +40,8 @@ def test_no_spills_and_16_bytes_at_a_time(tmp_path: Path) -> None:
     assert found.keys() == {(k, a) for k in kernels for a in architectures}
     for (kernel, _), each in found.items():
         assert each["spills"] == each["stack_bytes"] == each["local_bytes"] == 0
-        # Eight blocks of 128 threads fit on a processor beside each other.
-        assert each["registers"] <= 64
+        # Five programs of 128 threads fit on a processor beside each other.
+        assert each["registers"] <= 96
         assert each["shared_bytes"] <= 1024
         assert each["reads"]["128"] >= 2
         if kernel != "digest":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from gpupool.kernels.layout import BlockLayout
@@ -12,6 +13,19 @@ from gpupool.kernels.memory import Rows, RowsAt
 from gpupool.kernels.move import BlockMover
 
 MARGIN = 64
+
+
+def settings_for(examples: int) -> settings:
+    """The same examples every time; not shrunk, which takes the interpreter minutes."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
 
 # Most are small, since the interpreter is slow; of 16 and no multiple of it, of 4 and none.
 SIZES = st.sampled_from([1, 4, 15, 16, 20, 32, 33, 48, 64]) | st.integers(1, 70)

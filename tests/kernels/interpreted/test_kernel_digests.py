@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from kernel_worlds import settings_for
 
 from gpupool import _core
 from gpupool.errors import UsageError
@@ -21,13 +22,7 @@ FIRST_WORDS = st.sampled_from([0, 0, 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 6
 SIZES = st.integers(0, 70) | st.sampled_from([8 * WORDS_AT_ONCE, 8 * WORDS_AT_ONCE * 3 + 13])
 
 
-@settings(
-    max_examples=250,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@settings_for(250)
 @given(
     st.lists(st.tuples(SIZES, FIRST_WORDS, st.integers(0, 16)), max_size=3),
     st.integers(0, 1 << 32),

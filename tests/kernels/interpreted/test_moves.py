@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_worlds import World, block_lists, rows_of, worlds
+from kernel_worlds import World, block_lists, rows_of, settings_for, worlds
 
 from gpupool.kernels import reference
 
-SETTINGS = settings(
-    max_examples=650,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = settings_for(650)
 
 
 def expected_around(world: World) -> tuple[torch.Tensor, torch.Tensor]:
