@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check test-python faults planted kills soak sanitize coverage lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check test-python kernels faults planted kills soak sanitize coverage lint format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contrac
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest
+
+kernels: $(STAMPS)/package $(STAMPS)/test ## Compile the kernels for sm_80, sm_90, sm_100; none may spill
+	$(BIN)/python benchmarks/compile_kernels.py
 
 kills: $(STAMPS)/package $(STAMPS)/test ## Kill a client at every driver call and message, and the daemon too
 	$(BIN)/python -m pytest tests/daemon/test_daemon_kill.py

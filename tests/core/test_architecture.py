@@ -32,6 +32,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "scrubbing": (CORE, set()),
     "embedded": (CORE | {"arbiter", "scrubbing", "session", "statistics"}, set()),
     "pool": (CORE | {"embedded", "model", "scrubbing", "session", "statistics", "trace"}, set()),
+    "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),
     "vllm": (LIBRARY | {"adopt", "daemon"}, {"vllm", "torch", "msgspec"}),

@@ -56,6 +56,11 @@ def torch() -> ModuleType:
 
 
 @pytest.fixture
+def triton() -> ModuleType:
+    return library("triton")
+
+
+@pytest.fixture
 def cupy() -> ModuleType:
     module = library("cupy")
     try:

@@ -1,0 +1,58 @@
+"""Runs ``interpreted`` in processes of their own; see conftest.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import gpupool
+
+pytest.importorskip("triton")
+FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(FOLDER.glob("test_*.py"))
+LEAST_CASES = 2000
+
+
+def start(file: Path, folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "GPUPOOL_KERNEL_CASES": str(folder / f"{file.stem}.json"),
+        "PYTHONPATH": str(Path(gpupool.__file__).parents[1]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(file)],
+        cwd=FOLDER.parents[2],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_all_pass_and_compare_enough(
+    tmp_path: Path, record_property: pytest.RecordProperty, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at a time, each on its processor."""
+    children = {file: start(file, tmp_path) for file in FILES}
+    try:
+        for file, child in children.items():
+            output, _ = child.communicate(timeout=280)
+            assert child.returncode == 0, f"{file.name}:\n{output}"
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    cases: Counter[str] = Counter()
+    for file in FILES:
+        cases += Counter(json.loads((tmp_path / f"{file.stem}.json").read_text()))
+    record_property("cases", dict(cases))
+    with capsys.disabled():
+        print(f"\nkernels compared with their references {cases.total()} times: {dict(cases)}")
+    assert cases.total() >= LEAST_CASES
+    assert cases.keys() == {"gather", "scatter", "copy", "digest"}
