@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -10,12 +11,12 @@ from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
-from gpupool.errors import LeaseTimeoutError
+from gpupool.errors import DriverError, LeaseTimeoutError
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
 from gpupool.statistics import ModelStatistics, SwapCount
 
-_POLL_S = 0.02  # while there are slabs
+_POLL_S = 0.02  # while there are slabs, or pages withheld
 
 
 class EmbeddedArbiter:
@@ -37,7 +38,17 @@ class EmbeddedArbiter:
         self._revoked: list[int] = []
         self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
         self.has_slabs = False
-        """Pages also come back from slabs, which tell nobody."""
+
+    def watch_slabs(self) -> None:
+        """Pages also come back from slabs, from now on, which tell nobody."""
+        self.has_slabs = True
+        if self._scrubbing is not None:
+            self._scrubbing.watch_slabs()
+
+    def made_pages(self) -> None:
+        """There are more free pages."""
+        if self._scrubbing is not None:
+            self._scrubbing.came_back()
 
     def add(self, name: str) -> EmbeddedSession:
         """Join as ``name``. Raises UsageError if it is taken."""
@@ -78,6 +89,7 @@ class EmbeddedArbiter:
             self._arbiter.request(key, time.monotonic())
         try:
             while True:
+                self._settle()
                 with self._changed:
                     pages, revoked = self._look(key, timeout_s, deadline_s)
                 if pages is not None:
@@ -117,14 +129,35 @@ class EmbeddedArbiter:
         if not revoked:
             now_s = time.monotonic()
             if now_s >= deadline_s:
-                raise LeaseTimeoutError(
-                    f"no memory within {timeout_s:g} s: another model is in use"
-                )
+                raise LeaseTimeoutError(f"no memory within {timeout_s:g} s: {self._obstacle()}")
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-            if self.has_slabs:
+            if self.has_slabs or self._withheld_pages() > 0:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, revoked
+
+    def _withheld_pages(self) -> int:
+        return 0 if self._scrubbing is None else self.pages.statistics().withheld
+
+    def _settle(self) -> None:
+        """See whether pages that a failure withheld can be had again. Waits for the device."""
+        if self._scrubbing is None or self._withheld_pages() == 0:
+            return
+        # Where they still cannot, they stay withheld: a lease that needs them waits.
+        with contextlib.suppress(DriverError):
+            self._scrubbing.settle()
+            self._scrubbing.came_back()
+
+    def _obstacle(self) -> str:
+        """Why there is no memory."""
+        if withheld := self._withheld_pages():
+            return (
+                f"{withheld} pages are withheld, for the device failed while they were zeroed and "
+                "does not say that nothing writes to them any more"
+            )
+        if self.has_slabs:
+            return "another model is in use, or blocks of slabs are"
+        return "another model is in use"
 
     def _obey(self, revoked: list[int], deadline_s: float) -> None:
         for index, victim in enumerate(revoked):
@@ -168,13 +201,14 @@ class EmbeddedArbiter:
 
     def extend(self, key: int, pages: int) -> PageGrant:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
+        self._settle()
         with self._changed:
             granted = self._arbiter.extend(key, pages)
         try:
             return self._ready(key, granted)
         except BaseException:
             with self._changed:
-                self._arbiter.shrink(key, [p for p in granted if p in self.pages.owned(key)])
+                self._arbiter.take_back(key, granted)
                 self._came_back()
             raise
 

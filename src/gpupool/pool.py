@@ -118,7 +118,10 @@ class Pool:
 
         Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
         """
-        self._pages.create_ahead(self._pages.total_pages if count is None else count)
+        try:
+            self._pages.create_ahead(self._pages.total_pages if count is None else count)
+        finally:  # also after an error: some may have been made
+            self._arbiter.made_pages()
 
     def statistics(self) -> PoolStatistics:
         """What there is of pages, who has them, and what the driver did so far."""
@@ -154,8 +157,9 @@ class Pool:
         (``trim`` sees to the last ones). ``slab_bytes`` is a whole number of pages, by default one
         page; at most ``slabs_max`` slabs for each size. ``pinned`` slabs are host memory that the
         device can copy from and to, and take no page. Pages in slabs are not revoked: a model that
-        does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a block
-        holds those, or what an earlier block of the same allocator left. Raises UsageError if a slab does not hold 1 to 65536 blocks of each size.
+        does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a
+        block holds those, or what an earlier block of the same allocator left. Raises UsageError if
+        a slab does not hold 1 to 65536 blocks of each size.
 
         >>> import gpupool
         >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
@@ -178,8 +182,7 @@ class Pool:
             raise UsageError(
                 f"slab_bytes={slab_bytes}: a slab is a whole number of pages of {self.page_bytes}"
             )
-        self._arbiter.has_slabs = True
-        return SlabAllocator.on_pages(
+        slabs = SlabAllocator.on_pages(
             self.driver,
             self._pages,
             next(_slab_owners),
@@ -187,6 +190,8 @@ class Pool:
             list(block_bytes),
             slabs_max,
         )
+        self._arbiter.watch_slabs()
+        return slabs
 
     def close(self) -> None:
         """Close every model; idempotent. The pages go when the last model object does."""

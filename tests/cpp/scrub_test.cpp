@@ -155,11 +155,15 @@ TEST(any_call_may_fail) {
         injected = p.plan->injected();
         p.check_adds_up();
         p.plan->disarm();
-        if (owned) {  // the next call takes back what was withheld
+        if (owned) {  // what was withheld is nobody's any more
           held = p.pool->owned(1);
         }
-        scrub();
+        const std::size_t withheld = p.pool->statistics().withheld;
+        const std::size_t free = p.pool->free_pages();
+        scrubber.settle();
         CHECK_EQ(p.pool->statistics().withheld, 0);
+        CHECK_EQ(p.pool->free_pages(), free + withheld);
+        scrub();
         p.check_adds_up();
         if (!owned) held = p.pool->acquire(1, 5);
         for (const PageId id : held) CHECK(p.pool->is_clean(id) && all_are(p.content(id), 0));
