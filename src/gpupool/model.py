@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from typing import NoReturn, cast
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
 from gpupool.errors import DaemonUnavailableError, UsageError
@@ -208,6 +209,11 @@ class Model:
         self._closed = True
         self._session.close()
 
+    def drop_memory(self) -> None:
+        """Let host images and addresses go, now that the model is closed. For the pool alone."""
+        self._regions = []
+        self._memory = cast("ModelMemory", _NoMemory())
+
     # What the gate asks for.
 
     def bring_in(self, timeout_s: float) -> SwapReport:
@@ -272,6 +278,17 @@ class Model:
 
     def _bytes_of(self, tag: str) -> int:
         return sum(region.bytes for region in self.regions(tag))
+
+
+class _NoMemory:
+    """Stands for that of a closed model."""
+
+    pages_needed = 0
+    resident = False
+    torn = False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UsageError("the model is closed")
 
 
 def _lacks(region: Region, size_bytes: int) -> bool:

@@ -85,7 +85,7 @@ class Pool:
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._scrubbing = scrubbing(scrub, self.driver, self._pages)
         self._arbiter = EmbeddedArbiter(self.driver, self._pages, self._scrubbing)
-        self._models: list[Model] = []
+        self._models: dict[int, Model] = {}  # by the key of their session, until they are closed
 
     @property
     def free_bytes(self) -> int:
@@ -100,14 +100,25 @@ class Pool:
         before_swap_out: Callable[[], None] | None = None,
     ) -> Model:
         """A new model without regions. Raises UsageError if the name is taken."""
-        model = Model(
-            name,
-            self.session(name),
-            lease_timeout_s=lease_timeout_s,
-            before_swap_out=before_swap_out,
-        )
-        self._models.append(model)
+        session = self._arbiter.add(name, self._forget)
+        try:
+            model = Model(
+                name,
+                session,
+                lease_timeout_s=lease_timeout_s,
+                before_swap_out=before_swap_out,
+            )
+        except BaseException:
+            session.close()
+            raise
+        self._models[session.key] = model
         return model
+
+    def _forget(self, key: int) -> None:
+        """A model has left, and its memory goes with it."""
+        model = self._models.pop(key, None)
+        if model is not None:
+            model.drop_memory()
 
     def session(self, name: str) -> Session:
         """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
@@ -194,9 +205,12 @@ class Pool:
         return slabs
 
     def close(self) -> None:
-        """Close every model; idempotent. The pages go when the last model object does."""
-        for model in self._models:
+        """Close every model; idempotent. The pages go when this object does.
+
+        Of a closed model there is left what tensors and regions that somebody holds refer to:
+        their addresses, and a region's host image.
+        """
+        for model in list(self._models.values()):
             model.close()
-        self._models.clear()
         if self._scrubbing is not None:
             self._scrubbing.stop()

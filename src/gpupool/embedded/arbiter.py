@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.embedded.session import EmbeddedSession
 from gpupool.errors import DriverError, LeaseTimeoutError
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
@@ -50,12 +50,12 @@ class EmbeddedArbiter:
         if self._scrubbing is not None:
             self._scrubbing.came_back()
 
-    def add(self, name: str) -> EmbeddedSession:
-        """Join as ``name``. Raises UsageError if it is taken."""
+    def add(self, name: str, on_close: Callable[[int], None] = lambda _: None) -> EmbeddedSession:
+        """Join as ``name``; ``on_close`` hears of the end. Raises UsageError if it is taken."""
         with self._changed:
             key = self._arbiter.add(name, time.monotonic())
             self._swaps[key] = SwapCount(), SwapCount()
-            return EmbeddedSession(self, key)
+            return EmbeddedSession(self, key, on_close)
 
     def statistics(self) -> tuple[ModelStatistics, ...]:
         """The models in the order they joined."""
@@ -243,81 +243,12 @@ class EmbeddedArbiter:
     def remove(self, key: int) -> None:
         """Forget a model that holds nothing; idempotent."""
         with self._changed:
-            if self._holders.pop(key, None) is not None:
+            self._holders.pop(key, None)  # it has none if it could not be made
+            if self._swaps.pop(key, None) is not None:
                 self._arbiter.remove(key)
-                del self._swaps[key]
                 self._came_back()
 
     def _came_back(self) -> None:
         self._changed.notify_all()
         if self._scrubbing is not None:
             self._scrubbing.came_back()
-
-
-class EmbeddedSession:
-    """A model's session with the arbiter of its own process."""
-
-    def __init__(self, arbiter: EmbeddedArbiter, key: int) -> None:
-        """Speak for the model behind ``key``."""
-        self._arbiter = arbiter
-        self._key = key
-
-    @property
-    def driver(self) -> Driver:
-        """The device that the pages are on."""
-        return self._arbiter.driver
-
-    @property
-    def page_bytes(self) -> int:
-        """Size of every page."""
-        return self._arbiter.pages.page_bytes
-
-    def bind(self, holder: Revocable) -> None:
-        """Whom to tell, on any thread, when the lease is revoked."""
-        self._arbiter.bind(self._key, holder)
-
-    def host_memory(self, size_bytes: int) -> int:
-        """A memfd of that size; the caller closes it. Raises OSError."""
-        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size_bytes)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-    def return_host_memory(self, size_bytes: int) -> None:
-        """Nobody keeps account of it here."""
-
-    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
-        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
-        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
-        self._arbiter.declare(self._key, pages, detail)
-
-    def acquire(self, timeout_s: float) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
-        return self._arbiter.acquire(self._key, timeout_s)
-
-    def extend(self, pages: int) -> PageGrant:
-        """More pages for a lease that is held. Raises PoolFullError or DriverError."""
-        return self._arbiter.extend(self._key, pages)
-
-    def release(self, handles: Sequence[int]) -> None:
-        """Pages of the lease are not mapped any more."""
-        self._arbiter.release(self._key, handles)
-
-    def arrived(self, report: SwapReport) -> None:
-        """The model is resident."""
-        self._arbiter.arrived(self._key, report)
-
-    def give_back(self, report: SwapReport | None) -> None:
-        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
-        self._arbiter.give_back(self._key, report)
-
-    def set_idle(self, idle: bool) -> None:
-        """Whether there is unfinished work."""
-        self._arbiter.set_idle(self._key, idle)
-
-    def close(self) -> None:
-        """Leave the pool; idempotent."""
-        self._arbiter.remove(self._key)
