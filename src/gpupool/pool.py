@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpupool._core import (
     open_cuda_driver,
     open_host_driver,
 )
+from gpupool.checks import whole
 from gpupool.embedded import EmbeddedArbiter
 from gpupool.errors import UsageError
 from gpupool.model import Model
@@ -37,6 +39,8 @@ from gpupool.statistics import DriverStatistics, PagesStatistics, PoolStatistics
 from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
+
+_CUDA = re.compile(r"cuda(?::([0-9]{0,9}))?")
 
 _slab_owners = itertools.count(1 << 63)  # no model has such a number
 
@@ -50,10 +54,9 @@ def open_driver(device: str) -> Driver:
     """
     if device == "host":
         return observe(open_host_driver())
-    kind, _, ordinal = device.partition(":")
-    if kind != "cuda" or not (ordinal == "" or ordinal.isdecimal()):
+    if not isinstance(device, str) or not (named := re.fullmatch(_CUDA, device)):
         raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
-    return observe(open_cuda_driver(int(ordinal or 0)))
+    return observe(open_cuda_driver(int(named[1] or 0)))
 
 
 class Pool:
@@ -80,6 +83,8 @@ class Pool:
         UsageError for a page size that is no power of two or no multiple of the device's
         granularity, a budget below one page, or another word for ``scrub``.
         """
+        budget_bytes = whole("budget_bytes", budget_bytes)
+        page_bytes = whole("page_bytes", page_bytes)
         self.driver = open_driver(device) if driver is None else observe(driver)
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
@@ -129,8 +134,9 @@ class Pool:
 
         Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
         """
+        wanted = self._pages.total_pages if count is None else whole("count", count)
         try:
-            self._pages.create_ahead(self._pages.total_pages if count is None else count)
+            self._pages.create_ahead(wanted)
         finally:  # also after an error: some may have been made
             self._arbiter.made_pages()
 
@@ -186,9 +192,11 @@ class Pool:
         >>> pool.free_bytes
         4194304
         """
-        bytes_each = self.page_bytes if slab_bytes is None else slab_bytes
+        bytes_each = self.page_bytes if slab_bytes is None else whole("slab_bytes", slab_bytes)
+        sizes = [whole("block_bytes", size) for size in block_bytes]
+        slabs_max = whole("slabs_max", slabs_max)
         if pinned:
-            return SlabAllocator.on_host(self.driver, bytes_each, list(block_bytes), slabs_max)
+            return SlabAllocator.on_host(self.driver, bytes_each, sizes, slabs_max)
         if bytes_each < 1 or bytes_each % self.page_bytes:
             raise UsageError(
                 f"slab_bytes={slab_bytes}: a slab is a whole number of pages of {self.page_bytes}"
@@ -198,7 +206,7 @@ class Pool:
             self._pages,
             next(_slab_owners),
             bytes_each // self.page_bytes,
-            list(block_bytes),
+            sizes,
             slabs_max,
         )
         self._arbiter.watch_slabs()

@@ -86,6 +86,7 @@ TEST(bad_figures_are_refused) {
   Pool p;
   CHECK_THROWS(UsageError, Scrubber(p.faulty, p.pool, 0));
   CHECK_THROWS(UsageError, p.pool->create_ahead(pages + 1));
+  CHECK_THROWS(UsageError, PagePool(p.faulty, std::size_t{1} << 60, page_bytes));
   CHECK_THROWS(UsageError, p.pool->is_clean(0));
   CHECK_THROWS(UsageError, p.pool->mark_clean(1, std::vector<PageId>{0}));
   CHECK_EQ(p.pool->created_pages(), 0);

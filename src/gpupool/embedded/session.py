@@ -41,7 +41,7 @@ class EmbeddedSession:
         fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, size_bytes)
-        except OSError:
+        except BaseException:
             os.close(fd)
             raise
         return fd
