@@ -319,7 +319,9 @@ void bind_memory(py::module_& m) {
             self.scrub_owned(owner, pages);
           },
           py::arg("owner"), py::arg("pages"), NoGil(),
-          "Scrubs pages that `owner` holds and has not mapped.");
+          "Scrubs pages that `owner` holds and has not mapped.")
+      .def("settle", &Scrubber::settle, NoGil(),
+           "Gives the pool what an earlier failure withheld from it.");
 }
 
 // The bytes of an object that has them in one piece. Holds them in place; made and let go under the

@@ -7,6 +7,11 @@
 #include "memory/memory.h"
 
 namespace gpupool {
+namespace {
+
+constexpr std::size_t pages_max = std::size_t{1} << 24;  // 32 TiB of the smallest there are
+
+}  // namespace
 
 Page::Page(DriverPtr driver, std::size_t bytes) : driver_(std::move(driver)), bytes_(bytes) {}
 
@@ -46,6 +51,12 @@ PagePool::PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_
   if (slots_ == 0) {
     throw UsageError("budget of " + std::to_string(budget_bytes) +
                      " bytes does not hold one page of " + std::to_string(page_bytes) + " bytes");
+  }
+  if (slots_ > pages_max) {
+    throw UsageError("budget of " + std::to_string(budget_bytes) + " bytes makes " +
+                     std::to_string(slots_) + " pages of " + std::to_string(page_bytes) +
+                     " bytes, and " + std::to_string(pages_max) +
+                     " are the most: use larger pages");
   }
   // So that a page created is a page recorded, and putting one back cannot fail.
   created_.reserve(slots_);

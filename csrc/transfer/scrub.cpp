@@ -25,14 +25,14 @@ Scrubber::Scrubber(DriverPtr driver, std::shared_ptr<PagePool> pool, std::size_t
 
 Scrubber::~Scrubber() {
   try {
-    settle();
+    let_go();
   } catch (...) {
     // Withheld for good; what is mapped keeps its addresses and its memory.
   }
 }
 
 // Lets go of what an earlier failure left.
-void Scrubber::settle() {
+void Scrubber::let_go() {
   if (!mapping_) return;
   stream_.synchronize();
   mapping_->unmap();
@@ -43,7 +43,7 @@ void Scrubber::settle() {
 
 // Zeroes at most pages_at_once_ pages. If that fails and cannot be undone they are withheld.
 void Scrubber::zero(std::span<const PageId> pages) {
-  settle();
+  let_go();
   std::vector<PagePtr> physical;
   physical.reserve(pages.size());
   for (const PageId id : pages) physical.push_back(pool_->page(id));
@@ -56,7 +56,7 @@ void Scrubber::zero(std::span<const PageId> pages) {
     mapping_.reset();
   } catch (...) {
     try {
-      settle();
+      let_go();
     } catch (...) {
       withheld_.assign(pages.begin(), pages.end());
       pool_->withhold(withheld_);
@@ -65,9 +65,14 @@ void Scrubber::zero(std::span<const PageId> pages) {
   }
 }
 
+void Scrubber::settle() {
+  std::lock_guard lock(mutex_);
+  let_go();
+}
+
 std::size_t Scrubber::scrub_free() {
   std::lock_guard lock(mutex_);
-  settle();
+  let_go();
   const std::vector<PageId> pages = pool_->begin_scrub(pages_at_once_);
   if (pages.empty()) return 0;
   try {
@@ -82,7 +87,7 @@ std::size_t Scrubber::scrub_free() {
 
 void Scrubber::scrub_owned(OwnerId owner, std::span<const PageId> pages) {
   std::lock_guard lock(mutex_);
-  settle();
+  let_go();
   pool_->check_held(owner, pages);
   for (std::size_t at = 0; at < pages.size(); at += pages_at_once_) {
     const auto some = pages.subspan(at, std::min(pages_at_once_, pages.size() - at));

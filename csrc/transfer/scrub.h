@@ -13,7 +13,7 @@ namespace gpupool {
 
 // Maps pages at addresses of its own, a few at a time, fills them with zeros and unmaps them. Any
 // thread may call. On a failure pages that something in flight may still touch are withheld from
-// the pool, and given back by a later call.
+// the pool, and given back by a later call: settle() does nothing else.
 class Scrubber {
  public:
   // Throws UsageError if it is to take no page at a time, or DriverError.
@@ -29,10 +29,13 @@ class Scrubber {
   // Scrubs pages that `owner` holds and has not mapped. Throws UsageError unless it holds them,
   // or DriverError; some may be clean then, and those that are withheld are no longer the owner's.
   void scrub_owned(OwnerId owner, std::span<const PageId> pages);
+  // Gives the pool what is withheld from it. Throws DriverError while something in flight may
+  // still touch that.
+  void settle();
 
  private:
   void zero(std::span<const PageId> pages);
-  void settle();
+  void let_go();
 
   DriverPtr driver_;
   std::shared_ptr<PagePool> pool_;

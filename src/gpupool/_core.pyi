@@ -277,6 +277,10 @@ class Scrubber:
         """
         Scrubs pages that `owner` holds and has not mapped.
         """
+    def settle(self) -> None:
+        """
+        Gives the pool what an earlier failure withheld from it.
+        """
 
 class BlockCopier:
     """

@@ -91,6 +91,11 @@ def _find(module: torch.nn.Module) -> list[_Storage]:
     found: dict[int, _Storage] = {}
     seen: set[int] = set()
     for name, tensor, is_parameter in _tensors(module):
+        if tensor.layout != torch.strided:
+            raise UsageError(
+                f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
+                "to be moved: make it dense (to_dense) or keep it outside the module"
+            )
         if id(tensor) in seen or tensor.is_meta or tensor.untyped_storage().nbytes() == 0:
             continue
         seen.add(id(tensor))

@@ -178,6 +178,12 @@ class Arbiter:
         self._pages.give_back(key, pages)
         lease.pages -= len(pages)
 
+    def take_back(self, key: int, extended: list[int]) -> None:
+        """Undo an ``extend``, of whose pages some may be withheld and so no longer the model's."""
+        held = set(self._pages.owned(key))
+        self._pages.give_back(key, [page for page in extended if page in held])
+        self._leases[key].pages -= len(extended)
+
     @staticmethod
     def _require_held(lease: Lease) -> None:
         held = lease.state in (Residency.RESIDENT, Residency.LEAVING)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn, cast
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
+from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.gate import Gate
+from gpupool.host_images import host_memory, in_system_pages, lacks_image
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.session import Session
 from gpupool.trace import Values, span
@@ -37,6 +39,7 @@ class Model:
         ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
         it waits for the device and marks what was written.
         """
+        lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
         self.name = name
         self._session = session
         self._memory = ModelMemory(session.driver, session.page_bytes)
@@ -62,12 +65,14 @@ class Model:
         kind = Tag.__members__.get(tag)
         if kind is None:
             raise UsageError(f"unknown tag {tag!r}: use one of {', '.join(Tag.__members__)}")
+        size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
         if size_bytes < 1:
             raise UsageError("a region must have at least one byte")
+        capacity_bytes = whole("capacity_bytes", capacity_bytes)
         if self._memory.resident:
             raise UsageError("a region can be added only while its model is out")
-        image_bytes = 0 if kind is Tag.workspace else _in_system_pages(size_bytes)
-        with self._host_memory(image_bytes) as fd:
+        image_bytes = 0 if kind is Tag.workspace else in_system_pages(size_bytes)
+        with host_memory(self._session, image_bytes) as fd:
             region = self._memory.add_region(kind, size_bytes, fd, capacity_bytes)
         self._regions.append(region)
         return region
@@ -97,6 +102,7 @@ class Model:
         HostMemoryError or RefusedError; the region is as before then.
         """
         self._require_own(region)
+        size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
         if not 0 < size_bytes <= region.capacity_bytes:
             raise UsageError(
                 f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
@@ -107,7 +113,8 @@ class Model:
             pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
             self._declared = 0
             missing_bytes = region.missing_image_bytes(size_bytes)
-            with self._host_memory(missing_bytes, lambda: _lacks(region, size_bytes)) as fd:
+            unused = partial(lacks_image, region, size_bytes)
+            with host_memory(self._session, missing_bytes, unused) as fd:
                 if resident and pages > 0:
                     self._extend(region, size_bytes, pages, fd)
                 else:
@@ -128,25 +135,6 @@ class Model:
             if region.mapped_pages == before:  # else they go with the rest at the next swap-out
                 self._session.release([page.handle for page in grant.pages])
             raise
-
-    @contextlib.contextmanager
-    def _host_memory(
-        self, size_bytes: int, unused: Callable[[], bool] = lambda: True
-    ) -> Iterator[int]:
-        """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused."""
-        if size_bytes == 0:
-            yield -1
-            return
-        fd = self._session.host_memory(size_bytes)
-        try:
-            yield fd
-        except BaseException:
-            if unused():
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.return_host_memory(size_bytes)
-            raise
-        finally:
-            os.close(fd)
 
     def torch_allocator(
         self, tag: str, size_bytes: int, *, capacity_bytes: int = 0
@@ -193,6 +181,8 @@ class Model:
         KV cache in the block says so with ``writes``, or by ``Region.mark_written``, or the change
         is lost at the next swap-out. Raises DoesNotFitError, LeaseTimeoutError, DriverError.
         """
+        if timeout_s is not None:
+            timeout_s = seconds("timeout_s", timeout_s)
         with self.gate.hold(timeout_s):
             try:
                 yield
@@ -221,6 +211,11 @@ class Model:
         """
         if self.gate.close():
             self._session.close()
+
+    def drop_memory(self) -> None:
+        """Let host images and addresses go, now that the model is closed. For the pool alone."""
+        self._regions = []
+        self._memory = cast("ModelMemory", _NoMemory())
 
     # What the gate asks for.
 
@@ -286,10 +281,12 @@ class Model:
         return sum(region.bytes for region in self.regions(tag))
 
 
-def _lacks(region: Region, size_bytes: int) -> bool:
-    """Whether the region's image is still too short."""
-    return region.missing_image_bytes(size_bytes) > 0
+class _NoMemory:
+    """Stands for that of a closed model."""
 
+    pages_needed = 0
+    resident = False
+    torn = False
 
-def _in_system_pages(size_bytes: int) -> int:
-    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UsageError("the model is closed")

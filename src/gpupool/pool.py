@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpupool._core import (
     open_cuda_driver,
     open_host_driver,
 )
+from gpupool.checks import whole
 from gpupool.embedded import EmbeddedArbiter
 from gpupool.errors import UsageError
 from gpupool.model import Model
@@ -37,6 +39,8 @@ from gpupool.statistics import DriverStatistics, PagesStatistics, PoolStatistics
 from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
+
+_CUDA = re.compile(r"cuda(?::([0-9]{0,9}))?")
 
 _slab_owners = itertools.count(1 << 63)  # no model has such a number
 
@@ -50,10 +54,9 @@ def open_driver(device: str) -> Driver:
     """
     if device == "host":
         return observe(open_host_driver())
-    kind, _, ordinal = device.partition(":")
-    if kind != "cuda" or not (ordinal == "" or ordinal.isdecimal()):
+    if not isinstance(device, str) or not (named := re.fullmatch(_CUDA, device)):
         raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
-    return observe(open_cuda_driver(int(ordinal or 0)))
+    return observe(open_cuda_driver(int(named[1] or 0)))
 
 
 class Pool:
@@ -80,12 +83,14 @@ class Pool:
         UsageError for a page size that is no power of two or no multiple of the device's
         granularity, a budget below one page, or another word for ``scrub``.
         """
+        budget_bytes = whole("budget_bytes", budget_bytes)
+        page_bytes = whole("page_bytes", page_bytes)
         self.driver = open_driver(device) if driver is None else observe(driver)
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._scrubbing = scrubbing(scrub, self.driver, self._pages)
         self._arbiter = EmbeddedArbiter(self.driver, self._pages, self._scrubbing)
-        self._models: list[Model] = []
+        self._models: dict[int, Model] = {}  # by the key of their session, until they are closed
 
     @property
     def free_bytes(self) -> int:
@@ -100,14 +105,25 @@ class Pool:
         before_swap_out: Callable[[], None] | None = None,
     ) -> Model:
         """A new model without regions. Raises UsageError if the name is taken."""
-        model = Model(
-            name,
-            self.session(name),
-            lease_timeout_s=lease_timeout_s,
-            before_swap_out=before_swap_out,
-        )
-        self._models.append(model)
+        session = self._arbiter.add(name, self._forget)
+        try:
+            model = Model(
+                name,
+                session,
+                lease_timeout_s=lease_timeout_s,
+                before_swap_out=before_swap_out,
+            )
+        except BaseException:
+            session.close()
+            raise
+        self._models[session.key] = model
         return model
+
+    def _forget(self, key: int) -> None:
+        """A model has left, and its memory goes with it."""
+        model = self._models.pop(key, None)
+        if model is not None:
+            model.drop_memory()
 
     def session(self, name: str) -> Session:
         """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
@@ -118,7 +134,11 @@ class Pool:
 
         Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
         """
-        self._pages.create_ahead(self._pages.total_pages if count is None else count)
+        wanted = self._pages.total_pages if count is None else whole("count", count)
+        try:
+            self._pages.create_ahead(wanted)
+        finally:  # also after an error: some may have been made
+            self._arbiter.made_pages()
 
     def statistics(self) -> PoolStatistics:
         """What there is of pages, who has them, and what the driver did so far."""
@@ -172,27 +192,33 @@ class Pool:
         >>> pool.free_bytes
         4194304
         """
-        bytes_each = self.page_bytes if slab_bytes is None else slab_bytes
+        bytes_each = self.page_bytes if slab_bytes is None else whole("slab_bytes", slab_bytes)
+        sizes = [whole("block_bytes", size) for size in block_bytes]
+        slabs_max = whole("slabs_max", slabs_max)
         if pinned:
-            return SlabAllocator.on_host(self.driver, bytes_each, list(block_bytes), slabs_max)
+            return SlabAllocator.on_host(self.driver, bytes_each, sizes, slabs_max)
         if bytes_each < 1 or bytes_each % self.page_bytes:
             raise UsageError(
                 f"slab_bytes={slab_bytes}: a slab is a whole number of pages of {self.page_bytes}"
             )
-        self._arbiter.has_slabs = True
-        return SlabAllocator.on_pages(
+        slabs = SlabAllocator.on_pages(
             self.driver,
             self._pages,
             next(_slab_owners),
             bytes_each // self.page_bytes,
-            list(block_bytes),
+            sizes,
             slabs_max,
         )
+        self._arbiter.watch_slabs()
+        return slabs
 
     def close(self) -> None:
-        """Close every model; idempotent. The pages go when the last model object does."""
-        for model in self._models:
+        """Close every model; idempotent. The pages go when this object does.
+
+        Of a closed model there is left what tensors and regions that somebody holds refer to:
+        their addresses, and a region's host image.
+        """
+        for model in list(self._models.values()):
             model.close()
-        self._models.clear()
         if self._scrubbing is not None:
             self._scrubbing.stop()

@@ -13,6 +13,7 @@ from gpupool.errors import DriverError, UsageError
 logger = logging.getLogger("gpupool")
 
 PAGES_AT_ONCE = 8
+_LOOK_S = 0.1  # while pages are withheld, or slabs return some without a word
 
 
 class Scrubbing(Protocol):
@@ -23,6 +24,12 @@ class Scrubbing(Protocol):
 
     def came_back(self) -> None:
         """Pages became free."""
+
+    def settle(self) -> None:
+        """Give the pool what a failure withheld from it. Raises DriverError if that fails still."""
+
+    def watch_slabs(self) -> None:
+        """Pages also come back from slabs, which tell nobody."""
 
     def stop(self) -> None:
         """Nothing is begun any more; idempotent."""
@@ -56,6 +63,13 @@ class OnGrant:
     def came_back(self) -> None:
         """They are zeroed when they are granted again."""
 
+    def settle(self) -> None:
+        """Take back what a grant that failed left withheld. Raises DriverError."""
+        self._scrubber.settle()
+
+    def watch_slabs(self) -> None:
+        """Their pages are zeroed when they are granted again, too."""
+
     def stop(self) -> None:
         """Nothing runs."""
 
@@ -65,12 +79,13 @@ class Background:
 
     def __init__(self, driver: Driver, pages: PagePool) -> None:
         """Start the thread; it ends with ``stop``, or with this object."""
-        scrubber = Scrubber(driver, pages, min(PAGES_AT_ONCE, pages.total_pages))
+        self._scrubber = Scrubber(driver, pages, min(PAGES_AT_ONCE, pages.total_pages))
         self._wanted = threading.Event()
+        self._slabs = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(
             target=_scrub_when_wanted,
-            args=(scrubber, self._wanted, self._over),
+            args=(self._scrubber, pages, self._wanted, self._slabs, self._over),
             name="gpupool-scrub",
             daemon=True,
         )
@@ -82,6 +97,18 @@ class Background:
 
     def came_back(self) -> None:
         """Wake the thread."""
+        self._wanted.set()
+
+    def settle(self) -> None:
+        """Take back what the thread left withheld, for which it tries again too.
+
+        Raises DriverError.
+        """
+        self._scrubber.settle()
+
+    def watch_slabs(self) -> None:
+        """Look now and then from now on."""
+        self._slabs.set()
         self._wanted.set()
 
     def stop(self) -> None:
@@ -96,12 +123,25 @@ def _end(wanted: threading.Event, over: threading.Event, thread: threading.Threa
         thread.join()
 
 
-def _scrub_when_wanted(scrubber: Scrubber, wanted: threading.Event, over: threading.Event) -> None:
-    while wanted.wait() and not over.is_set():
+def _scrub_when_wanted(
+    scrubber: Scrubber,
+    pages: PagePool,
+    wanted: threading.Event,
+    slabs: threading.Event,
+    over: threading.Event,
+) -> None:
+    failed = False
+    while not over.is_set():
+        withheld = pages.statistics().withheld > 0
+        wanted.wait(_LOOK_S if withheld or slabs.is_set() else None)
         wanted.clear()
         try:
             while not over.is_set() and scrubber.scrub_free() > 0:
                 pass
+            failed = False
         except DriverError as error:
-            # The pages are dirty as before, and swap-ins zero what they need to.
-            logger.warning("gpupool: free pages could not be scrubbed: %s", error)
+            # The pages are dirty as before, and swap-ins zero what they need to; or something may
+            # still write to them, and they are withheld until a later call says that nothing does.
+            if not failed:
+                logger.warning("gpupool: free pages could not be scrubbed: %s", error)
+            failed = True

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
+import itertools
 import os
 import sys
 import threading
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpupool._core import Driver, Observer, Trace, with_observer
+from gpupool.checks import whole
 from gpupool.errors import UsageError
 
 VARIABLE = "GPUPOOL_TRACE"
@@ -42,20 +45,30 @@ def span(driver: Driver, name: str, values: Values) -> Iterator[None]:
 def record(driver: Driver, path: str | Path, max_events: int) -> Iterator[None]:
     """Trace an observed driver for the block; see ``Pool.trace``."""
     target = _target(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "no trace can be written to a folder", str(target))
     observer, process = driver.observer, os.getpid()
     assert observer is not None
     if observer.tracing:
         raise UsageError(
             f"this device is being traced already: end that trace first, or unset {VARIABLE}"
         )
-    trace = Trace(max_events)
-    observer.start(trace)
-    try:
-        yield
-    finally:
+    trace = Trace(whole("max_events", max_events))
+    with _Output(target) as output:
+        observer.start(trace)
+        try:
+            yield
+        except BaseException as raised:
+            observer.stop()
+            if os.getpid() == process:
+                try:
+                    output.write(trace)
+                except OSError as error:  # of the two, the caller's own is the one to hear of
+                    raised.add_note(f"gpupool: the trace was not written: {error}")
+            raise
         observer.stop()
         if os.getpid() == process:  # not in a forked child
-            _write(trace, target)
+            output.write(trace)
 
 
 def observe(driver: Driver) -> Driver:
@@ -75,6 +88,8 @@ class _ProcessTrace:
 
     def __init__(self, path: str) -> None:
         self._target = _target(path)
+        if self._target.is_dir():
+            raise UsageError(f"{VARIABLE}={path} is a folder: name a file in it, as %p.json")
         self._trace = Trace(MAX_EVENTS)
         self._observers: list[Observer] = []
         self._process = os.getpid()
@@ -99,7 +114,8 @@ class _ProcessTrace:
             for observer in self._observers:
                 observer.stop()
             try:
-                _write(self._trace, self._target)
+                with _Output(self._target) as output:
+                    output.write(self._trace)
             except OSError as error:
                 print(f"gpupool: the trace was not written: {error}", file=sys.stderr)
 
@@ -132,13 +148,30 @@ def _target(path: str | Path) -> Path:
     return target
 
 
-def _write(trace: Trace, target: Path) -> None:
-    """Whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            trace.write(file.write)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+class _Output:
+    """A trace's file: written whole or not at all, and refused before there is anything to lose."""
+
+    def __init__(self, target: Path) -> None:
+        """Begin it under another name. Raises OSError."""
+        self._target = target
+        self._process = os.getpid()
+        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_outputs)}")
+        self._file = self._temporary.open("wb")
+
+    def write(self, trace: Trace) -> None:
+        """All of the trace, under its name. Raises OSError."""
+        trace.write(self._file.write)
+        self._file.close()
+        self._temporary.replace(self._target)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # what is buffered still may fail again
+            self._file.close()
+        if os.getpid() == self._process:
+            self._temporary.unlink(missing_ok=True)
+
+
+_outputs = itertools.count()

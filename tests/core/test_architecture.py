@@ -18,20 +18,35 @@ CPP_ROOMS = ["driver", "memory", "transfer", "image", "swap"]
 
 # Each room, which rooms it may import besides itself, and which packages that are not Python's own.
 CORE = {"_core", "errors"}
-LIBRARY = CORE | {"session", "gate", "model", "pool", "arbiter", "schedule", "statistics", "trace"}
+LIBRARY = CORE | {
+    "checks",
+    "session",
+    "gate",
+    "model",
+    "pool",
+    "arbiter",
+    "schedule",
+    "statistics",
+    "trace",
+}
 PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "checks": ({"errors"}, set()),
     "schedule": (set(), set()),
     "session": (CORE, set()),
     "arbiter": (CORE | {"schedule"}, set()),
     "gate": (CORE, set()),
     "statistics": (CORE, set()),
-    "trace": (CORE, set()),
+    "trace": (CORE | {"checks"}, set()),
+    "host_images": (CORE | {"session"}, set()),
     "interop": (CORE, {"cupy", "torch"}),
-    "model": (CORE | {"gate", "interop", "session", "trace"}, set()),
+    "model": (CORE | {"checks", "gate", "host_images", "interop", "session", "trace"}, set()),
     "scrubbing": (CORE, set()),
     "embedded": (CORE | {"arbiter", "scrubbing", "session", "statistics"}, set()),
-    "pool": (CORE | {"embedded", "model", "scrubbing", "session", "statistics", "trace"}, set()),
+    "pool": (
+        CORE | {"checks", "embedded", "model", "scrubbing", "session", "statistics", "trace"},
+        set(),
+    ),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),

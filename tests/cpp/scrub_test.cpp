@@ -86,6 +86,7 @@ TEST(bad_figures_are_refused) {
   Pool p;
   CHECK_THROWS(UsageError, Scrubber(p.faulty, p.pool, 0));
   CHECK_THROWS(UsageError, p.pool->create_ahead(pages + 1));
+  CHECK_THROWS(UsageError, PagePool(p.faulty, std::size_t{1} << 60, page_bytes));
   CHECK_THROWS(UsageError, p.pool->is_clean(0));
   CHECK_THROWS(UsageError, p.pool->mark_clean(1, std::vector<PageId>{0}));
   CHECK_EQ(p.pool->created_pages(), 0);
@@ -155,11 +156,15 @@ TEST(any_call_may_fail) {
         injected = p.plan->injected();
         p.check_adds_up();
         p.plan->disarm();
-        if (owned) {  // the next call takes back what was withheld
+        if (owned) {  // what was withheld is nobody's any more
           held = p.pool->owned(1);
         }
-        scrub();
+        const std::size_t withheld = p.pool->statistics().withheld;
+        const std::size_t free = p.pool->free_pages();
+        scrubber.settle();
         CHECK_EQ(p.pool->statistics().withheld, 0);
+        CHECK_EQ(p.pool->free_pages(), free + withheld);
+        scrub();
         p.check_adds_up();
         if (!owned) held = p.pool->acquire(1, 5);
         for (const PageId id : held) CHECK(p.pool->is_clean(id) && all_are(p.content(id), 0));

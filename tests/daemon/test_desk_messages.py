@@ -6,6 +6,7 @@ import contextlib
 from typing import cast
 
 import msgspec
+import pytest
 from desk_bench import OUT_OF_MEMORY, PAGE_BYTES, PAGES, REVOKE_S, SWAP, Bench, FakePeer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from gpupool.errors import ProtocolError
 
 _names = st.sampled_from(["a", "b", "c", "d", "", "x\n"])
 _figures = st.just(SWAP)
+_PAGES_EDGE = [2**32 - 1, 2**32]  # the largest number there is, and one more
 _messages = st.one_of(
     st.builds(p.Hello, st.sampled_from([p.PROTOCOL_VERSION] * 9 + [0]), _names),
     st.builds(p.HostMemory, st.sampled_from([0, 1, 4096, 300_000, 2**53])),
@@ -25,8 +27,11 @@ _messages = st.one_of(
     st.builds(p.HostMemoryUnused, st.sampled_from([0, 1, 4096, 2**53])),
     st.just(p.Acquire()),
     st.just(p.Acquire()),
-    st.builds(p.Extend, st.sampled_from([0, 1, 1, 2, PAGES + 1, 2**32])),
-    st.builds(p.Release, st.lists(st.integers(0, PAGES), max_size=2)),
+    st.builds(p.Extend, st.sampled_from([0, 1, 1, 2, PAGES + 1, *_PAGES_EDGE])),
+    st.builds(
+        p.Release,
+        st.lists(st.integers(0, PAGES) | st.sampled_from(_PAGES_EDGE), max_size=2),
+    ),
     st.just(p.Cancel()),
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
@@ -56,7 +61,8 @@ class AnyMessagesInAnyOrder(RuleBasedStateMachine):
             before = self.bench.ledger()
             heard = len(peer.heard)
             try:
-                stays = self.bench.desk.handle(cast(Peer, peer), message, self.bench.now_s)
+                heard_as = wire.decode_client(wire.encode(message))
+                stays = self.bench.desk.handle(cast(Peer, peer), heard_as, self.bench.now_s)
             except ProtocolError:
                 assert self.bench.ledger() == before
                 stays = False
@@ -135,6 +141,18 @@ TestAnyMessagesInAnyOrder = AnyMessagesInAnyOrder.TestCase
 TestAnyMessagesInAnyOrder.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
+
+
+@pytest.mark.parametrize("page", _PAGES_EDGE)
+def test_a_page_that_cannot_be_is_a_protocol_error(page: int) -> None:
+    bench = Bench()
+    peer = bench.worker("a", 3)
+    bench.tell(peer, p.Acquire())
+    before = bench.ledger()
+    with pytest.raises(ProtocolError):
+        bench.tell(peer, wire.decode_client(wire.encode(p.Release([page]))))
+    assert bench.ledger() == before == (1, 3, 0)
+
 
 _json = st.recursive(
     st.none()

@@ -160,7 +160,7 @@ class DaemonSession:
             raise UsageError(f"{pages} is no number of pages")
         ids: list[int] = []
         with self._asking:
-            self._link.send(p.Extend(min(pages, 2**32)))
+            self._link.send(p.Extend(min(pages, p.PAGES_MAX)))
             if self._collect(ids, REPLY_TIMEOUT_S) is not _Answer.GRANTED:
                 self._link.fail("the pool daemon does not answer")
             try:

@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
+from gpupool.checks import seconds
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.errors import (
@@ -26,6 +27,7 @@ from gpupool.errors import (
 )
 
 REPLY_TIMEOUT_S = 60.0
+_WAIT_MAX_S = 1e6  # a socket counts milliseconds in 31 bits
 
 
 class Reply(NamedTuple):
@@ -37,6 +39,7 @@ class Reply(NamedTuple):
 
 def connect(socket_path: Path, timeout_s: float) -> socket.socket:
     """A connection whose every call has a time limit. Raises DaemonUnavailableError."""
+    timeout_s = seconds("timeout_s", timeout_s, most=_WAIT_MAX_S)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # A socket with a time limit of Python's does not wait for a daemon that is busy accepting.
     limit = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))

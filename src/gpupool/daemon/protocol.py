@@ -19,9 +19,10 @@ HISTORY = 1024  # swap-ins remembered per model
 TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
 NAME_CHARACTERS_MAX = 256
 COUNT_MAX = 2**53
+PAGES_MAX = 2**32 - 1  # what a number of a page, or of pages, goes up to
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-Pages = Annotated[int, Meta(ge=0, le=2**32)]
+Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import selectors
@@ -20,6 +21,8 @@ from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
 from gpupool.pool import open_driver
+
+logger = logging.getLogger("gpupool")
 
 _CONNECTIONS_MAX = 1024
 _CONNECTIONS_MIN = 16
@@ -156,6 +159,11 @@ class Server:
                 self._lose(peer)
         except (DaemonUnavailableError, OSError):
             self._hang_up(peer)
+            self._lose(peer)
+        except Exception:
+            # A defect of the daemon's own. One peer meets it, and the others keep their memory.
+            logger.exception("gpupool: the message of process %d could not be handled", peer.pid)
+            peer.say(Dismissed("the daemon failed over a message: its log says how"))
             self._lose(peer)
 
     def _lose(self, peer: Peer) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
-from gpupool.errors import LeaseTimeoutError
+from gpupool.embedded.session import EmbeddedSession
+from gpupool.errors import DriverError, LeaseTimeoutError
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
 from gpupool.statistics import ModelStatistics, SwapCount
 
-_POLL_S = 0.02  # while there are slabs
+_POLL_S = 0.02  # while there are slabs, or pages withheld
 
 
 class EmbeddedArbiter:
@@ -37,14 +38,24 @@ class EmbeddedArbiter:
         self._revoked: list[int] = []
         self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
         self.has_slabs = False
-        """Pages also come back from slabs, which tell nobody."""
 
-    def add(self, name: str) -> EmbeddedSession:
-        """Join as ``name``. Raises UsageError if it is taken."""
+    def watch_slabs(self) -> None:
+        """Pages also come back from slabs, from now on, which tell nobody."""
+        self.has_slabs = True
+        if self._scrubbing is not None:
+            self._scrubbing.watch_slabs()
+
+    def made_pages(self) -> None:
+        """There are more free pages."""
+        if self._scrubbing is not None:
+            self._scrubbing.came_back()
+
+    def add(self, name: str, on_close: Callable[[int], None] = lambda _: None) -> EmbeddedSession:
+        """Join as ``name``; ``on_close`` hears of the end. Raises UsageError if it is taken."""
         with self._changed:
             key = self._arbiter.add(name, time.monotonic())
             self._swaps[key] = SwapCount(), SwapCount()
-            return EmbeddedSession(self, key)
+            return EmbeddedSession(self, key, on_close)
 
     def statistics(self) -> tuple[ModelStatistics, ...]:
         """The models in the order they joined."""
@@ -78,6 +89,7 @@ class EmbeddedArbiter:
             self._arbiter.request(key, time.monotonic())
         try:
             while True:
+                self._settle()
                 with self._changed:
                     pages, revoked = self._look(key, timeout_s, deadline_s)
                 if pages is not None:
@@ -117,14 +129,35 @@ class EmbeddedArbiter:
         if not revoked:
             now_s = time.monotonic()
             if now_s >= deadline_s:
-                raise LeaseTimeoutError(
-                    f"no memory within {timeout_s:g} s: another model is in use"
-                )
+                raise LeaseTimeoutError(f"no memory within {timeout_s:g} s: {self._obstacle()}")
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-            if self.has_slabs:
+            if self.has_slabs or self._withheld_pages() > 0:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, revoked
+
+    def _withheld_pages(self) -> int:
+        return 0 if self._scrubbing is None else self.pages.statistics().withheld
+
+    def _settle(self) -> None:
+        """See whether pages that a failure withheld can be had again. Waits for the device."""
+        if self._scrubbing is None or self._withheld_pages() == 0:
+            return
+        # Where they still cannot, they stay withheld: a lease that needs them waits.
+        with contextlib.suppress(DriverError):
+            self._scrubbing.settle()
+            self._scrubbing.came_back()
+
+    def _obstacle(self) -> str:
+        """Why there is no memory."""
+        if withheld := self._withheld_pages():
+            return (
+                f"{withheld} pages are withheld, for the device failed while they were zeroed and "
+                "does not say that nothing writes to them any more"
+            )
+        if self.has_slabs:
+            return "another model is in use, or blocks of slabs are"
+        return "another model is in use"
 
     def _obey(self, revoked: list[int], deadline_s: float) -> None:
         for index, victim in enumerate(revoked):
@@ -168,13 +201,14 @@ class EmbeddedArbiter:
 
     def extend(self, key: int, pages: int) -> PageGrant:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
+        self._settle()
         with self._changed:
             granted = self._arbiter.extend(key, pages)
         try:
             return self._ready(key, granted)
         except BaseException:
             with self._changed:
-                self._arbiter.shrink(key, [p for p in granted if p in self.pages.owned(key)])
+                self._arbiter.take_back(key, granted)
                 self._came_back()
             raise
 
@@ -209,81 +243,12 @@ class EmbeddedArbiter:
     def remove(self, key: int) -> None:
         """Forget a model that holds nothing; idempotent."""
         with self._changed:
-            if self._holders.pop(key, None) is not None:
+            self._holders.pop(key, None)  # it has none if it could not be made
+            if self._swaps.pop(key, None) is not None:
                 self._arbiter.remove(key)
-                del self._swaps[key]
                 self._came_back()
 
     def _came_back(self) -> None:
         self._changed.notify_all()
         if self._scrubbing is not None:
             self._scrubbing.came_back()
-
-
-class EmbeddedSession:
-    """A model's session with the arbiter of its own process."""
-
-    def __init__(self, arbiter: EmbeddedArbiter, key: int) -> None:
-        """Speak for the model behind ``key``."""
-        self._arbiter = arbiter
-        self._key = key
-
-    @property
-    def driver(self) -> Driver:
-        """The device that the pages are on."""
-        return self._arbiter.driver
-
-    @property
-    def page_bytes(self) -> int:
-        """Size of every page."""
-        return self._arbiter.pages.page_bytes
-
-    def bind(self, holder: Revocable) -> None:
-        """Whom to tell, on any thread, when the lease is revoked."""
-        self._arbiter.bind(self._key, holder)
-
-    def host_memory(self, size_bytes: int) -> int:
-        """A memfd of that size; the caller closes it. Raises OSError."""
-        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size_bytes)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-    def return_host_memory(self, size_bytes: int) -> None:
-        """Nobody keeps account of it here."""
-
-    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
-        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
-        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
-        self._arbiter.declare(self._key, pages, detail)
-
-    def acquire(self, timeout_s: float) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
-        return self._arbiter.acquire(self._key, timeout_s)
-
-    def extend(self, pages: int) -> PageGrant:
-        """More pages for a lease that is held. Raises PoolFullError or DriverError."""
-        return self._arbiter.extend(self._key, pages)
-
-    def release(self, handles: Sequence[int]) -> None:
-        """Pages of the lease are not mapped any more."""
-        self._arbiter.release(self._key, handles)
-
-    def arrived(self, report: SwapReport) -> None:
-        """The model is resident."""
-        self._arbiter.arrived(self._key, report)
-
-    def give_back(self, report: SwapReport | None) -> None:
-        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
-        self._arbiter.give_back(self._key, report)
-
-    def set_idle(self, idle: bool) -> None:
-        """Whether there is unfinished work."""
-        self._arbiter.set_idle(self._key, idle)
-
-    def close(self) -> None:
-        """Leave the pool; idempotent."""
-        self._arbiter.remove(self._key)

@@ -1,0 +1,84 @@
+"""A model's session with the arbiter of its own process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from gpupool._core import Driver, SwapReport
+from gpupool.session import PageGrant, Revocable
+
+if TYPE_CHECKING:
+    from gpupool.embedded.arbiter import EmbeddedArbiter
+
+
+class EmbeddedSession:
+    """A model's session with the arbiter of its own process."""
+
+    def __init__(self, arbiter: EmbeddedArbiter, key: int, on_close: Callable[[int], None]) -> None:
+        """Speak for the model behind ``key``, which ``on_close`` is told once it has left."""
+        self._arbiter = arbiter
+        self.key = key
+        self._on_close = on_close
+
+    @property
+    def driver(self) -> Driver:
+        """The device that the pages are on."""
+        return self._arbiter.driver
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of every page."""
+        return self._arbiter.pages.page_bytes
+
+    def bind(self, holder: Revocable) -> None:
+        """Whom to tell, on any thread, when the lease is revoked."""
+        self._arbiter.bind(self.key, holder)
+
+    def host_memory(self, size_bytes: int) -> int:
+        """A memfd of that size; the caller closes it. Raises OSError."""
+        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Nobody keeps account of it here."""
+
+    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
+        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
+        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
+        self._arbiter.declare(self.key, pages, detail)
+
+    def acquire(self, timeout_s: float) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
+        return self._arbiter.acquire(self.key, timeout_s)
+
+    def extend(self, pages: int) -> PageGrant:
+        """More pages for a lease that is held. Raises PoolFullError or DriverError."""
+        return self._arbiter.extend(self.key, pages)
+
+    def release(self, handles: Sequence[int]) -> None:
+        """Pages of the lease are not mapped any more."""
+        self._arbiter.release(self.key, handles)
+
+    def arrived(self, report: SwapReport) -> None:
+        """The model is resident."""
+        self._arbiter.arrived(self.key, report)
+
+    def give_back(self, report: SwapReport | None) -> None:
+        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+        self._arbiter.give_back(self.key, report)
+
+    def set_idle(self, idle: bool) -> None:
+        """Whether there is unfinished work."""
+        self._arbiter.set_idle(self.key, idle)
+
+    def close(self) -> None:
+        """Leave the pool, having given everything back; idempotent."""
+        self._arbiter.remove(self.key)
+        self._on_close(self.key)

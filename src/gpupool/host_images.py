@@ -1,0 +1,42 @@
+"""Host memory for images, from an arbiter that keeps account of it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Callable, Iterator
+
+from gpupool._core import Region
+from gpupool.errors import DaemonUnavailableError
+from gpupool.session import Session
+
+
+@contextlib.contextmanager
+def host_memory(
+    session: Session, size_bytes: int, unused: Callable[[], bool] = lambda: True
+) -> Iterator[int]:
+    """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused."""
+    if size_bytes == 0:
+        yield -1
+        return
+    fd = session.host_memory(size_bytes)
+    try:
+        yield fd
+    except BaseException:
+        if unused():
+            with contextlib.suppress(DaemonUnavailableError):
+                session.return_host_memory(size_bytes)
+        raise
+    finally:
+        os.close(fd)
+
+
+def lacks_image(region: Region, size_bytes: int) -> bool:
+    """Whether the region's image is still too short for that size."""
+    return region.missing_image_bytes(size_bytes) > 0
+
+
+def in_system_pages(size_bytes: int) -> int:
+    """Rounded up."""
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
