@@ -138,7 +138,14 @@ def test_a_model_holds_what_it_has_and_needs_what_it_asked_for() -> None:
         assert (now.models[0].held_bytes, now.models[0].needed_bytes) == (3 * PAGE_BYTES,) * 2
         assert now.page_bytes == PAGE_BYTES
         assert now.pages == PagesStatistics(
-            total=BUDGET_PAGES, created=3, free=1, clean=0, dirty=0, scrubbing=0, withheld=0, owned=3
+            total=BUDGET_PAGES,
+            created=3,
+            free=1,
+            clean=0,
+            dirty=0,
+            scrubbing=0,
+            withheld=0,
+            owned=3,
         )
     model.swap_out()
     now = pool.statistics()

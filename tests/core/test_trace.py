@@ -142,7 +142,9 @@ def test_a_failed_call_has_its_status(tmp_path: Path) -> None:
         with model.resident():
             pass
     pool.close()
-    failed = [event for event in events_of(tmp_path / "t.json") if "status" in event.get("args", {})]
+    failed = [
+        event for event in events_of(tmp_path / "t.json") if "status" in event.get("args", {})
+    ]
     assert [(event["name"], event["args"]["status"]) for event in failed] == [("page_create", 2)]
 
 
