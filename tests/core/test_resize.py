@@ -98,6 +98,7 @@ def test_an_open_tensor_keeps_its_address() -> None:
 @pytest.mark.parametrize("size_pages", [1, 4])
 def test_every_call_of_a_resize_may_fail(size_pages: int, persistent: bool) -> None:
     nth = 0
+    still_mapped = set()
     while True:
         nth += 1
         plan = FaultPlan()
@@ -116,6 +117,12 @@ def test_every_call_of_a_resize_may_fail(size_pages: int, persistent: bool) -> N
             injected = plan.injected
             plan.disarm()
             assert region.bytes == (2 if failed else size_pages) * PAGE_BYTES
+            # No page is free that is still mapped: then what was granted stays until the swap-out.
+            mapped = region.mapped_pages
+            held = size_pages if mapped > 2 else mapped
+            assert pool.free_bytes == (BUDGET_PAGES - held) * PAGE_BYTES
+            if failed:
+                still_mapped.add(mapped)
         model.swap_out()
         assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
         with model.resident():
@@ -124,7 +131,9 @@ def test_every_call_of_a_resize_may_fail(size_pages: int, persistent: bool) -> N
             model.resize(region, 4 * PAGE_BYTES)
         pool.close()
         if injected == 0:
-            return
+            break
+    # Only a device that fails for good leaves pages mapped: one of the two, or both.
+    assert still_mapped == ({2, 3, 4} if size_pages == 4 and persistent else {2})
 
 
 def test_threads_resize_while_others_want_the_memory() -> None:
@@ -201,10 +210,31 @@ def test_every_call_of_a_scrubbed_swap_in_may_fail(persistent: bool) -> None:
 
 def test_pages_can_be_made_ahead() -> None:
     pool = pool_of()
-    pool.create_pages(2)
-    pool.create_pages()
+
+    def created() -> tuple[int, int]:
+        now = pool.statistics()
+        assert now.pages.free == BUDGET_PAGES
+        return now.pages.created, now.driver.calls["page_create"].calls
+
+    assert created() == (0, 0)
+    for count, expected in ((2, 2), (1, 2), (0, 2), (3, 3), (None, BUDGET_PAGES)):
+        pool.create_pages(count)
+        assert created() == (expected, expected)
     with pytest.raises(UsageError, match="5 pages"):
         pool.create_pages(BUDGET_PAGES + 1)
+    with resident_model(pool, "a").resident():
+        assert pool.statistics().driver.calls["page_create"].calls == BUDGET_PAGES
+
+
+def test_pages_made_before_a_failure_stay() -> None:
+    plan = FaultPlan()
+    pool = pool_of(plan=plan)
+    plan.arm(3, 2)
+    with pytest.raises(DriverError):
+        pool.create_pages()
+    assert pool.statistics().pages.created == 2
+    pool.create_pages()
+    assert pool.statistics().pages.created == BUDGET_PAGES
 
 
 def test_a_swap_in_is_cancelled() -> None:

@@ -14,8 +14,8 @@ import pytest
 from pool_bench import BUDGET_PAGES, PAGE_BYTES, memory_of, pool_of, resident_model
 
 from gpupool import Pool
-from gpupool._core import SwapReport
-from gpupool.errors import UsageError
+from gpupool._core import FaultPlan, SwapReport
+from gpupool.errors import DriverError, UsageError
 
 FIRST_STREAM_TRACK = 1 << 22
 
@@ -83,6 +83,69 @@ def test_a_trace_shows_what_the_swaps_report(tmp_path: Path) -> None:
     streams = {name for tid, name in names.items() if tid >= FIRST_STREAM_TRACK}
     assert streams == {f"host:0 stream {n}" for n in range(1, len(streams) + 1)}
     assert json.loads(path.read_text())["otherData"]["dropped"] == 0
+
+
+def test_work_of_streams_names_its_call_and_how_long_it_was_queued(tmp_path: Path) -> None:
+    pool = pool_of()
+    model = pool.model("a")
+    region = model.region("weights", PAGE_BYTES)
+    small = [model.region("runtime", 4096 * (1 + n % 3)) for n in range(2)]
+    other = [model.region("workspace", 5000)]
+    with pool.trace(tmp_path / "t.json"):
+        for _ in range(4):
+            with model.resident(writes=True):
+                pass
+            model.swap_out()
+    addresses = {hex(r.address): r.bytes for r in [region, *small, *other]}
+    pool.close()
+    shown = [event for event in events_of(tmp_path / "t.json") if event["ph"] == "X"]
+    queued_us = []
+    for name in ("copy_to_device", "copy_to_host", "fill"):
+        calls, ran = (
+            [event for event in shown if event.get("cat") == kind and event["name"] == name]
+            for kind in ("driver", "stream")
+        )
+        assert len(calls) == len(ran) > 2
+        for call, work in zip(
+            sorted(calls, key=lambda event: event["ts"]),
+            sorted(ran, key=lambda event: event["ts"]),
+            strict=True,
+        ):
+            assert set(call["args"]) == {"address", "bytes"}
+            assert set(work["args"]) == {"address", "bytes", "queued_us"}
+            for key in ("address", "bytes"):
+                assert call["args"][key] == work["args"][key]
+            # From when the call began until the stream came to it.
+            assert work["args"]["queued_us"] == pytest.approx(work["ts"] - call["ts"], abs=2e-3)
+            queued_us.append(work["args"]["queued_us"])
+        copied = {event["args"]["address"]: event["args"]["bytes"] for event in ran}
+        if name == "copy_to_host":
+            whole = {hex(r.address): r.bytes for r in [region, *small]}
+            assert copied == whole
+        assert any(address in addresses for address in copied)
+    assert min(queued_us) >= 0
+    assert max(queued_us) > 0
+    mapped = [event for event in shown if event["name"] == "map"]
+    assert {event["args"]["address"] for event in mapped} == set(addresses)
+    assert {event["args"]["bytes"] for event in mapped} == {PAGE_BYTES}
+
+
+def test_a_failed_call_has_its_status(tmp_path: Path) -> None:
+    plan = FaultPlan()
+    pool = pool_of(plan=plan)
+    model = resident_model(pool, "a")
+    with pool.trace(tmp_path / "t.json"):
+        plan.arm(1, 2)
+        with pytest.raises(DriverError), model.resident():
+            pass
+        plan.disarm()
+        with model.resident():
+            pass
+    pool.close()
+    failed = [
+        event for event in events_of(tmp_path / "t.json") if "status" in event.get("args", {})
+    ]
+    assert [(event["name"], event["args"]["status"]) for event in failed] == [("page_create", 2)]
 
 
 def test_statistics_are_the_sum_of_the_reports() -> None:

@@ -50,7 +50,9 @@ TEST(nothing_is_recorded_outside_a_trace) {
   CHECK_THROWS(UsageError, observed.start());
   std::size_t bytes = 0;
   CHECK_OK(observed.driver->page_granularity(&bytes));
+  CHECK(observed.observer->tracing());
   observed.observer->stop();
+  CHECK(!observed.observer->tracing());
   observed.observer->stop();
   CHECK_OK(observed.driver->page_granularity(&bytes));
   trace->close();

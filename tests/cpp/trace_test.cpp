@@ -2,40 +2,13 @@
 #include <atomic>
 #include <thread>
 
-#include "ledger.h"
-#include "observed_bench.h"
+#include "traced_bench.h"
 
 using namespace gpupool;
 
 namespace {
 
 using Kind = TraceEvent::Kind;
-
-// A pool and models of three pages behind an observer.
-struct Traced : Observed {
-  explicit Traced(DriverPtr beneath = open_bare_test_driver()) : Observed(std::move(beneath)) {}
-  struct Owner {
-    Owner(Traced& traced, OwnerId id) : traced(traced), id(id) {
-      region = memory.add_region(Tag::weights, 2 * page_bytes, -1);
-      memory.add_region(Tag::runtime, 4096, -1);
-    }
-    SwapReport swap_in() {
-      std::vector<PagePtr> pages;
-      for (const PageId page : traced.pool.acquire(id, 3)) pages.push_back(traced.pool.page(page));
-      return memory.swap_in(std::move(pages));
-    }
-    SwapReport swap_out() {
-      const SwapReport report = memory.swap_out();
-      traced.pool.give_back_all(id);
-      return report;
-    }
-    Traced& traced;
-    OwnerId id;
-    ModelMemory memory{traced.driver, page_bytes, mib / 2};
-    RegionPtr region;
-  };
-  PagePool pool{driver, 6 * page_bytes, page_bytes};
-};
 
 // Fails every call of one kind that the observer makes for itself; its caller makes none.
 class Without final : public Driver {
