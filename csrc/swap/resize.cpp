@@ -15,11 +15,13 @@ void ModelMemory::require_own(const Region& region) const {
 
 std::size_t ModelMemory::missing_image_bytes(const Region& region, std::size_t bytes) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.image_ ? region.image_->missing_bytes(bytes) : 0;
 }
 
 std::size_t ModelMemory::mapped_pages(const Region& region) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.mapping_ ? region.mapping_->pages().size() : 0;
 }
 

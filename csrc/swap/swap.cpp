@@ -246,6 +246,7 @@ void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs)
 
 void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   std::lock_guard lock(mutex_);
+  require_own(region);
   require(State::resident, "only a resident region is written");
   if (region.tag_ == Tag::workspace) throw UsageError("a workspace is never saved");
   check_runs(region, runs);
@@ -254,14 +255,17 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
 
 void ModelMemory::adopt_image(Region& region) {
   std::lock_guard lock(mutex_);
+  require_own(region);
   require(State::out, "an image is filled while its model is out");
   if (region.tag_ == Tag::workspace) throw UsageError("a workspace has no image");
-  region.written_.clear();
+  // The one step that can fail comes first: until then the device's bytes are the ones to save.
   region.saved_.add({0, region.bytes()});
+  region.written_.clear();
 }
 
 std::size_t ModelMemory::saved_bytes(const Region& region) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.saved_.bytes();
 }
 

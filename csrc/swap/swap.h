@@ -70,7 +70,7 @@ class Region {
 
 using RegionPtr = std::shared_ptr<Region>;
 
-// Thread safe; each call is all or nothing.
+// Thread safe; each call is all or nothing. A region of another model is refused by UsageError.
 class ModelMemory {
  public:
   // Copies are cut into chunks of `chunk_bytes`. Throws DriverError, or UsageError unless
