@@ -55,10 +55,17 @@ void FaultPlan::arm(std::uint64_t nth, Status code, bool persistent, bool releas
   code_ = code;
   persistent_ = persistent;
   releases_ = releases;
+  of_one_kind_.clear();
   injected_.clear();
 #define GPUPOOL_COUNT(name, params, args, needs_context) injected_[DriverCall::name] = 0;
   GPUPOOL_DRIVER_CALLS(GPUPOOL_COUNT)  // next() must not throw
 #undef GPUPOOL_COUNT
+}
+
+void FaultPlan::arm_call(DriverCall call, std::uint64_t nth, std::uint64_t count, Status code) {
+  std::lock_guard lock(mutex_);
+  of_one_kind_[call] = {nth - 1, count, code};
+  injected_.try_emplace(call, 0);
 }
 
 void FaultPlan::arm_kill(std::uint64_t nth, bool after) {
@@ -66,12 +73,14 @@ void FaultPlan::arm_kill(std::uint64_t nth, bool after) {
   armed_ = false;
   kill_ = after ? Kill::after : Kill::before;
   remaining_ = nth;
+  of_one_kind_.clear();
   injected_.clear();
 }
 
 void FaultPlan::disarm() {
   std::lock_guard lock(mutex_);
   armed_ = false;
+  of_one_kind_.clear();
   kill_ = Kill::no;
 }
 
@@ -97,6 +106,16 @@ std::uint64_t FaultPlan::injected(DriverCall call) const {
 Status FaultPlan::next(DriverCall call) {
   std::lock_guard lock(mutex_);
   if (kill_ == Kill::before) count_to_kill();
+  if (const auto chosen = of_one_kind_.find(call); chosen != of_one_kind_.end()) {
+    OfOneKind& kind = chosen->second;
+    if (kind.before > 0) {
+      --kind.before;
+    } else if (kind.count > 0) {
+      if (kind.count != every_call) --kind.count;
+      ++injected_.at(call);
+      return kind.code;
+    }
+  }
   if (!armed_ || (!releases_ && releases(call))) return Status::success;
   if (remaining_ > 1) {
     --remaining_;

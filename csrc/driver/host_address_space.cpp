@@ -11,6 +11,7 @@
 #include <fstream>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace gpupool::host {
 namespace {
@@ -40,18 +41,13 @@ std::size_t available_bytes() {
   return 0;
 }
 
-Pages::~Pages() {
-  for (const auto& [page, entry] : pages_) close(entry.fd);
+Pages::Memory::~Memory() {
+  if (fd >= 0) close(fd);
 }
 
-Status Pages::insert(PageHandle* page, int fd, std::size_t bytes) {
+Status Pages::insert(PageHandle* page, MemoryPtr memory) {
   std::lock_guard lock(mutex_);
-  try {
-    pages_.emplace(next_, Entry{fd, bytes});
-  } catch (...) {
-    close(fd);
-    throw;
-  }
+  pages_.emplace(next_, std::move(memory));
   *page = next_++;
   return Status::success;
 }
@@ -60,39 +56,32 @@ Status Pages::create(PageHandle* page, std::size_t bytes) {
   if (!aligned(bytes)) return Status::invalid_value;
   // Asked for more than there is, the kernel would end processes rather than say no.
   if (bytes > available_bytes()) return Status::out_of_memory;
-  const int fd = memfd_create("gpupool-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (fd < 0) return from_errno();
+  const auto memory = std::make_shared<Memory>();
+  memory->bytes = bytes;
+  memory->fd = memfd_create("gpupool-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (memory->fd < 0) return from_errno();
   void* view = MAP_FAILED;
-  if (ftruncate(fd, static_cast<off_t>(bytes)) == 0 &&
-      fallocate(fd, 0, 0, static_cast<off_t>(bytes)) == 0) {
-    view = mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, fd, 0);
+  if (ftruncate(memory->fd, static_cast<off_t>(bytes)) == 0 &&
+      fallocate(memory->fd, 0, 0, static_cast<off_t>(bytes)) == 0) {
+    view = mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, memory->fd, 0);
   }
-  if (view == MAP_FAILED) {
-    const Status status = from_errno();
-    close(fd);
-    return status;
-  }
+  if (view == MAP_FAILED) return from_errno();
   std::memset(view, poison, bytes);
   munmap(view, bytes);
   // Sealed, so that a process that holds a descriptor cannot make another one fault.
-  fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-  return insert(page, fd, bytes);
+  fcntl(memory->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  return insert(page, memory);
 }
 
 Status Pages::release(PageHandle page) {
   std::lock_guard lock(mutex_);
-  const auto it = pages_.find(page);
-  if (it == pages_.end()) return Status::invalid_value;
-  close(it->second.fd);
-  pages_.erase(it);
-  return Status::success;
+  return pages_.erase(page) == 1 ? Status::success : Status::invalid_value;
 }
 
 Status Pages::export_fd(int* fd, PageHandle page) {
-  int own = -1;
-  std::size_t bytes = 0;
-  if (!find(page, &own, &bytes)) return Status::invalid_value;
-  const int copy = fcntl(own, F_DUPFD_CLOEXEC, 3);
+  const MemoryPtr memory = find(page);
+  if (!memory) return Status::invalid_value;
+  const int copy = fcntl(memory->fd, F_DUPFD_CLOEXEC, 3);
   if (copy < 0) return from_errno();
   *fd = copy;
   return Status::success;
@@ -106,18 +95,17 @@ Status Pages::import_fd(PageHandle* page, int fd) {
   if (fstat(fd, &info) != 0) return Status::invalid_value;
   const auto bytes = static_cast<std::size_t>(info.st_size);
   if (!aligned(bytes)) return Status::invalid_value;
-  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-  if (copy < 0) return from_errno();
-  return insert(page, copy, bytes);
+  const auto memory = std::make_shared<Memory>();
+  memory->bytes = bytes;
+  memory->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  if (memory->fd < 0) return from_errno();
+  return insert(page, memory);
 }
 
-bool Pages::find(PageHandle page, int* fd, std::size_t* bytes) const {
+Pages::MemoryPtr Pages::find(PageHandle page) const {
   std::lock_guard lock(mutex_);
   const auto it = pages_.find(page);
-  if (it == pages_.end()) return false;
-  *fd = it->second.fd;
-  *bytes = it->second.bytes;
-  return true;
+  return it == pages_.end() ? nullptr : it->second;
 }
 
 AddressSpace::~AddressSpace() {
@@ -158,11 +146,10 @@ Status AddressSpace::free(DevicePtr address, std::size_t bytes) {
 }
 
 Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) {
-  int fd = -1;
-  std::size_t page_bytes = 0;
-  if (!pages_.find(page, &fd, &page_bytes)) return Status::invalid_value;
+  const Pages::MemoryPtr memory = pages_.find(page);
+  if (!memory) return Status::invalid_value;
   std::unique_lock lock(mutex_);
-  if (bytes != page_bytes || address % pages_.granularity_bytes() != 0 ||
+  if (bytes != memory->bytes || address % pages_.granularity_bytes() != 0 ||
       !reserved(address, bytes)) {
     return Status::invalid_value;
   }
@@ -173,7 +160,8 @@ Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) 
     if (previous->first + previous->second.bytes > address) return Status::invalid_value;
   }
   mappings_.emplace(address, Mapping{bytes, false});
-  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, memory->fd, 0) ==
+      MAP_FAILED) {
     const Status status = from_errno();
     mappings_.erase(address);
     return status;

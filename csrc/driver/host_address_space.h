@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 
@@ -19,7 +20,6 @@ std::size_t available_bytes();
 class Pages {
  public:
   explicit Pages(std::size_t granularity_bytes) : granularity_bytes_(granularity_bytes) {}
-  ~Pages();
   [[nodiscard]] std::size_t granularity_bytes() const noexcept { return granularity_bytes_; }
   // Whether it is a whole number of granules, and at least one.
   [[nodiscard]] bool aligned(std::size_t bytes) const noexcept {
@@ -29,19 +29,26 @@ class Pages {
   Status release(PageHandle page);
   Status export_fd(int* fd, PageHandle page);
   Status import_fd(PageHandle* page, int fd);
-  // The descriptor and size of a page; false if there is no such page.
-  bool find(PageHandle page, int* fd, std::size_t* bytes) const;
+  // Open for as long as somebody looks at it, also when the page is released meanwhile: a number of
+  // a descriptor that is closed may be another page's at once.
+  struct Memory {
+    Memory() = default;
+    ~Memory();
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    int fd = -1;
+    std::size_t bytes = 0;
+  };
+  using MemoryPtr = std::shared_ptr<const Memory>;
+  // Null if there is no such page.
+  [[nodiscard]] MemoryPtr find(PageHandle page) const;
 
  private:
-  struct Entry {
-    int fd;
-    std::size_t bytes;
-  };
-  Status insert(PageHandle* page, int fd, std::size_t bytes);
+  Status insert(PageHandle* page, MemoryPtr memory);
 
   const std::size_t granularity_bytes_;
   mutable std::mutex mutex_;
-  std::map<PageHandle, Entry> pages_;
+  std::map<PageHandle, MemoryPtr> pages_;
   PageHandle next_ = 1;
 };
 

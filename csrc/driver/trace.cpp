@@ -145,6 +145,7 @@ void Trace::ran(const TraceEvent& event) noexcept {
 
 std::int32_t Trace::add_stream_track(const std::string& device) {
   std::lock_guard lock(mutex_);
+  if (closed_ || events_.size() >= capacity_) return 0;
   const std::int32_t number = next_stream_track_ - first_stream_track + 1;
   tracks_.emplace(next_stream_track_, device + " stream " + std::to_string(number));
   return next_stream_track_++;

@@ -57,7 +57,7 @@ class Trace {
             const Values& values) noexcept;
   // On the track that it names.
   void ran(const TraceEvent& event) noexcept;
-  // A track for one stream of a device. Throws std::bad_alloc.
+  // A track for one stream of a device; 0 when nothing more is recorded. Throws std::bad_alloc.
   std::int32_t add_stream_track(const std::string& device);
   void drop() noexcept;
 

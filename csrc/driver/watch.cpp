@@ -136,16 +136,17 @@ EventHandle Watcher::take_event() {
   return event;
 }
 
-Watcher::Track& Watcher::track_of(StreamHandle stream, TraceEvent& event) {
+Watcher::Track* Watcher::track_of(StreamHandle stream, TraceEvent& event) {
   for (auto& [number, track] : tracks_) {
     if (track.destroyed || track.stream != stream) continue;
     event.track = number;
-    return track;
+    return &track;
   }
   event.track = trace_->add_stream_track(device_);
+  if (event.track == 0) return nullptr;
   Track& track = tracks_[event.track];
   track.stream = stream;
-  return track;
+  return &track;
 }
 
 void Watcher::enqueued(DriverCall call, StreamHandle stream, std::int64_t begin_ns,
@@ -157,16 +158,16 @@ void Watcher::enqueued(DriverCall call, StreamHandle stream, std::int64_t begin_
   EventHandle done = nullptr;
   try {
     TraceEvent event{begin_ns, begin_ns, begin_ns, address, bytes, 0, 0, call, Kind::ran};
-    Track& track = track_of(stream, event);
-    if (in_flight_ < in_flight_max) done = take_event();
+    Track* track = track_of(stream, event);
+    if (track != nullptr && in_flight_ < in_flight_max) done = take_event();
     if (done != nullptr) {
-      track.work.push_back({event, done, next_sequence_});
+      track->work.push_back({event, done, next_sequence_});
       if (driver_.event_record(done, stream) == Status::success) {
         ++next_sequence_;
         if (++in_flight_ == 1 && looker_) looker_->wake.notify_one();
         return;
       }
-      track.work.pop_back();
+      track->work.pop_back();
     }
   } catch (const std::bad_alloc&) {
     // Dropped, as without an event.

@@ -68,7 +68,8 @@ class Watcher {
 
   void run(std::condition_variable& wake) noexcept;
   void look() noexcept;
-  Track& track_of(StreamHandle stream, TraceEvent& event);
+  // Null when the trace takes no more.
+  Track* track_of(StreamHandle stream, TraceEvent& event);
   void finish(Track& track, std::int64_t end_ns, Status status, TraceEvent::Kind kind) noexcept;
   EventHandle take_event();
   void stop_looking() noexcept;

@@ -85,6 +85,11 @@ void HostMemory::release() noexcept {
   if (!stuck_) munmap(data_, capacity_bytes_);
 }
 
+void HostMemory::abandon() noexcept {
+  pieces_.clear();
+  stuck_ = true;
+}
+
 std::size_t HostMemory::missing_bytes(std::size_t bytes) const {
   return bytes <= bytes_ ? 0 : in_system_pages(bytes) - bytes_;
 }
@@ -113,6 +118,11 @@ void HostMemory::grow(int fd, std::size_t bytes) {
     const Status status = driver_->host_register(data_ + at, piece.bytes());
     if (status != Status::success) {
       take_back(before);
+      // The file is somebody else's again, unless the driver still has part of it.
+      if (!stuck_) {
+        static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
+                               MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+      }
       check(*driver_, "host_register", status);
     }
     pieces_.push_back(piece);

@@ -35,6 +35,9 @@ class HostMemory {
   // How many bytes a descriptor must have to grow to `bytes`; 0 if it is as long already. Throws
   // std::system_error for a size that no system has.
   [[nodiscard]] std::size_t missing_bytes(std::size_t bytes) const;
+  // Keeps everything pinned and mapped for good, for its owner goes and a copy in flight may touch
+  // it. Nothing is to be done with it any more.
+  void abandon() noexcept;
   // What one copy cannot span: `run` cut where one registration ends and the next begins.
   [[nodiscard]] std::vector<Run> cut(Run run) const;
 

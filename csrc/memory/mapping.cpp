@@ -10,7 +10,9 @@ Reservation::Reservation(DriverPtr driver, std::size_t bytes)
   GPUPOOL_CALL(driver_, address_reserve, &address_, bytes);
 }
 
-Reservation::~Reservation() { static_cast<void>(driver_->address_free(address_, bytes_)); }
+Reservation::~Reservation() {
+  if (!kept_) static_cast<void>(driver_->address_free(address_, bytes_));
+}
 
 Mapping::Mapping(DriverPtr driver, ReservationPtr reservation, std::vector<PagePtr> pages)
     : driver_(std::move(driver)), reservation_(std::move(reservation)), pages_(std::move(pages)) {
@@ -29,9 +31,20 @@ void Mapping::check_pages(const std::vector<PagePtr>& more) const {
 }
 
 Mapping::~Mapping() {
-  // An unmap that fails leaves the range mapped; the driver then refuses to free the addresses,
-  // so they are lost but never reused while something is behind them.
-  if (mapped_bytes_ > 0) static_cast<void>(driver_->unmap(reservation_->address(), mapped_bytes_));
+  // An unmap that fails leaves the range mapped: its addresses are lost, but never reused while
+  // something is behind them.
+  if (mapped_bytes_ == 0) return;
+  if (driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success) {
+    reservation_->keep();
+  }
+}
+
+void Mapping::abandon() noexcept {
+  if (mapped_bytes_ == 0) return;
+  reservation_->keep();
+  for (const PagePtr& page : pages_) page->put_in_doubt();
+  accessible_ = false;
+  mapped_bytes_ = 0;
 }
 
 void Mapping::map() {

@@ -2,6 +2,7 @@
 // itself. A mapping holds its reservation and its pages, so teardown is in order by construction.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -27,14 +28,19 @@ class Page {
 
   // A new descriptor, owned by the caller. Throws DriverError.
   [[nodiscard]] int export_fd() const;
+  [[nodiscard]] const DriverPtr& driver() const noexcept { return driver_; }
   [[nodiscard]] PageHandle handle() const noexcept { return handle_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  // Something in flight may touch it, and nobody can say until when: no pool grants it again.
+  void put_in_doubt() const noexcept { in_doubt_ = true; }
+  [[nodiscard]] bool in_doubt() const noexcept { return in_doubt_; }
 
  private:
   Page(DriverPtr driver, std::size_t bytes);
   DriverPtr driver_;
   PageHandle handle_ = 0;
   std::size_t bytes_;
+  mutable std::atomic<bool> in_doubt_{false};
 };
 
 using PagePtr = std::shared_ptr<const Page>;
@@ -57,7 +63,7 @@ struct PoolStatistics {
 class PagePool {
  public:
   // Throws UsageError unless page_bytes is a power of two, a multiple of the driver's granularity
-  // and within the budget.
+  // and within the budget, which may have as many pages as there are ids.
   PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_bytes);
 
   // Makes pages now rather than at their first use, until there are `count`. Throws UsageError if
@@ -67,18 +73,19 @@ class PagePool {
   // there are not enough others. Throws UsageError if fewer are free, DriverError if the device
   // cannot create them; either way nothing has changed.
   std::vector<PageId> acquire(OwnerId owner, std::size_t count);
-  // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once.
+  // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once, and none
+  // is being scrubbed for it. What is in doubt is withheld.
   void give_back(OwnerId owner, std::span<const PageId> pages);
-  // Everything `owner` holds.
+  // Everything `owner` holds at this moment. Throws as give_back() does.
   std::vector<PageId> give_back_all(OwnerId owner);
 
   // Up to `count` dirty pages to be scrubbed; each must be ended by end_scrub() or withhold().
   std::vector<PageId> begin_scrub(std::size_t count);
   void end_scrub(std::span<const PageId> pages, bool clean) noexcept;
-  // Throws UsageError unless `owner` holds every one, named once.
-  void check_held(OwnerId owner, std::span<const PageId> pages) const;
-  // What `owner` holds and has not mapped yet has been scrubbed. Throws UsageError as check_held().
-  void mark_clean(OwnerId owner, std::span<const PageId> pages);
+  // Pages that `owner` holds and has not mapped: they cannot be given back until they are ended by
+  // end_scrub_owned() or withhold(). Throws UsageError unless it holds every one, named once.
+  void begin_scrub_owned(OwnerId owner, std::span<const PageId> pages);
+  void end_scrub_owned(std::span<const PageId> pages, bool clean) noexcept;
   // Nobody gets these pages, owned or being scrubbed, until release(): something in flight may
   // still touch them.
   void withhold(std::span<const PageId> pages) noexcept;
@@ -96,7 +103,7 @@ class PagePool {
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
-  enum class State { free, scrubbing, withheld, owned };
+  enum class State { free, scrubbing, withheld, owned, owned_scrubbing };
   struct Slot {
     PagePtr page;
     OwnerId owner = 0;
@@ -107,6 +114,7 @@ class PagePool {
   void create_one();
   void put_free(PageId id, bool clean) noexcept;
   void check_owned(OwnerId owner, std::span<const PageId> pages) const;
+  [[nodiscard]] std::vector<PageId> owned_by(OwnerId owner) const;
   [[nodiscard]] std::size_t count(State state) const;
   [[nodiscard]] std::size_t uncreated() const noexcept { return slots_ - created_.size(); }
 
@@ -132,11 +140,14 @@ class Reservation {
 
   [[nodiscard]] DevicePtr address() const noexcept { return address_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+  // Its addresses are never given back: something stays mapped there.
+  void keep() const noexcept { kept_ = true; }
 
  private:
   DriverPtr driver_;
   DevicePtr address_ = 0;
   std::size_t bytes_;
+  mutable std::atomic<bool> kept_{false};
 };
 
 using ReservationPtr = std::shared_ptr<const Reservation>;
@@ -163,6 +174,9 @@ class Mapping {
   // Unmaps all but the first `pages` of a mapped one, at least one, and returns them. Throws
   // DriverError and stays as it was. Nothing may be in flight that touches them.
   std::vector<PagePtr> shrink(std::size_t pages);
+  // Leaves what is mapped as it is for ever, for its owner goes and something in flight may touch
+  // it: the addresses are kept and the pages in doubt.
+  void abandon() noexcept;
   // Whether all of it is mapped and may be touched.
   [[nodiscard]] bool mapped() const noexcept { return accessible_; }
   [[nodiscard]] const std::vector<PagePtr>& pages() const noexcept { return pages_; }

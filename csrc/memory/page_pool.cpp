@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <set>
 #include <string>
 #include <utility>
@@ -65,9 +66,10 @@ PagePool::PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_
 }
 
 void PagePool::put_free(PageId id, bool clean) noexcept {
-  created_[id].state = State::free;
-  created_[id].clean = clean;
-  (clean ? clean_ : dirty_).push_back(id);
+  Slot& slot = created_[id];
+  slot.clean = clean;
+  slot.state = slot.page->in_doubt() ? State::withheld : State::free;
+  if (slot.state == State::free) (clean ? clean_ : dirty_).push_back(id);
 }
 
 void PagePool::create_one() {
@@ -121,7 +123,8 @@ void PagePool::check_owned(OwnerId owner, std::span<const PageId> pages) const {
            created_[id].owner == owner;
   });
   if (!all_owned || distinct.size() != pages.size()) {
-    throw UsageError("a page is not held by its owner, or named twice");
+    throw UsageError(
+        "a page is not held by its owner, is being scrubbed for it, or is named twice");
   }
 }
 
@@ -132,8 +135,10 @@ void PagePool::give_back(OwnerId owner, std::span<const PageId> pages) {
 }
 
 std::vector<PageId> PagePool::give_back_all(OwnerId owner) {
-  const std::vector<PageId> pages = owned(owner);
-  give_back(owner, pages);
+  std::lock_guard lock(mutex_);
+  const std::vector<PageId> pages = owned_by(owner);
+  check_owned(owner, pages);
+  for (const PageId id : pages) put_free(id, false);
   return pages;
 }
 
@@ -157,15 +162,18 @@ void PagePool::end_scrub(std::span<const PageId> pages, bool clean) noexcept {
   scrubbed_.notify_all();
 }
 
-void PagePool::check_held(OwnerId owner, std::span<const PageId> pages) const {
+void PagePool::begin_scrub_owned(OwnerId owner, std::span<const PageId> pages) {
   std::lock_guard lock(mutex_);
   check_owned(owner, pages);
+  for (const PageId id : pages) created_[id].state = State::owned_scrubbing;
 }
 
-void PagePool::mark_clean(OwnerId owner, std::span<const PageId> pages) {
+void PagePool::end_scrub_owned(std::span<const PageId> pages, bool clean) noexcept {
   std::lock_guard lock(mutex_);
-  check_owned(owner, pages);
-  for (const PageId id : pages) created_[id].clean = true;
+  for (const PageId id : pages) {
+    created_[id].state = State::owned;
+    created_[id].clean |= clean;
+  }
 }
 
 void PagePool::withhold(std::span<const PageId> pages) noexcept {
@@ -194,13 +202,20 @@ bool PagePool::is_clean(PageId id) const {
   return created_[id].clean;
 }
 
-std::vector<PageId> PagePool::owned(OwnerId owner) const {
-  std::lock_guard lock(mutex_);
+std::vector<PageId> PagePool::owned_by(OwnerId owner) const {
   std::vector<PageId> pages;
-  for (PageId id = 0; id < created_.size(); ++id) {
-    if (created_[id].state == State::owned && created_[id].owner == owner) pages.push_back(id);
+  PageId id = 0;
+  for (const Slot& slot : created_) {
+    const bool held = slot.state == State::owned || slot.state == State::owned_scrubbing;
+    if (held && slot.owner == owner) pages.push_back(id);
+    ++id;
   }
   return pages;
+}
+
+std::vector<PageId> PagePool::owned(OwnerId owner) const {
+  std::lock_guard lock(mutex_);
+  return owned_by(owner);
 }
 
 std::size_t PagePool::count(State state) const {
@@ -227,7 +242,7 @@ PoolStatistics PagePool::statistics() const {
   now.dirty = dirty_.size();
   now.scrubbing = count(State::scrubbing);
   now.withheld = count(State::withheld);
-  now.owned = count(State::owned);
+  now.owned = count(State::owned) + count(State::owned_scrubbing);
   return now;
 }
 

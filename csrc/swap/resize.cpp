@@ -13,13 +13,42 @@ void ModelMemory::require_own(const Region& region) const {
   if (!found) throw UsageError("the region belongs to another model");
 }
 
+void ModelMemory::check_pages(const std::vector<PagePtr>& pages, std::size_t count,
+                              std::size_t clean) const {
+  const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {
+    return page != nullptr && page->bytes() == page_bytes_;
+  });
+  if (pages.size() != count || clean > count || !right_size) {
+    throw UsageError("this needs " + std::to_string(count) + " pages of " +
+                     std::to_string(page_bytes_) + " bytes, got " + std::to_string(pages.size()));
+  }
+  if (pages.empty()) return;
+  std::vector<const Page*> distinct;
+  distinct.reserve(count);
+  for (const PagePtr& page : pages) {
+    if (page->driver() != driver_) throw UsageError("a page is of another device");
+    distinct.push_back(page.get());
+  }
+  std::sort(distinct.begin(), distinct.end());
+  bool twice = std::adjacent_find(distinct.begin(), distinct.end()) != distinct.end();
+  for (const RegionPtr& region : regions_) {
+    if (!region->mapping_) continue;
+    for (const PagePtr& page : region->mapping_->pages()) {
+      twice = twice || std::binary_search(distinct.begin(), distinct.end(), page.get());
+    }
+  }
+  if (twice) throw UsageError("a page is named twice, or is behind this model already");
+}
+
 std::size_t ModelMemory::missing_image_bytes(const Region& region, std::size_t bytes) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.image_ ? region.image_->missing_bytes(bytes) : 0;
 }
 
 std::size_t ModelMemory::mapped_pages(const Region& region) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.mapping_ ? region.mapping_->pages().size() : 0;
 }
 

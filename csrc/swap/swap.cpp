@@ -36,13 +36,31 @@ ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t c
 
 ModelMemory::~ModelMemory() {
   // A tensor may hold a region, and so its addresses, for longer than the model lives; the pages
-  // behind them go now, once no copy is left in flight.
-  try {
-    discard();
-  } catch (...) {
-    // The mappings try again as they go; what stays mapped keeps its addresses and its memory.
+  // behind them go now, once nothing is in flight that touches them.
+  const bool any_mapped = std::any_of(regions_.begin(), regions_.end(),
+                                      [](const RegionPtr& region) { return !!region->mapping_; });
+  const bool over = !any_mapped || ended();
+  for (const RegionPtr& region : regions_) {
+    if (!region->mapping_) continue;
+    if (over) {
+      try {
+        region->mapping_->unmap();
+      } catch (...) {
+        // It tries again as it goes; what stays mapped keeps its addresses and its memory.
+      }
+    } else {
+      region->mapping_->abandon();
+      if (region->image_) region->image_->abandon();
+    }
+    region->mapping_.reset();
   }
-  for (const RegionPtr& region : regions_) region->mapping_.reset();
+}
+
+// Whether nothing that touches the regions is in flight, for who cannot wait again later.
+bool ModelMemory::ended() noexcept {
+  // A resident model is touched by kernels of others too.
+  const auto device = [&] { return driver_->context_synchronize() == Status::success; };
+  return state_ == State::resident ? device() || device() : in_.ended() && out_.ended();
 }
 
 void ModelMemory::require(State state, const char* what) const {
@@ -63,7 +81,7 @@ RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd,
   auto reservation = std::make_shared<const Reservation>(driver_, span);
   std::unique_ptr<HostMemory> image;
   if (tag != Tag::workspace) {
-    image = std::make_unique<HostMemory>(driver_, image_fd, bytes, capacity);
+    image = std::make_unique<HostMemory>(driver_, image_fd, bytes, span);
   }
   regions_.push_back(
       RegionPtr(new Region(tag, bytes, page_bytes_, std::move(reservation), std::move(image))));
@@ -91,17 +109,6 @@ std::size_t ModelMemory::all_pages() const {
 std::size_t ModelMemory::pages_needed() const {
   std::lock_guard lock(mutex_);
   return all_pages();
-}
-
-void ModelMemory::check_pages(const std::vector<PagePtr>& pages, std::size_t count,
-                              std::size_t clean) const {
-  const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {
-    return page != nullptr && page->bytes() == page_bytes_;
-  });
-  if (pages.size() != count || clean > count || !right_size) {
-    throw UsageError("this needs " + std::to_string(count) + " pages of " +
-                     std::to_string(page_bytes_) + " bytes, got " + std::to_string(pages.size()));
-  }
 }
 
 std::vector<Placed> ModelMemory::map_all(const std::vector<PagePtr>& pages, std::size_t clean) {
@@ -258,6 +265,7 @@ void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs)
 
 void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   std::lock_guard lock(mutex_);
+  require_own(region);
   require(State::resident, "only a resident region is written");
   if (region.tag_ == Tag::workspace) throw UsageError("a workspace is never saved");
   check_runs(region, runs);
@@ -266,14 +274,17 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
 
 void ModelMemory::adopt_image(Region& region) {
   std::lock_guard lock(mutex_);
+  require_own(region);
   require(State::out, "an image is filled while its model is out");
   if (region.tag_ == Tag::workspace) throw UsageError("a workspace has no image");
-  region.written_.clear();
+  // The one step that can fail comes first: until then the device's bytes are the ones to save.
   region.saved_.add({0, region.bytes()});
+  region.written_.clear();
 }
 
 std::size_t ModelMemory::saved_bytes(const Region& region) const {
   std::lock_guard lock(mutex_);
+  require_own(region);
   return region.saved_.bytes();
 }
 

@@ -72,13 +72,14 @@ class Region {
 
 using RegionPtr = std::shared_ptr<Region>;
 
-// Thread safe; each call is all or nothing.
+// Thread safe; each call is all or nothing. A region of another model is refused by UsageError.
 class ModelMemory {
  public:
   // Copies are cut into chunks of `chunk_bytes`. Throws DriverError, or UsageError unless
   // page_bytes is a multiple of the driver's granularity.
   ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes);
-  // Waits for copies in flight, unmaps, and lets the addresses go once no tensor holds them.
+  // Waits for what is in flight, unmaps, and lets the addresses go once no tensor holds them. What
+  // the driver does not let it wait for stays mapped and pinned for good, and its pages in doubt.
   ~ModelMemory();
 
   // Reserves addresses and host memory for a region; only while the model is out. A non-negative
@@ -146,6 +147,7 @@ class ModelMemory {
   void save(SwapReport& report);
   void unmap_or_undo();
   void discard();
+  [[nodiscard]] bool ended() noexcept;
   std::vector<PagePtr> shrink_resident(Region& region, std::size_t bytes);
   void grow_resident(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
                      std::size_t clean);

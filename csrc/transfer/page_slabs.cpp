@@ -19,6 +19,11 @@ PageSlabs::PageSlabs(DriverPtr driver, std::shared_ptr<PagePool> pool, OwnerId o
 PageSlabs::~PageSlabs() {
   idle_.merge(runs_);
   discard_idle();
+  for (auto& [address, run] : idle_) {
+    if (run.filling && !stream_.ended()) run.mapping->abandon();
+    run.filling = false;
+  }
+  discard_idle();
 }
 
 std::size_t PageSlabs::slab_bytes() const noexcept { return pages_per_slab_ * pool_->page_bytes(); }

@@ -24,6 +24,11 @@ Scrubber::Scrubber(DriverPtr driver, std::shared_ptr<PagePool> pool, std::size_t
 }
 
 Scrubber::~Scrubber() {
+  if (!mapping_) return;
+  if (!stream_.ended()) {
+    mapping_->abandon();  // and withheld for good
+    return;
+  }
   try {
     let_go();
   } catch (...) {
@@ -88,11 +93,19 @@ std::size_t Scrubber::scrub_free() {
 void Scrubber::scrub_owned(OwnerId owner, std::span<const PageId> pages) {
   std::lock_guard lock(mutex_);
   let_go();
-  pool_->check_held(owner, pages);
-  for (std::size_t at = 0; at < pages.size(); at += pages_at_once_) {
-    const auto some = pages.subspan(at, std::min(pages_at_once_, pages.size() - at));
-    zero(some);
-    pool_->mark_clean(owner, some);
+  pool_->begin_scrub_owned(owner, pages);
+  while (!pages.empty()) {
+    const auto some = pages.first(std::min(pages_at_once_, pages.size()));
+    const auto rest = pages.subspan(some.size());
+    try {
+      zero(some);
+    } catch (...) {
+      if (withheld_.empty()) pool_->end_scrub_owned(some, false);
+      pool_->end_scrub_owned(rest, false);
+      throw;
+    }
+    pool_->end_scrub_owned(some, true);
+    pages = rest;
   }
 }
 

@@ -18,7 +18,7 @@ class Scrubber {
  public:
   // Throws UsageError if it is to take no page at a time, or DriverError.
   Scrubber(DriverPtr driver, std::shared_ptr<PagePool> pool, std::size_t pages_at_once);
-  // Waits for what is in flight.
+  // Waits for what is in flight; what the driver does not let it wait for stays mapped for good.
   ~Scrubber();
   Scrubber(const Scrubber&) = delete;
   Scrubber& operator=(const Scrubber&) = delete;
@@ -26,8 +26,9 @@ class Scrubber {
   // Scrubs dirty free pages, at most as many as it takes at a time; returns how many.
   // Throws DriverError; they are dirty as before then, or withheld.
   std::size_t scrub_free();
-  // Scrubs pages that `owner` holds and has not mapped. Throws UsageError unless it holds them,
-  // or DriverError; some may be clean then, and those that are withheld are no longer the owner's.
+  // Scrubs pages that `owner` holds and has not mapped; it cannot give them back meanwhile. Throws
+  // UsageError unless it holds them, or DriverError; some may be clean then, and those that are
+  // withheld are no longer the owner's.
   void scrub_owned(OwnerId owner, std::span<const PageId> pages);
   // Gives the pool what is withheld from it. Throws DriverError while something in flight may
   // still touch that.

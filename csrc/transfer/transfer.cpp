@@ -136,6 +136,11 @@ void CopyWindow::to_device(DevicePtr destination, const std::byte* source, std::
   }
 }
 
+bool CopyStream::ended() noexcept {
+  return driver_->stream_synchronize(stream_) == Status::success ||
+         driver_->context_synchronize() == Status::success;
+}
+
 void CopyStream::synchronize() { GPUPOOL_CALL(driver_, stream_synchronize, stream_); }
 
 }  // namespace gpupool

@@ -59,6 +59,9 @@ class CopyStream {
   void record(const Event& event);
   void wait_for(const Event& event);
   void synchronize();  // throws DriverError
+  // For who cannot wait again later: waits for the stream or, if it does not answer, once for the
+  // whole device. Whether nothing of it is in flight any more.
+  [[nodiscard]] bool ended() noexcept;
   [[nodiscard]] std::size_t chunk_bytes() const noexcept { return chunk_bytes_; }
 
  private:

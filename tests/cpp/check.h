@@ -45,6 +45,18 @@ void reached(Site) {
   throw Failure(std::string(file) + ":" + std::to_string(line) + ": " + what);
 }
 
+template <typename Exception, typename Attempt>
+bool throws(Attempt attempt) {
+  try {
+    attempt();
+  } catch (const Failure&) {
+    throw;
+  } catch (const Exception&) {
+    return true;
+  }
+  return false;
+}
+
 template <typename T>
 std::string text(const T& value) {
   std::ostringstream out;
@@ -72,10 +84,7 @@ std::string text(const T& value) {
   check::fail(__FILE__, __LINE__,                                          \
               #left " == " #right ": it is " + check::text(l) + ", not " + \
                   check::text(std::remove_const_t<decltype(l)>(right)))
-#define CHECK_THROWS(type, ...)                                     \
-  try {                                                             \
-    check::reached([] {});                                          \
-    static_cast<void>(__VA_ARGS__);                                 \
-    check::fail(__FILE__, __LINE__, #__VA_ARGS__ " threw nothing"); \
-  } catch (const type&) {                                           \
-  }
+// A Failure is a std::exception, but never the one that is asked for.
+#define CHECK_THROWS(type, ...)                                                             \
+  if (check::reached([] {}); !check::throws<type>([&] { static_cast<void>(__VA_ARGS__); })) \
+  check::fail(__FILE__, __LINE__, #__VA_ARGS__ " threw nothing")

@@ -92,6 +92,7 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
       totals.injections += injected;
       for (const auto& [call, count] : refused) totals.hits[call] += count;
       if (injected == 0) CHECK(!failed);
+      scenario.after(world, failed);
       check_usable(world);
     }
     // Zero, but for what the driver itself refused to take back.

@@ -10,6 +10,8 @@ struct Scenario {
   std::function<void(World&)> prepare;
   std::function<void(World&)> run;
   bool closes = false;  // run() closes things, whose calls then fail too
+  // Once nothing fails any more: what must hold after a run that failed, or did not.
+  std::function<void(World&, bool failed)> after = [](World&, bool) {};
 };
 
 struct Totals {

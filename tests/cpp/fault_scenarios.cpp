@@ -128,7 +128,21 @@ const Scenario scenarios[] = {
      [](World& w) { w.a->swap_out(); }},
     {"mark what is written", resident,
      [](World& w) { w.a->memory.mark_written(*w.a->regions[0], {{0, 16}, {32, 64}, {8, 40}}); }},
-    {"adopt an image", nothing, [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); }},
+    {"adopt an image", [](World& w) { w.a->load(0, 300); },
+     [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); }, false,
+     [](World& w, bool failed) {
+       w.a->swap_in();
+       if (failed) {
+         w.a->write_unmarked(0, 400);  // weights as fresh as before, saved without a mark
+       } else {
+         w.a->check_content();
+         w.a->write(400);
+       }
+       w.a->swap_out();
+       w.a->swap_in();
+       w.a->check_content();
+       w.a->swap_out();
+     }},
     {"in and out", saved,
      [](World& w) {
        w.a->swap_in();

@@ -57,6 +57,10 @@ class Model {
   void resize(std::size_t region, std::size_t bytes);
   // Stamps in all regions, marked as written where a step would mark them.
   void write(std::uint64_t stamp);
+  // Stamps in one region, which nobody marks.
+  void write_unmarked(std::size_t region, std::uint64_t stamp);
+  // Fills the image of a region as a loader does.
+  void load(std::size_t region, std::uint64_t stamp);
   void check_content();
 
   World& world;
@@ -149,6 +153,22 @@ inline void Model::write(std::uint64_t stamp) {
       world.probe.write(regions[i]->address() + at, value);
       if (regions[i]->tag() != Tag::runtime) memory.mark_written(*regions[i], {{at, at + 8}});
     }
+  }
+}
+
+inline void Model::write_unmarked(std::size_t index, std::uint64_t stamp) {
+  for (auto& [at, value] : expected[index]) {
+    if (at >= regions[index]->bytes()) continue;
+    value = ++stamp * owner;
+    world.probe.write(regions[index]->address() + at, value);
+  }
+}
+
+inline void Model::load(std::size_t index, std::uint64_t stamp) {
+  for (auto& [at, value] : expected[index]) {
+    if (at >= regions[index]->bytes()) continue;
+    value = ++stamp * owner;
+    std::memcpy(regions[index]->image() + at, &value, sizeof value);
   }
 }
 

@@ -211,11 +211,13 @@ TEST(growth_refused_by_the_driver_leaves_the_registrations_there_were) {
   const auto registrar = std::make_shared<Registrar>();
   HostMemory memory(registrar, -1, 4096, 3 * most);
   const auto before = registrar->runs;
+  const std::size_t mapped = images_mapped();
   for (std::size_t nth = 1; nth <= 3; ++nth) {
     registrar->fail_at = nth;
     CHECK_THROWS(DriverError, memory.grow(-1, 2 * most + 8192));
     CHECK(registrar->runs == before);
     CHECK_EQ(memory.bytes(), 4096);
+    CHECK_EQ(images_mapped(), mapped);  // the file is let go
   }
   memory.grow(-1, 2 * most + 8192);
   CHECK_EQ(registrar->runs.size(), 4);
@@ -229,4 +231,18 @@ TEST(what_the_driver_does_not_let_go_stays_mapped) {
     const HostMemory memory(registrar, -1, 4096);
   }
   CHECK_EQ(images_mapped(), before + 1);
+}
+
+TEST(what_is_still_registered_from_a_failure_cannot_grow) {
+  const auto registrar = std::make_shared<Registrar>();
+  HostMemory memory(registrar, -1, 4096, 3 * most);
+  registrar->fail_at = 2;
+  registrar->keeps = true;
+  CHECK_THROWS(DriverError, memory.grow(-1, 2 * most));
+  const auto stuck = registrar->runs;
+  CHECK_EQ(stuck.size(), 2);
+  registrar->keeps = false;
+  CHECK_THROWS(UsageError, memory.grow(-1, 8192));
+  CHECK(registrar->runs == stuck);
+  memory.grow(-1, 4096);  // it has those already
 }

@@ -1,6 +1,7 @@
 // Mappings: all of them or none, again at the same place, and away in the right order.
 #include "bench.h"
 #include "driver/fault.h"
+#include "hooked.h"
 #include "ledger.h"
 #include "memory/memory.h"
 
@@ -225,5 +226,23 @@ TEST(what_gives_back_fails_only_where_that_is_asked_for) {
     }
     CHECK_EQ(plan.next(DriverCall::unmap), Status::unknown);
     CHECK_EQ(plan.injected(), releases ? 6 : 1);
+  }
+}
+
+TEST(addresses_that_could_not_be_unmapped_are_not_given_back) {
+  Place place(1);
+  const auto hooked = std::make_shared<Hooked>(place.bench.driver());
+  int freed = 0;
+  hooked->before = [&](DriverCall call) { freed += call == DriverCall::address_free; };
+  const DriverPtr driver = with_faults(hooked, place.plan);
+  for (const bool refused : {true, false}) {
+    auto reservation = std::make_shared<const Reservation>(driver, page_bytes);
+    {
+      Mapping mapping(driver, reservation, place.held);
+      mapping.map();
+      place.plan->arm_call(DriverCall::unmap, 1, refused ? 1 : 0, Status::unknown);
+    }
+    reservation.reset();
+    CHECK_EQ(freed, refused ? 0 : 1);
   }
 }

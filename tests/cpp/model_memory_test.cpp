@@ -170,6 +170,43 @@ TEST(pages_too_small_too_few_or_too_many_are_refused) {
   CHECK_EQ(memory.swap_in(pages(2, 2 * page_bytes)).pages, 2);
 }
 
+TEST(a_region_of_another_model_is_refused) {
+  Machine machine(4);
+  Subject a(machine, 1), b(machine, 2);
+  a.add(Tag::kv_cache, page_bytes);
+  Region& other = b.add(Tag::kv_cache, page_bytes);
+  b.swap_in();
+  b.write(0, 1, {0, page_bytes});
+  CHECK_THROWS(UsageError, a.memory.adopt_image(other));
+  CHECK_THROWS(UsageError, a.memory.saved_bytes(other));
+  CHECK_THROWS(UsageError, a.memory.mapped_pages(other));
+  CHECK_THROWS(UsageError, a.memory.missing_image_bytes(other, 1));
+  b.swap_out();
+  a.swap_in();
+  CHECK_THROWS(UsageError, a.memory.mark_written(other, {{0, 1}}));
+  b.swap_in();
+  b.check_content();
+}
+
+TEST(a_page_comes_once_and_from_the_device_of_the_model) {
+  Machine machine(4), elsewhere(4);
+  Subject a(machine, 1);
+  a.add(Tag::kv_cache, 2 * page_bytes);
+  auto pages = machine.acquire(1, 3);
+  const auto foreign = elsewhere.acquire(1, 1);
+  CHECK_THROWS(UsageError, a.memory.swap_in({pages[0], pages[0]}));
+  CHECK_THROWS(UsageError, a.memory.swap_in({pages[0], foreign[0]}));
+  a.check_out();
+  const RegionPtr larger = a.memory.add_region(Tag::workspace, 1, -1, 2 * page_bytes);
+  a.memory.swap_in(pages);
+  for (const PagePtr& page : pages) {
+    CHECK_THROWS(UsageError, a.memory.resize(*larger, page_bytes + 1, {page}, 0, -1));
+  }
+  CHECK_THROWS(UsageError, a.memory.resize(*larger, page_bytes + 1, foreign, 0, -1));
+  a.memory.resize(*larger, page_bytes + 1, machine.acquire(1, 1), 0, -1);
+  a.check_content();
+}
+
 TEST(a_page_size_the_device_cannot_have_is_refused) {
   CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), 0, mib));
   CHECK_THROWS(UsageError, ModelMemory(open_test_driver(), page_bytes + 1, mib));

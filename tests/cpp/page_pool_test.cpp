@@ -26,6 +26,11 @@ TEST(page_size_and_budget_are_checked_at_the_door) {
   CHECK_THROWS(UsageError, PagePool(device(), 8 * page_bytes, 3 * page_bytes));
   CHECK_THROWS(UsageError, PagePool(device(), 8 * page_bytes, 0));
   CHECK_THROWS(UsageError, PagePool(device(), page_bytes - 1, page_bytes));
+  // More pages than there are ids, or than anything could keep the books of.
+  CHECK_THROWS(UsageError, PagePool(device(), page_bytes << 33, page_bytes));
+  CHECK_THROWS(UsageError, PagePool(device(), (page_bytes << 32) + page_bytes, page_bytes));
+  CHECK_THROWS(UsageError, PagePool(device(), std::size_t{1} << 63, page_bytes));
+  CHECK_THROWS(UsageError, PagePool(device(), ~std::size_t{0}, page_bytes));
   const PagePool pool(device(), 3 * page_bytes - 1, page_bytes);
   CHECK_EQ(pool.total_pages(), 2);  // whole pages only
 }
@@ -92,6 +97,36 @@ TEST(give_back_all_takes_everything_of_one_owner) {
   CHECK_EQ(pool.give_back_all(1).size(), 3);
   CHECK(pool.give_back_all(1).empty());
   CHECK(pool.owned(2) == other);
+}
+
+TEST(give_back_all_takes_what_is_held_at_one_moment) {
+  PagePool pool = pool_of(4);
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    while (!over) {
+      // Whoever comes first gives the page back; the other finds that it is not held.
+      const auto held = pool.acquire(1, 1);
+      check::throws<UsageError>([&] { pool.give_back(1, held); });
+    }
+  });
+  int refused = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    refused += check::throws<UsageError>([&] { pool.give_back_all(1); });
+  }
+  over = true;
+  other.join();
+  CHECK_EQ(refused, 0);
+}
+
+TEST(a_page_in_doubt_is_granted_to_nobody) {
+  PagePool pool = pool_of(3);
+  const auto held = pool.acquire(1, 2);
+  pool.page(held[0])->put_in_doubt();
+  pool.give_back_all(1);
+  CHECK_EQ(pool.statistics().withheld, 1);
+  CHECK_EQ(pool.free_pages(), 2);
+  CHECK_THROWS(UsageError, pool.acquire(2, 3));
+  CHECK_EQ(pool.acquire(2, 2).size(), 2);
 }
 
 TEST(an_unknown_page_is_refused) {

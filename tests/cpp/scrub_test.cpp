@@ -1,10 +1,12 @@
 // Clean and dirty pages, and the scrubber that turns the one into the other, also when calls fail.
 #include "transfer/scrub.h"
 
+#include <chrono>
 #include <thread>
 
 #include "bench.h"
 #include "driver/fault.h"
+#include "hooked.h"
 
 using namespace gpupool;
 
@@ -13,7 +15,7 @@ namespace {
 constexpr std::size_t pages = 6;
 
 struct Pool {
-  Pool() : faulty(with_faults(bench.driver(), plan)) {
+  Pool() : faulty(with_faults(hooked, plan)) {
     pool = std::make_shared<PagePool>(faulty, pages * page_bytes, page_bytes);
   }
   // The content of a page, seen at an address of its own.
@@ -38,6 +40,7 @@ struct Pool {
     CHECK_EQ(pool->free_pages(), now.clean + now.dirty + now.scrubbing + now.total - now.created);
   }
   Bench bench;
+  std::shared_ptr<Hooked> hooked = std::make_shared<Hooked>(bench.driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
   DriverPtr faulty;
   std::shared_ptr<PagePool> pool;
@@ -88,48 +91,123 @@ TEST(bad_figures_are_refused) {
   CHECK_THROWS(UsageError, p.pool->create_ahead(pages + 1));
   CHECK_THROWS(UsageError, PagePool(p.faulty, std::size_t{1} << 60, page_bytes));
   CHECK_THROWS(UsageError, p.pool->is_clean(0));
-  CHECK_THROWS(UsageError, p.pool->mark_clean(1, std::vector<PageId>{0}));
+  CHECK_THROWS(UsageError, p.pool->begin_scrub_owned(1, std::vector<PageId>{0}));
   CHECK_EQ(p.pool->created_pages(), 0);
   p.pool->create_ahead(pages);
   p.pool->create_ahead(2);  // there are more already
   CHECK_EQ(p.pool->created_pages(), pages);
 }
 
-TEST(who_needs_pages_being_scrubbed_waits_for_them) {
-  Pool p;
-  p.pool->create_ahead(pages);
+// All six pages are asked for while four of five are being scrubbed: the sixth is made under the
+// pool's lock, which is then not let go but to wait. So `end` comes when the waiter waits.
+template <typename End>
+std::vector<PageId> acquire_all_waiting(Pool& p, End end) {
+  p.pool->create_ahead(pages - 1);
   const auto taken = p.pool->begin_scrub(4);
   CHECK_EQ(p.pool->free_pages(), pages);
-  CHECK_EQ(p.pool->acquire(1, 2).size(), 2);  // these were not being scrubbed
+  std::atomic<bool> making{false};
+  p.hooked->before = [&](DriverCall call) { making = making || call == DriverCall::page_create; };
   std::vector<PageId> got;
-  std::thread waiter([&] { got = p.pool->acquire(2, 3); });
-  p.pool->end_scrub(taken, true);
+  std::thread waiter([&] {
+    try {
+      got = p.pool->acquire(2, pages);
+    } catch (const UsageError&) {
+    }
+  });
+  while (!making) std::this_thread::yield();
+  end(taken);
   waiter.join();
-  CHECK_EQ(got.size(), 3);
+  return got;
+}
+
+TEST(who_needs_pages_being_scrubbed_waits_for_them) {
+  Pool p;
+  const auto got =
+      acquire_all_waiting(p, [&](const auto& taken) { p.pool->end_scrub(taken, true); });
+  CHECK_EQ(got.size(), pages);
   CHECK(p.pool->is_clean(got[0]));
   p.check_adds_up();
 }
 
 TEST(who_waits_for_pages_that_are_withheld_is_told) {
   Pool p;
-  p.pool->create_ahead(pages);
-  const auto taken = p.pool->begin_scrub(4);
-  bool refused = false;
-  std::thread waiter([&] {
-    try {
-      static_cast<void>(p.pool->acquire(2, 3));
-    } catch (const UsageError&) {
-      refused = true;
-    }
+  std::vector<PageId> withheld;
+  const auto got = acquire_all_waiting(p, [&](const auto& taken) {
+    p.pool->withhold(taken);
+    withheld = taken;
   });
-  p.pool->withhold(taken);
-  waiter.join();
-  CHECK(refused);
+  CHECK(got.empty());
   CHECK_EQ(p.pool->free_pages(), 2);
   CHECK_EQ(p.pool->statistics().withheld, 4);
-  p.pool->release(taken);
+  p.pool->release(withheld);
   CHECK_EQ(p.pool->free_pages(), pages);
   CHECK_EQ(p.pool->statistics().clean, 0);
+}
+
+TEST(what_is_being_scrubbed_cannot_be_given_back) {
+  Pool p;
+  const auto held = p.pool->acquire(1, 3);
+  p.soil(1);
+  Scrubber scrubber(p.faulty, p.pool, 2);
+  int refused = 0, fills = 0;
+  p.hooked->before = [&](DriverCall call) {
+    if (call != DriverCall::fill) return;
+    ++fills;
+    refused += check::throws<UsageError>([&] { p.pool->give_back(1, {{held[2]}}); });
+    refused += check::throws<UsageError>([&] { p.pool->give_back_all(1); });
+    refused += check::throws<UsageError>([&] { p.pool->acquire(2, 4); });
+    CHECK_EQ(p.pool->owned(1).size(), 3);
+    p.check_adds_up();
+  };
+  scrubber.scrub_owned(1, held);
+  CHECK_EQ(fills, 2);
+  CHECK_EQ(refused, 6);
+  p.pool->give_back_all(1);
+  CHECK_EQ(p.pool->free_pages(), pages);
+}
+
+TEST(any_later_call_takes_back_what_was_withheld) {
+  Pool p;
+  const auto held = p.pool->acquire(1, 2);
+  Scrubber scrubber(p.faulty, p.pool, 2);
+  for (const bool owned : {false, true}) {
+    p.plan->arm_call(DriverCall::stream_synchronize, 1, FaultPlan::every_call, Status::unknown);
+    CHECK_THROWS(DriverError, scrubber.scrub_owned(1, p.pool->acquire(1, 1)));
+    CHECK_THROWS(DriverError, scrubber.scrub_owned(1, {}));  // not yet
+    CHECK_EQ(p.pool->statistics().withheld, 1);
+    p.plan->disarm();
+    if (owned) {
+      scrubber.scrub_owned(1, {});
+    } else {
+      CHECK_EQ(scrubber.scrub_free(), 1);  // it is free then, and dirty
+    }
+    CHECK_EQ(p.pool->statistics().withheld, 0);
+    CHECK_EQ(p.pool->owned(1).size(), held.size());
+  }
+}
+
+TEST(one_thread_scrubs_at_a_time) {
+  Pool p;
+  const auto held = p.pool->acquire(1, 2);
+  Scrubber scrubber(p.faulty, p.pool, 2);
+  const auto first = std::this_thread::get_id();
+  std::atomic<bool> second_calls{false};
+  bool together = false;
+  std::thread second;
+  p.hooked->before = [&](DriverCall call) {
+    if (std::this_thread::get_id() != first) second_calls = true;
+    if (call != DriverCall::fill || second.joinable()) return;
+    second = std::thread([&] { scrubber.scrub_owned(1, {{held[1]}}); });
+    // It gets the time to come in, were it let in; what is right takes all of it.
+    const auto enough = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);
+    while (!second_calls && std::chrono::steady_clock::now() < enough) std::this_thread::yield();
+    together = second_calls;
+  };
+  scrubber.scrub_owned(1, {{held[0]}});
+  second.join();
+  CHECK(!together);
+  CHECK(second_calls);
+  for (const PageId id : held) CHECK(p.pool->is_clean(id));
 }
 
 // Whatever fails, a page that is called clean reads as zeros, none is lost for good, and none that

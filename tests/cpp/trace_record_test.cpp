@@ -29,6 +29,28 @@ TEST(a_full_trace_counts_what_it_drops) {
   CHECK(json.find("\"16 events were dropped\"") != std::string::npos);
 }
 
+TEST(a_full_trace_takes_no_tracks) {
+  Observed observed;
+  Bench bench(observed.driver);
+  const DevicePtr base = bench.mapped(1);
+  const auto trace = observed.start(1);
+  for (int i = 0; i < 50; ++i) {
+    StreamHandle stream = nullptr;
+    CHECK_OK(observed.driver->stream_create(&stream));
+    CHECK_OK(observed.driver->fill(base, 0, 1, stream));
+    CHECK_OK(observed.driver->stream_synchronize(stream));
+    CHECK_OK(observed.driver->stream_destroy(stream));
+  }
+  observed.stop(*trace);
+  CHECK_EQ(trace->events().size(), 1);
+  CHECK_EQ(trace->dropped(), 5 * 50 - 1);  // four calls and one piece of work, each time
+  CHECK(json_of(*trace).find(":0 stream") == std::string::npos);
+  CHECK_EQ(trace->add_stream_track("host:0"), 0);
+  Trace closed;
+  closed.close();
+  CHECK_EQ(closed.add_stream_track("host:0"), 0);
+}
+
 TEST(names_are_escaped_and_times_exact) {
   Observed observed;
   const auto trace = observed.start();

@@ -16,8 +16,17 @@ plant(a_registration_is_not_taken_back image/host_memory.cpp
   [[pieces_.size() > first + 1]]
   host_memory)
 plant(memory_still_registered_is_unmapped image/host_memory.cpp
-  [[!stuck_]]
-  [[true]]
+  [[if (!stuck_) munmap(data_, capacity_bytes_);]]
+  [[munmap(data_, capacity_bytes_);]]
+  host_memory)
+plant(a_failed_growth_keeps_its_file_mapped image/host_memory.cpp
+  [[static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
+                               MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));]]
+  [[]]
+  host_memory)
+plant(memory_still_registered_grows image/host_memory.cpp
+  [[if (stuck_) throw UsageError("host memory that is still registered from a failure cannot grow");]]
+  [[]]
   host_memory)
 plant(a_descriptor_a_page_short_is_taken image/host_memory.cpp
   [[static_cast<std::size_t>(info.st_size) >= bytes]]

@@ -24,7 +24,7 @@ plant(a_page_that_could_not_be_created_is_counted memory/page_pool.cpp
   [[created_.emplace_back(); created_.back().page = Page::create(driver_, page_bytes_);]]
   page_pool)
 plant(a_page_given_back_has_an_owner memory/page_pool.cpp
-  [[created_[id].state = State::free;]]
+  [[slot.state = slot.page->in_doubt() ? State::withheld : State::free;]]
   [[]]
   page_pool)
 plant(a_page_given_back_is_called_clean memory/page_pool.cpp
@@ -61,12 +61,13 @@ plant(access_is_a_page_short memory/mapping.cpp
   [[driver_->set_access(start, bytes - page_bytes)]]
   mapping)
 plant(an_unmapped_range_is_called_mapped memory/mapping.cpp
-  [[accessible_ = false;]]
-  [[]]
+  [[mapped_bytes_ = 0;
+  accessible_ = false;]]
+  [[mapped_bytes_ = 0;]]
   mapping)
 plant(the_end_of_a_mapping_leaves_it_mapped memory/mapping.cpp
-  [[if (mapped_bytes_ > 0) static_cast<void>(driver_->unmap(reservation_->address(), mapped_bytes_));]]
-  [[]]
+  [[driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success]]
+  [[false]]
   mapping)
 plant(pages_larger_than_the_reservation_are_taken memory/mapping.cpp
   [[all * pages_[0]->bytes() > reservation_->bytes()]]

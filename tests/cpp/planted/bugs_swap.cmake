@@ -39,11 +39,11 @@ plant(a_region_is_a_page_longer swap/swap.cpp
   [[(bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_]]
   [[(bytes_ + page_bytes_) / page_bytes_ * page_bytes_]]
   model_memory)
-plant(pages_of_another_size_are_taken swap/swap.cpp
+plant(pages_of_another_size_are_taken swap/resize.cpp
   [[page != nullptr && page->bytes() == page_bytes_]]
   [[page != nullptr]]
   model_memory)
-plant(a_page_too_many_is_taken swap/swap.cpp
+plant(a_page_too_many_is_taken swap/resize.cpp
   [[pages.size() != count]]
   [[pages.size() < count]]
   model_memory)
