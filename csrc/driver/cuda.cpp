@@ -1,6 +1,8 @@
 // The CUDA driver: libcuda.so.1 by dlopen, symbols by cuGetProcAddress, primary context shared
 // with whatever else runs in the process (torch uses the same one).
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <mutex>
@@ -91,20 +93,36 @@ class CudaDriver final : public Driver {
   }
   Status page_create(PageHandle* page, std::size_t bytes) noexcept override {
     const AllocationProperties properties = page_properties();
-    return status_of(cu_.cuMemCreate(page, bytes, &properties, 0));
+    return relaxed([&] { return cu_.cuMemCreate(page, bytes, &properties, 0); });
   }
   Status page_release(PageHandle page) noexcept override {
-    return status_of(cu_.cuMemRelease(page));
+    return relaxed([&] { return cu_.cuMemRelease(page); });
   }
   Status page_export(int* fd, PageHandle page) noexcept override {
-    return status_of(cu_.cuMemExportToShareableHandle(fd, page, handle_type_posix_fd, 0));
+    int own = -1;
+    const Status status = relaxed(
+        [&] { return cu_.cuMemExportToShareableHandle(&own, page, handle_type_posix_fd, 0); });
+    if (status != Status::success) return status;
+    // Else a program that this process starts would have it, and keep the page alive.
+    if (fcntl(own, F_SETFD, FD_CLOEXEC) != 0) {
+      close(own);
+      return Status::unknown;
+    }
+    *fd = own;
+    return status;
   }
   Status page_import(PageHandle* page, int fd) noexcept override {
-    return status_of(cu_.cuMemImportFromShareableHandle(
-        page, reinterpret_cast<void*>(static_cast<std::intptr_t>(fd)), handle_type_posix_fd));
+    return relaxed([&] {
+      return cu_.cuMemImportFromShareableHandle(
+          page, reinterpret_cast<void*>(static_cast<std::intptr_t>(fd)), handle_type_posix_fd);
+    });
   }
   Status address_reserve(DevicePtr* address, std::size_t bytes) noexcept override {
-    return in_context([&] { return cu_.cuMemAddressReserve(address, bytes, 0, 0, 0); });
+    std::size_t alignment = 0;
+    if (const Status status = page_granularity(&alignment); status != Status::success) {
+      return status;
+    }
+    return in_context([&] { return cu_.cuMemAddressReserve(address, bytes, alignment, 0, 0); });
   }
   Status address_free(DevicePtr address, std::size_t bytes) noexcept override {
     return in_context([&] { return cu_.cuMemAddressFree(address, bytes); });
@@ -144,8 +162,13 @@ class CudaDriver final : public Driver {
     return in_context([&] { return cu_.cuStreamWaitEvent(native(stream), native(event), 0); });
   }
   Status event_create(EventHandle* event) noexcept override {
-    return in_context(
-        [&] { return cu_.cuEventCreate(reinterpret_cast<Event*>(event), event_disable_timing); });
+    return in_context([&] {
+      // Who waits for one sleeps rather than keeps a core busy. Waking takes some tens of
+      // microseconds, little beside the chunk of a copy that is waited for, and the next chunk is
+      // on its way meanwhile. Asking whether an event is complete does not change.
+      return cu_.cuEventCreate(reinterpret_cast<Event*>(event),
+                               event_disable_timing | event_blocking_sync);
+    });
   }
   Status event_destroy(EventHandle event) noexcept override {
     return in_context([&] { return cu_.cuEventDestroy(native(event)); });
@@ -232,15 +255,30 @@ class CudaDriver final : public Driver {
     return properties;
   }
 
-  // Runs `call` with the primary context current on this thread, and puts back what was current.
+  // Runs `call` so that it does not break the capture of a CUDA graph in another thread, as even a
+  // look at an event does in a thread's own mode (see cuThreadExchangeStreamCaptureMode in cuda.h).
+  // Nothing of ours is ever part of a capture.
+  template <typename Call>
+  Status relaxed(Call call) noexcept {
+    int mode = capture_mode_relaxed;
+    const Result pushed = cu_.cuThreadExchangeStreamCaptureMode(&mode);
+    if (pushed != 0) return status_of(pushed);
+    const Status status = status_of(call());
+    // As in leave_context(), what the call made is worth more than an error of what follows it.
+    static_cast<void>(cu_.cuThreadExchangeStreamCaptureMode(&mode));
+    return status;
+  }
+  // The same with the primary context current on this thread; puts back what was current.
   template <typename Call>
   Status in_context(Call call) noexcept {
-    Context previous = nullptr;
-    const Status entered = enter_context(&previous);
-    if (entered != Status::success) return entered;
-    const Status status = status_of(call());
-    leave_context(previous);
-    return status;
+    return relaxed([&] {
+      Context previous = nullptr;
+      const Status entered = enter_context(&previous);
+      if (entered != Status::success) return static_cast<Result>(entered);
+      const Result result = call();
+      leave_context(previous);
+      return result;
+    });
   }
   Status enter_context(Context* previous) noexcept {
     if (const Result result = cu_.cuCtxGetCurrent(previous); result != 0) return status_of(result);

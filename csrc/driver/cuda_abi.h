@@ -19,9 +19,12 @@ inline constexpr int location_type_device = 1;
 inline constexpr int access_read_write = 3;
 inline constexpr int granularity_minimum = 0;
 inline constexpr unsigned stream_non_blocking = 1;
+inline constexpr unsigned event_blocking_sync = 1;
 inline constexpr unsigned event_disable_timing = 2;
 inline constexpr unsigned host_register_portable = 1;
 inline constexpr int source_access_in_stream_order = 1;
+inline constexpr int capture_mode_global = 0;
+inline constexpr int capture_mode_relaxed = 2;
 
 struct Location {
   int type;
@@ -64,6 +67,7 @@ struct CopyAttributes {
   X(cuCtxGetCurrent, 4000, (Context * context))                                            \
   X(cuCtxSetCurrent, 4000, (Context context))                                              \
   X(cuCtxSynchronize, 2000, ())                                                            \
+  X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                 \
   X(cuMemGetInfo, 3020, (std::size_t* free_bytes, std::size_t* total_bytes))               \
   X(cuMemGetAllocationGranularity, 10020,                                                  \
     (std::size_t* bytes, const AllocationProperties* properties, int option))              \

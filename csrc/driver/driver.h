@@ -64,7 +64,8 @@ using EventHandle = EventState*;
 //                    no work that touches them may be in flight
 // set_access         makes a fully mapped range readable and writable by the device
 // host_register      pins host memory for asynchronous copies
-// context_synchronize  waits for all work of the process on the device, also that of others
+// context_synchronize  waits for all work in the device's primary context, also that of others who
+//                    use it, as torch does; not for what runs in contexts of another kind
 // stream_wait_event  later work of `stream` waits for the event's last record; an event never
 //                    recorded counts as complete
 // event_query        success when complete, not_ready otherwise

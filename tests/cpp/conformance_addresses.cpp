@@ -122,6 +122,33 @@ TEST(unmap_takes_whole_mappings_only) {
   CHECK_EQ(space->unmap(space.base, 3 * page_bytes), invalid);               // twice
 }
 
+// What every swap-out rests on: a run of many mappings goes in one call, with access or without,
+// and they can be mapped again.
+TEST(one_unmap_takes_many_mappings) {
+  Bench bench;
+  constexpr std::size_t count = 16;
+  std::vector<PageHandle> handles;
+  const DevicePtr base = bench.mapped(count, &handles);
+  const auto map_all = [&] {
+    for (std::size_t i = 0; i < count; ++i) {
+      CHECK_OK(bench->map(base + i * page_bytes, page_bytes, handles[i]));
+    }
+  };
+  bench.write(base, pattern(3, count * page_bytes));
+  CHECK_OK(bench->unmap(base + 2 * page_bytes, 5 * page_bytes));  // from within the run
+  CHECK(bench.read(base, 2 * page_bytes) == pattern(3, 2 * page_bytes));
+  CHECK_OK(bench->unmap(base + 7 * page_bytes, (count - 7) * page_bytes));
+  CHECK_OK(bench->unmap(base, 2 * page_bytes));
+  map_all();
+  CHECK_OK(bench->unmap(base, count * page_bytes));  // without access, all of it
+  map_all();
+  CHECK_OK(bench->set_access(base, count * page_bytes));
+  CHECK(bench.read(base, count * page_bytes) == pattern(3, count * page_bytes));
+  CHECK_OK(bench->unmap(base, count * page_bytes));
+  CHECK_OK(bench->address_free(base, count * page_bytes));
+  for (const PageHandle page : handles) CHECK_OK(bench->page_release(page));
+}
+
 TEST(access_is_set_over_whole_mappings_without_holes) {
   Space space;
   CHECK_OK(space.map(0, 0));

@@ -44,14 +44,22 @@ const std::map<std::string, std::string> seam_of = {
     {"cuDevicePrimaryCtxRetain", "memory_info"},
     {"cuCtxGetCurrent", "memory_info"},
     {"cuCtxSetCurrent", "memory_info"},
+    {"cuThreadExchangeStreamCaptureMode", "memory_info"},
 };
 const std::set<std::string> at_open = {"cuInit", "cuDeviceGet"};
 const std::set<std::string> unreported = {"cuGetErrorName", "cuDevicePrimaryCtxRelease"};
 // Calls that give something back: what such a call was refused, the library still holds.
 const std::set<std::string> releases = {
-    "cuMemRelease",        "cuMemAddressFree", "cuMemUnmap",
-    "cuMemHostUnregister", "cuStreamDestroy",  "cuEventDestroy",
-    "cuCtxGetCurrent",     "cuCtxSetCurrent",  "cuDevicePrimaryCtxRelease",
+    "cuMemRelease",
+    "cuMemAddressFree",
+    "cuMemUnmap",
+    "cuMemHostUnregister",
+    "cuStreamDestroy",
+    "cuEventDestroy",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuDevicePrimaryCtxRelease",
+    "cuThreadExchangeStreamCaptureMode",
 };
 
 // Outputs point at something; everything else is zero.

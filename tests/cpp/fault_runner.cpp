@@ -55,7 +55,8 @@ void check_usable(World& world) {
   for (const OwnerId owner : {1, 2}) world.pool->give_back_all(owner);
   for (auto* model : {&world.a, &world.b}) {
     if (!*model) continue;
-    CHECK_EQ(world.pool->free_pages(), world_pages);
+    // But for those that something in flight may touch: a model that closed could not wait for it.
+    CHECK_EQ(world.pool->free_pages() + world.pool->statistics().withheld, world_pages);
     (*model)->swap_in();
     (*model)->check_content();
     (*model)->write(900);
@@ -98,14 +99,18 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
     // Zero, but for what the driver itself refused to take back.
     const Holdings held = ledger->held();
     if (scenario.closes) {
-      CHECK_EQ(held.registrations, refused[DriverCall::host_unregister]);
+      // A resident model that is closed while no wait is answered keeps all it has.
+      const bool unanswered = refused[DriverCall::context_synchronize] + ledger->refused() >= 2;
+      const bool kept = unanswered && held.mappings > 0;
+      const std::size_t regions = kept ? 3 : 0;
+      CHECK_EQ(held.registrations, refused[DriverCall::host_unregister] + regions);
       CHECK_EQ(held.streams, refused[DriverCall::stream_destroy]);
       CHECK_EQ(held.events, refused[DriverCall::event_destroy]);
       CHECK_EQ(held.pages, refused[DriverCall::page_release]);
       const auto unmaps = refused[DriverCall::unmap];
-      if (unmaps == 0) CHECK_EQ(held.mappings, 0);
-      CHECK(held.reservations >= refused[DriverCall::address_free]);
-      CHECK(held.reservations <= refused[DriverCall::address_free] + unmaps);
+      if (unmaps == 0 && !kept) CHECK_EQ(held.mappings, 0);
+      CHECK(held.reservations >= refused[DriverCall::address_free] + regions);
+      CHECK(held.reservations <= refused[DriverCall::address_free] + regions + unmaps);
     } else {
       CHECK(held == Holdings{});
     }

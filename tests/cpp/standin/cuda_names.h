@@ -21,6 +21,7 @@ using CUcontext = gpupool::cuda::Context;
 using CUstream = gpupool::cuda::Stream;
 using CUevent = gpupool::cuda::Event;
 using CUdeviceptr = std::uint64_t;
+using CUstreamCaptureMode = int;
 using CUmemGenericAllocationHandle = std::uint64_t;
 using CUmemAllocationHandleType = int;
 using CUmemAllocationGranularity_flags = int;

@@ -88,17 +88,6 @@ CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice device) {
   return answer(State::get().release(device - device_base));
 }
 
-CUresult CUDAAPI cuCtxGetCurrent(CUcontext* context) {
-  ENTER("cuCtxGetCurrent", false);
-  *context = static_cast<CUcontext>(State::get().current());
-  return answer(0);
-}
-
-CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) {
-  ENTER("cuCtxSetCurrent", false);
-  return answer(State::get().set_current(context));
-}
-
 CUresult CUDAAPI cuCtxSynchronize(void) {
   ENTER("cuCtxSynchronize", true);
   return answer(host()->context_synchronize());
@@ -145,7 +134,7 @@ CUresult CUDAAPI cuMemExportToShareableHandle(void* shareable, CUmemGenericAlloc
   if (flags != 0 || static_cast<int>(type) != cuda::handle_type_posix_fd || !asked) {
     return invalid();
   }
-  return answer(host()->page_export(static_cast<int*>(shareable), handle));
+  return answer(standin::export_without_flags(*host(), static_cast<int*>(shareable), handle));
 }
 
 CUresult CUDAAPI cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* handle, void* shared,
@@ -164,6 +153,7 @@ CUresult CUDAAPI cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t 
                                      CUdeviceptr, unsigned long long flags) {
   ENTER("cuMemAddressReserve", true);
   if (flags != 0 || (alignment != 0 && !std::has_single_bit(alignment))) return invalid();
+  State::get().asked("cuMemAddressReserve", alignment);
   DevicePtr base = 0;
   return noted(host()->address_reserve(&base, bytes), [&](auto& books) {
     *address = base;
@@ -207,6 +197,7 @@ CUresult CUDAAPI cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAc
 CUresult CUDAAPI cuMemHostRegister(void* memory, size_t bytes, unsigned int flags) {
   ENTER("cuMemHostRegister", true);
   if (flags > 15) return invalid();
+  State::get().asked("cuMemHostRegister", flags);
   return noted(host()->host_register(memory, bytes),
                [&](auto& books) { books.registrations.insert(memory); });
 }
@@ -220,6 +211,7 @@ CUresult CUDAAPI cuMemHostUnregister(void* memory) {
 CUresult CUDAAPI cuStreamCreate(CUstream* stream, unsigned int flags) {
   ENTER("cuStreamCreate", true);
   if (flags > cuda::stream_non_blocking) return invalid();
+  State::get().asked("cuStreamCreate", flags);
   StreamHandle made = nullptr;
   return noted(host()->stream_create(&made), [&](auto& books) {
     *stream = reinterpret_cast<CUstream>(made);
@@ -247,6 +239,7 @@ CUresult CUDAAPI cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int 
 CUresult CUDAAPI cuEventCreate(CUevent* event, unsigned int flags) {
   ENTER("cuEventCreate", true);
   if (flags > 7) return invalid();
+  State::get().asked("cuEventCreate", flags);
   EventHandle made = nullptr;
   return noted(host()->event_create(&made), [&](auto& books) {
     *event = reinterpret_cast<CUevent>(made);

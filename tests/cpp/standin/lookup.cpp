@@ -80,6 +80,9 @@ EXPORTED const Control* gpupool_standin_control() {
       .forget = [] { State::get().forget(); },
       .make_context = [] { return State::get().make_context(); },
       .destroy_context = [](void* context) { State::get().destroy_context(context); },
+      .begin_capture = [] { State::get().begin_capture(); },
+      .end_capture = [] { return State::get().end_capture(); },
+      .last_asked = [](const char* name) { return State::get().last_asked(name); },
   };
   return &control;
 }

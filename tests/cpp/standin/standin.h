@@ -42,6 +42,12 @@ struct Control {
   // A context that nobody but the caller knows, as another library in the process may have one.
   void* (*make_context)();
   void (*destroy_context)(void* context);
+  // A capture of a graph begins in a thread that nobody sees, in the mode that others may break;
+  // whether none did.
+  void (*begin_capture)();
+  bool (*end_capture)();
+  // What a call was last asked for: flags, or the alignment of a reservation.
+  std::uint64_t (*last_asked)(const char* name);
 };
 
 // Exported under this name.

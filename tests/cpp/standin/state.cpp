@@ -1,12 +1,26 @@
 #include "standin/state.h"
 
+#include <fcntl.h>
+
 #include <cstdlib>
 #include <numeric>
+#include <string_view>
+#include <utility>
+
+#include "driver/cuda_abi.h"
 
 namespace gpupool::standin {
 namespace {
 
 thread_local Context* current_context = nullptr;
+thread_local int capture_mode = cuda::capture_mode_global;
+
+// What a thread in its own mode may not call while another one captures: more than on a device,
+// where cuda.h says of a few calls that they are unsafe.
+bool unsafe(std::string_view call) {
+  return call.starts_with("cuMem") || call.starts_with("cuStream") || call.starts_with("cuEvent") ||
+         call == "cuCtxSynchronize" || call == "cuDevicePrimaryCtxRetain";
+}
 
 constexpr int code(Status status) { return static_cast<int>(status); }
 
@@ -37,6 +51,10 @@ int State::enter(const char* call, bool needs_context) {
   const std::string_view name = call;
   if (name == "cuInit" || name == "cuGetErrorName") return 0;
   if (!initialized_) return code(Status::not_initialized);
+  if (capturing_ && capture_mode == cuda::capture_mode_global && unsafe(name)) {
+    capture_broken_ = true;
+    return capture_unsupported;
+  }
   if (!needs_context) return 0;
   if (current_context == nullptr) return invalid_context;
   return alive_.contains(current_context) ? 0 : context_is_destroyed;
@@ -97,6 +115,36 @@ int State::set_current(void* context) {
 }
 
 void* State::current() const { return current_context; }
+
+int State::exchange_mode(int mode) { return std::exchange(capture_mode, mode); }
+
+void State::begin_capture() {
+  std::lock_guard lock(mutex_);
+  capturing_ = true;
+  capture_broken_ = false;
+}
+
+bool State::end_capture() {
+  std::lock_guard lock(mutex_);
+  capturing_ = false;
+  return !capture_broken_;
+}
+
+void State::asked(const char* call, std::uint64_t what) {
+  std::lock_guard lock(mutex_);
+  asked_[call] = what;
+}
+
+std::uint64_t State::last_asked(const char* call) {
+  std::lock_guard lock(mutex_);
+  return asked_.at(call);
+}
+
+Status export_without_flags(Driver& host, int* fd, PageHandle page) {
+  const Status status = host.page_export(fd, page);
+  if (status == Status::success) fcntl(*fd, F_SETFD, 0);
+  return status;
+}
 
 DriverPtr State::host() {
   std::lock_guard lock(mutex_);
@@ -160,6 +208,7 @@ void State::forget() {
     retains_[device] = 0;
   }
   current_context = nullptr;
+  capture_mode = cuda::capture_mode_global;
   nth_ = 0;
   books_ = Books{};
   host_ = open_host_driver();

@@ -14,6 +14,7 @@ namespace gpupool::standin {
 // Codes that gpupool's own list of statuses does not have.
 inline constexpr int invalid_context = 201;
 inline constexpr int context_is_destroyed = 709;
+inline constexpr int capture_unsupported = 900;
 
 struct Context {
   int device = -1;  // -1: not a primary context
@@ -33,6 +34,14 @@ class State {
   int release(int device);
   int set_current(void* context);
   void* current() const;
+
+  // The capture mode of the calling thread becomes `mode`; what it was.
+  int exchange_mode(int mode);
+  void begin_capture();
+  bool end_capture();
+  // What a call was asked for: its flags, or the like.
+  void asked(const char* call, std::uint64_t what);
+  std::uint64_t last_asked(const char* call);
 
   DriverPtr host();
 
@@ -76,6 +85,8 @@ class State {
   std::uint64_t contexts_made_ = 0;
   std::uint64_t left_behind_ = 0;
 
+  bool capturing_ = false, capture_broken_ = false;
+  std::map<std::string, std::uint64_t> asked_;
   std::map<std::string, std::uint64_t> calls_;
   std::string always_failing_;
   std::string failing_;  // empty: any
@@ -85,5 +96,8 @@ class State {
   std::uint64_t injected_ = 0;
   const char* last_injected_ = nullptr;
 };
+
+// cuda.h promises no flag of a descriptor that it gives: this one has none.
+Status export_without_flags(Driver& host, int* fd, PageHandle page);
 
 }  // namespace gpupool::standin
