@@ -13,6 +13,7 @@ from collections import deque
 import msgspec
 
 from gpupool.daemon import wire
+from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.protocol import Dismissed
 from gpupool.errors import ProtocolError
 
@@ -22,14 +23,17 @@ _SO_PEERPIDFD = 77  # Linux 6.5; not in Python 3.11's socket module
 class Peer:
     """A connection and the process behind it."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Take the connection over.
+    def __init__(self, connection: socket.socket, in_flight: InFlight) -> None:
+        """Take the connection over, whose descriptors are counted by ``in_flight``.
 
         Raises ProtocolError, having closed it, if the process belongs to another user or has
         ended.
         """
         self.connection = connection
         self.connected = True
+        self._in_flight = in_flight
+        self.held = False
+        """What is next to be sent waits for descriptors to be read, by this peer or by others."""
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         try:
             connection.setblocking(False)
@@ -63,21 +67,30 @@ class Peer:
             _close_all(fds or [])
 
     def flush(self) -> None:
-        """Send what fits."""
+        """Send what fits, of the socket's room and of descriptors in flight."""
+        self.held = False
         while self._outbox and self.connected:
             packet, fds = self._outbox[0]
+            if fds and not self._in_flight.may_send(self.connection, len(fds)):
+                self.held = True
+                return
             try:
                 wire.send(self.connection, packet, fds)
             except BlockingIOError:
                 return
             except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:  # of this user's; it is not this peer's doing
+                    self.held = True
+                    return
                 # One that has closed may have said something before: reading finds the end. Any
-                # other error (no memory, too many descriptors in flight) leaves it half told.
+                # other error (no memory) leaves it half told.
                 closed = isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN
                 self.send_failed = not closed
                 self._drop_outbox()
                 return
             self._outbox.popleft()
+            if fds:
+                self._in_flight.sent(self.connection, len(fds))
             _close_all(fds)
 
     def kill(self) -> None:
@@ -90,6 +103,7 @@ class Peer:
         if self.connected:
             self.connected = False
             self._drop_outbox()
+            self._in_flight.forget(self.connection)
             self.connection.close()
 
     def close(self) -> None:
@@ -103,6 +117,7 @@ class Peer:
         for _, fds in self._outbox:
             _close_all(fds)
         self._outbox.clear()
+        self.held = False
 
 
 def dismiss(connection: socket.socket, message: str) -> None:

@@ -16,6 +16,7 @@ from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
+from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed
@@ -28,6 +29,7 @@ _CONNECTIONS_MAX = 1024
 _CONNECTIONS_MIN = 16
 _PAGE_BYTES_MAX = 1 << 30
 _FDS_OWN = 64  # descriptors of the daemon itself
+_HELD_S = 0.02  # between looks whether descriptors were read: no event tells
 
 
 class Server:
@@ -53,6 +55,7 @@ class Server:
         if page_bytes > _PAGE_BYTES_MAX:
             raise UsageError(f"a page has at most {_PAGE_BYTES_MAX} bytes, not {page_bytes}")
         self._connections_max = _connections_max(budget_bytes // page_bytes)
+        self._in_flight = InFlight(_descriptors_max() // 2)
         pages = PagePool(open_driver(device), budget_bytes, page_bytes)
         self._desk = Desk(
             pages=pages,
@@ -96,6 +99,9 @@ class Server:
             os.close(self._wake_write)
 
     def _turn(self) -> None:
+        for peer in self._peers:
+            if peer.held:
+                peer.flush()
         wake_at_s = self._desk.settle(time.monotonic())
         while failed := [peer for peer in self._peers if peer.send_failed]:
             for peer in failed:
@@ -104,6 +110,8 @@ class Server:
             wake_at_s = self._desk.settle(time.monotonic())
         self._watch()
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - time.monotonic())
+        if any(peer.held for peer in self._peers):
+            timeout_s = _HELD_S if timeout_s is None else min(timeout_s, _HELD_S)
         for key, events in self._selector.select(timeout_s):
             if key.fileobj is self._listener.socket:
                 self._accept()
@@ -115,7 +123,7 @@ class Server:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.socket.accept()
-            peer = Peer(connection)
+            peer = Peer(connection, self._in_flight)
         except (OSError, ProtocolError):  # gone already, not welcome, or out of descriptors
             return
         if len(self._peers) >= self._connections_max:
@@ -177,7 +185,7 @@ class Server:
 
     def _hang_up(self, peer: Peer) -> None:
         if peer.connected:
-            self._selector.unregister(peer.connection)
+            self._watch_one(peer, 0)
             peer.disconnect()
 
     def _forget(self, peer: Peer) -> None:
@@ -190,13 +198,32 @@ class Server:
     def _watch(self) -> None:
         """Wait for something to read, or for room to write where something is still to be said.
 
-        Nothing more is read from a peer that does not read what it is told.
+        Nothing more is read from a peer that does not read what it is told. One that waits for
+        descriptors to be read is looked at now and then.
         """
         for peer in self._peers:
-            if peer.connected:
-                wanted = selectors.EVENT_WRITE if peer.sending else selectors.EVENT_READ
-                if self._selector.get_key(peer.connection).events != wanted:
-                    self._selector.modify(peer.connection, wanted, peer)
+            if not peer.connected:
+                continue
+            if peer.held and not peer.lost:
+                self._watch_one(peer, 0)
+            else:
+                waits = peer.sending and not peer.held
+                self._watch_one(peer, selectors.EVENT_WRITE if waits else selectors.EVENT_READ)
+
+    def _watch_one(self, peer: Peer, wanted: int) -> None:
+        key = self._selector.get_map().get(peer.connection)
+        if key is None:
+            if wanted:
+                self._selector.register(peer.connection, wanted, peer)
+        elif not wanted:
+            self._selector.unregister(peer.connection)
+        elif key.events != wanted:
+            self._selector.modify(peer.connection, wanted, peer)
+
+
+def _descriptors_max() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
 
 
 def _connections_max(pages: int) -> int:
