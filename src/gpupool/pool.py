@@ -104,7 +104,34 @@ class Pool:
         lease_timeout_s: float = 240.0,
         before_swap_out: Callable[[], None] | None = None,
     ) -> Model:
-        """A new model without regions. Raises UsageError if the name is taken."""
+        """A new model without regions. Raises UsageError if the name is taken.
+
+        >>> import ctypes, gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
+        >>> model = pool.model("a")
+        >>> weights = model.region("weights", 3 << 20)
+        >>> cache = model.region("kv_cache", 1 << 20, capacity_bytes=8 << 20)
+        >>> model.footprint_bytes, model.regions("kv_cache") == [cache]
+        (6291456, True)
+        >>> model.device_kind, model.device_ordinal
+        ('host', 0)
+        >>> with model.resident():
+        ...     model.resize(cache, 3 << 20)  # at the address it has
+        ...     _ = ctypes.memset(cache.address, 65, 3)
+        ...     model.mark_written("kv_cache")
+        ...     pool.free_bytes
+        0
+        >>> model.swap_out(), model.swap_out(), pool.free_bytes
+        (True, False, 8388608)
+        >>> with model.resident():
+        ...     ctypes.string_at(cache.address, 4)
+        b'AAA\\x00'
+        >>> _ = model.swap_out()
+        >>> model.remove_region(weights)
+        >>> model.footprint_bytes
+        4194304
+        >>> model.close()
+        """
         session = self._arbiter.add(name, self._forget)
         try:
             model = Model(
@@ -133,6 +160,12 @@ class Pool:
         """Make pages now rather than when they are first needed: all of the budget, or ``count``.
 
         Raises UsageError if the budget has fewer, or DriverError; those made by then stay.
+
+        >>> import gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
+        >>> pool.create_pages(3)
+        >>> pool.statistics().pages.created
+        3
         """
         wanted = self._pages.total_pages if count is None else whole("count", count)
         try:
@@ -141,7 +174,17 @@ class Pool:
             self._arbiter.made_pages()
 
     def statistics(self) -> PoolStatistics:
-        """What there is of pages, who has them, and what the driver did so far."""
+        """What there is of pages, who has them, and what the driver did so far.
+
+        >>> import gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
+        >>> model = pool.model("a")
+        >>> _ = model.region("workspace", 1 << 20)
+        >>> with model.resident():
+        ...     now = pool.statistics()
+        >>> now.pages.owned, now.models[0].held_bytes, now.driver.calls["map"].calls
+        (1, 2097152, 1)
+        """
         return PoolStatistics(
             page_bytes=self.page_bytes,
             pages=PagesStatistics.of(self._pages),
@@ -157,6 +200,18 @@ class Pool:
         Driver calls, what each stream did when, lease waits and swaps. ``%p`` in the path is the
         process. Of more than ``max_events`` (64 bytes each) the rest is counted only. Raises
         UsageError where there is a trace already or no such folder, OSError if it is not written.
+
+        >>> import gpupool, json, pathlib, tempfile
+        >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
+        >>> model = pool.model("a")
+        >>> _ = model.region("workspace", 1 << 20)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "swap.json"
+        ...     with pool.trace(path), model.resident():
+        ...         pass
+        ...     events = json.loads(path.read_text())["traceEvents"]
+        >>> [e["name"] for e in events if e["name"].endswith(" a")]
+        ['lease wait a', 'swap in a']
         """
         return record(self.driver, path, max_events)
 

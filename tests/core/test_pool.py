@@ -16,7 +16,17 @@ from gpupool.errors import DoesNotFitError, DriverError, LeaseTimeoutError, Usag
 
 def test_the_doctests_of_the_pool() -> None:
     results = doctest.testmod(gpupool.pool, raise_on_error=True)
-    assert results.attempted >= 5
+    assert results.attempted >= 40
+    # Every method that is part of the library is in an example, and so is all that a model has.
+    examples = doctest.script_from_examples(gpupool.pool.__doc__ or "")
+    for found in doctest.DocTestFinder().find(gpupool.pool):
+        examples += "".join(example.source for example in found.examples)
+    elsewhere = {"session", "torch_allocator", "cupy_allocator"}  # of a GPU, or for other arbiters
+    for_the_gate = {"bring_in", "give_up", "set_idle", "declare", "torn", "drop_memory"}
+    for kind in (Pool, Model):
+        public = {name for name in vars(kind) if not name.startswith("_")}
+        for name in public - elsewhere - for_the_gate:
+            assert f".{name}" in examples, name
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -9,11 +9,13 @@ import pytest
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
 from desk_bench import OUT_OF_MEMORY, Bench, FakePeer
 
-from gpupool._core import Region
+from gpupool._core import FaultPlan, Region, open_host_driver, with_faults
+from gpupool.daemon import client
 from gpupool.daemon import protocol as p
 from gpupool.daemon.client import DaemonSession
-from gpupool.errors import GpupoolError, PoolFullError, ProtocolError
+from gpupool.errors import DriverError, GpupoolError, PoolFullError, ProtocolError
 from gpupool.model import Model
+from gpupool.trace import observe
 
 
 def member(daemon: Daemon, name: str, capacity_pages: int) -> tuple[Model, Region]:
@@ -78,6 +80,37 @@ def test_more_pages_than_a_message_has_descriptors(start_daemon: StartDaemon) ->
     session.give_back(None)
     daemon.until_ledger(free=600)
     session.close()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_every_call_of_a_growth_may_fail(
+    daemon: Daemon, persistent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages still mapped stay the worker's in the daemon's ledger, others are free at once."""
+    plan = FaultPlan()
+    monkeypatch.setattr(
+        client, "open_driver", lambda device: observe(with_faults(open_host_driver(), plan))
+    )
+    model, region = member(daemon, "a", 4)
+    still_mapped, nth, injected = set(), 0, 1
+    while injected:
+        nth += 1
+        with model.resident():
+            plan.arm(nth, OUT_OF_MEMORY, persistent)
+            try:
+                model.resize(region, 3 * PAGE_BYTES)
+            except DriverError:
+                still_mapped.add(region.mapped_pages)
+            injected = plan.injected
+            plan.disarm()
+            daemon.until_ledger(free=3 if region.mapped_pages == 1 else 1)
+        model.swap_out()
+        daemon.until_ledger(free=4)
+        model.resize(region, PAGE_BYTES)
+    # Only a device that fails for good leaves pages mapped.
+    assert 1 in still_mapped
+    assert (3 in still_mapped) == persistent == (len(still_mapped) > 1)
+    model.close()
 
 
 def test_host_memory_that_came_to_nothing_is_taken_off_the_account(daemon: Daemon) -> None:
