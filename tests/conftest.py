@@ -15,7 +15,7 @@ BUDGETS_MIN = {
     "demo": 1,
     "end_to_end": 6,
     "gpu": 10,
-    "kernels": 5,
+    "kernels": 6,
     "serve": 3,
     "vllm_worker": 5,
 }

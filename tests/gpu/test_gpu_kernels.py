@@ -160,6 +160,25 @@ def test_moves_follow_their_stream(world: World) -> None:
             assert bool((rows == value).all())
 
 
+@pytest.mark.parametrize("world", [layers(65536, 4)], ids=[""], indirect=True)
+def test_no_move_waits_for_a_compiler(
+    world: World, triton: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def note(*, repr: str, **_: object) -> None:
+        compiled.append(repr)
+
+    rows, _ = world.slab(BLOCKS, pinned=False)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", note)
+    for count in (1, 15, 16, BLOCKS):
+        world.mover.gather(range(count), rows)
+        world.mover.scatter(range(count), rows)
+    world.mover.copy([0], [1])
+    world.mover.copy(range(16), range(16, 32))
+    assert compiled == []
+
+
 @pytest.mark.parametrize("programs", [1, 16])
 def test_few_programs_move_all(torch: ModuleType, triton: ModuleType, programs: int) -> None:
     from gpupool.kernels import reference

@@ -30,7 +30,7 @@ def settings_for(examples: int) -> settings:
 # Most are small, since the interpreter is slow; of 16 and no multiple of it, of 4 and none.
 SIZES = st.sampled_from([1, 4, 15, 16, 20, 32, 33, 48, 64]) | st.integers(1, 70)
 GAPS = st.sampled_from([0, 0, 16]) | st.integers(0, 20)
-BLOCKS = st.integers(1, 5)
+BLOCKS = st.integers(1, 4)
 
 Pieces = list[tuple[int, int, int]]
 
@@ -129,7 +129,7 @@ def worlds(draw: st.DrawFn) -> World:
         blocks if draw(st.booleans()) else (blocks.data_ptr(), blocks.nbytes),
         device="cpu",
         programs=draw(st.integers(1, 4)),
-        tile_bytes=draw(st.sampled_from([16, 64, 64, 8192] if row < 1024 else [2048, 8192])),
+        tile_bytes=draw(st.sampled_from([32, 64, 8192] if row < 1024 else [2048, 8192])),
     )
     rows = some_bytes(2 * MARGIN + layout.blocks * (layout.row_bytes + 24) + 24)
     return World(layout, around, rows, blocks, mover)

@@ -24,7 +24,7 @@ SIZES = st.integers(0, 70) | st.sampled_from([8 * WORDS_AT_ONCE, 8 * WORDS_AT_ON
 
 @settings_for(250)
 @given(
-    st.lists(st.tuples(SIZES, FIRST_WORDS, st.integers(0, 16)), max_size=3),
+    st.lists(st.tuples(SIZES, FIRST_WORDS, st.integers(0, 16)), max_size=2),
     st.integers(0, 1 << 32),
     st.integers(1, 6),
 )
