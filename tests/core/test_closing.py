@@ -21,6 +21,7 @@ def held(pool: Pool) -> tuple[int, int, int, int, int]:
 def test_a_closed_model_leaves_nothing_behind_while_it_is_held() -> None:
     pool = pool_of()
     pool.create_pages()
+    gc.collect()
     gc.disable()  # its memory goes at once, not when cycles are looked for
     try:
         before, descriptors = held(pool), len(os.listdir("/proc/self/fd"))  # noqa: PTH208

@@ -83,7 +83,7 @@ MALFORMED = {
     "huge": packed(type="HostMemory", size_bytes=2**64 - 1),
     "huge footprint": packed(type="Declare", pages=2**63, weights_bytes=0, kv_cache_bytes=0),
     "page beyond any": wire.encode(p.Release([2**32])),
-    "footprint beyond any": wire.encode(p.Declare(2**32, 0, 0)),
+    "footprint beyond any": wire.encode(p.Declare(2**32 + 1, 0, 0)),
     "fraction": packed(type="HostMemory", size_bytes=1.5),
     "no number": packed(type="Arrived", swap=FIGURES | {"total_s": NAN}),
     "infinite": packed(type="Arrived", swap=FIGURES | {"copy_s": float("inf")}),

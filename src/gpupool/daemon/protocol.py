@@ -19,10 +19,11 @@ HISTORY = 1024  # swap-ins remembered per model
 TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
 NAME_CHARACTERS_MAX = 256
 COUNT_MAX = 2**53
-PAGES_MAX = 2**32 - 1  # what a number of a page, or of pages, goes up to
+PAGES_MAX = 2**32  # pages are numbered with 32 bits
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]
+Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]  # how many
+PageNumber = Annotated[int, Meta(ge=0, lt=PAGES_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
 
 
@@ -122,7 +123,7 @@ class Extend(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 class Release(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """These pages of the lease, but not all it has, are not mapped any more."""
 
-    pages: Annotated[list[Pages], Meta(max_length=RELEASED_MAX)]
+    pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
