@@ -86,7 +86,8 @@ class CudaDriver final : public Driver {
 
   Status page_granularity(std::size_t* bytes) noexcept override {
     const AllocationProperties properties = page_properties();
-    return status_of(cu_.cuMemGetAllocationGranularity(bytes, &properties, granularity_minimum));
+    return relaxed(
+        [&] { return cu_.cuMemGetAllocationGranularity(bytes, &properties, granularity_minimum); });
   }
   Status memory_info(std::size_t* free_bytes, std::size_t* total_bytes) noexcept override {
     return in_context([&] { return cu_.cuMemGetInfo(free_bytes, total_bytes); });

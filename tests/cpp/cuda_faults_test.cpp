@@ -40,11 +40,12 @@ const std::map<std::string, std::string> seam_of = {
     {"cuMemcpyDtoHAsync", "copy_to_host"},
     {"cuMemcpyBatchAsync", "copy_batch_to_device"},
     {"cuMemsetD8Async", "fill"},
+    // Comes first in every call.
+    {"cuThreadExchangeStreamCaptureMode", "page_granularity"},
     // The first call that needs a context is the one that retains it and makes it current.
     {"cuDevicePrimaryCtxRetain", "memory_info"},
     {"cuCtxGetCurrent", "memory_info"},
     {"cuCtxSetCurrent", "memory_info"},
-    {"cuThreadExchangeStreamCaptureMode", "memory_info"},
 };
 const std::set<std::string> at_open = {"cuInit", "cuDeviceGet"};
 const std::set<std::string> unreported = {"cuGetErrorName", "cuDevicePrimaryCtxRelease"};

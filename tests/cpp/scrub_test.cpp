@@ -149,19 +149,19 @@ TEST(what_is_being_scrubbed_cannot_be_given_back) {
   const auto held = p.pool->acquire(1, 3);
   p.soil(1);
   Scrubber scrubber(p.faulty, p.pool, 2);
-  int refused = 0, fills = 0;
+  int refused = 0, fills = 0, held_still = 0;
   p.hooked->before = [&](DriverCall call) {
     if (call != DriverCall::fill) return;
     ++fills;
     refused += check::throws<UsageError>([&] { p.pool->give_back(1, {{held[2]}}); });
     refused += check::throws<UsageError>([&] { p.pool->give_back_all(1); });
     refused += check::throws<UsageError>([&] { p.pool->acquire(2, 4); });
-    CHECK_EQ(p.pool->owned(1).size(), 3);
-    p.check_adds_up();
+    held_still += p.pool->owned(1).size() == 3;
   };
   scrubber.scrub_owned(1, held);
   CHECK_EQ(fills, 2);
   CHECK_EQ(refused, 6);
+  CHECK_EQ(held_still, 2);
   p.pool->give_back_all(1);
   CHECK_EQ(p.pool->free_pages(), pages);
 }

@@ -92,3 +92,43 @@ plant(a_call_runs_in_the_context_of_others driver/cuda.cpp
   [[cu_.cuCtxSetCurrent(context_)]]
   [[cu_.cuCtxSetCurrent(*previous)]]
   cuda_driver@cuda)
+plant(copies_wait_for_the_default_stream driver/cuda.cpp
+  [[stream_non_blocking]]
+  [[0]]
+  cuda_driver@cuda)
+plant(pinned_memory_is_of_one_context driver/cuda.cpp
+  [[host_register_portable]]
+  [[0]]
+  cuda_driver@cuda)
+plant(events_take_times driver/cuda.cpp
+  [[event_disable_timing]]
+  [[0u]]
+  cuda_driver@cuda)
+plant(a_wait_for_an_event_spins driver/cuda.cpp
+  [[event_blocking_sync]]
+  [[0u]]
+  cuda_driver@cuda)
+plant(addresses_are_aligned_by_chance driver/cuda.cpp
+  [[cu_.cuMemAddressReserve(address, bytes, alignment, 0, 0)]]
+  [[cu_.cuMemAddressReserve(address, bytes, 0, 0, 0)]]
+  cuda_driver@cuda)
+plant(a_capture_of_another_thread_is_broken driver/cuda.cpp
+  [[capture_mode_relaxed]]
+  [[capture_mode_global]]
+  cuda_driver@cuda)
+plant(the_capture_mode_of_a_thread_is_lost driver/cuda.cpp
+  [[static_cast<void>(cu_.cuThreadExchangeStreamCaptureMode(&mode));]]
+  [[]]
+  cuda_driver@cuda)
+plant(an_exported_page_goes_to_other_programs driver/cuda.cpp
+  [[fcntl(own, F_SETFD, FD_CLOEXEC) != 0]]
+  [[false]]
+  cuda_driver@cuda)
+plant(a_full_trace_takes_tracks driver/trace.cpp
+  [[events_.size() >= capacity_]]
+  [[false]]
+  trace_record)
+plant(a_chosen_call_fails_for_ever driver/fault.cpp
+  [[if (kind.count != every_call) --kind.count;]]
+  [[]]
+  in_flight@host/stepped)

@@ -98,3 +98,28 @@ plant(pages_of_a_failed_scrub_are_lost transfer/scrub.cpp
   [[if (withheld_.empty()) pool_->end_scrub(pages, false);]]
   [[]]
   scrub BY time)
+plant(what_was_withheld_waits_for_a_page transfer/scrub.cpp
+  [[settle();
+  pool_->begin_scrub_owned(owner, pages);]]
+  [[pool_->begin_scrub_owned((owner), pages);]]
+  scrub)
+plant(two_threads_scrub_at_once transfer/scrub.cpp
+  [[pool_->begin_scrub_owned(owner, pages);]]
+  [[mutex_.unlock(); pool_->begin_scrub_owned((owner), pages);]]
+  scrub)
+plant(a_scrubber_goes_before_its_fill transfer/scrub.cpp
+  [[!stream_.ended()]]
+  [[false]]
+  in_flight@host/stepped)
+plant(a_window_has_one_chunk_in_flight transfer/transfer.cpp
+  [[turn_ = 1 - turn_;]]
+  [[]]
+  in_flight@host/stepped)
+plant(a_stream_that_does_not_answer_has_ended transfer/transfer.cpp
+  [[driver_->context_synchronize() == Status::success]]
+  [[true]]
+  in_flight@host/stepped)
+plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
+  [[pieces_.clear();]]
+  [[]]
+  in_flight@host/stepped)

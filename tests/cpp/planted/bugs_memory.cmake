@@ -44,6 +44,34 @@ plant(a_page_is_released_twice memory/page_pool.cpp
   [[(static_cast<void>(driver_->page_release(handle_)), driver_->page_release(handle_))]]
   mapping)
 
+plant(a_page_in_doubt_is_granted memory/page_pool.cpp
+  [[slot.page->in_doubt()]]
+  [[false]]
+  page_pool in_flight@host/stepped)
+plant(a_pool_has_more_pages_than_numbers memory/page_pool.cpp
+  [[slots_ - 1 > std::numeric_limits<PageId>::max()]]
+  [[false]]
+  page_pool)
+plant(a_page_being_scrubbed_is_given_back memory/page_pool.cpp
+  [[for (const PageId id : pages) created_[id].state = State::owned_scrubbing;]]
+  [[]]
+  scrub)
+plant(who_waits_for_a_scrub_is_not_woken memory/page_pool.cpp
+  [[scrubbing_ -= pages.size();
+  scrubbed_.notify_all();]]
+  [[scrubbing_ -= pages.size();]]
+  scrub BY time)
+plant(who_waits_for_what_is_withheld_is_not_woken memory/page_pool.cpp
+  [[for (const PageId id : pages) {
+    scrubbing_ -= created_[id].state == State::scrubbing;
+    created_[id].state = State::withheld;
+  }
+  scrubbed_.notify_all();]]
+  [[for (const PageId id : pages) {
+    scrubbing_ -= created_[id].state == State::scrubbing;
+    created_[id].state = State::withheld;
+  }]]
+  scrub BY time)
 plant(a_failed_map_leaves_pages_mapped memory/mapping.cpp
   [[driver_->unmap(start, bytes) == Status::success]]
   [[true]]
@@ -69,6 +97,14 @@ plant(the_end_of_a_mapping_leaves_it_mapped memory/mapping.cpp
   [[driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success]]
   [[false]]
   mapping)
+plant(pages_left_in_flight_are_not_in_doubt memory/mapping.cpp
+  [[for (const PagePtr& page : pages_) page->put_in_doubt();]]
+  [[]]
+  in_flight@host/stepped)
+plant(addresses_still_mapped_are_given_back memory/mapping.cpp
+  [[!kept_]]
+  [[true]]
+  mapping in_flight@host/stepped)
 plant(pages_larger_than_the_reservation_are_taken memory/mapping.cpp
   [[all * pages_[0]->bytes() > reservation_->bytes()]]
   [[(all - 1) * pages_[0]->bytes() > reservation_->bytes()]]
@@ -124,6 +160,10 @@ plant(pages_of_a_failed_slab_go_before_they_are_unmapped transfer/page_slabs.cpp
   [[if (mapping) mapping->unmap();]]
   [[pool_->give_back(owner_, pages); if (mapping) mapping->unmap();]]
   page_slabs)
+plant(slabs_go_while_they_are_being_zeroed transfer/page_slabs.cpp
+  [[run.filling && !stream_.ended()]]
+  [[false]]
+  in_flight@host/stepped)
 plant(a_slab_that_stayed_counts_as_zeros transfer/page_slabs.cpp
   [[at->second.zeros = false;]]
   [[]]

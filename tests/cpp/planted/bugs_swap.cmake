@@ -122,3 +122,31 @@ plant(what_a_region_loses_stays_in_its_arena swap/resize.cpp
   [[if (arena && bytes < before) arena->set_limit(bytes);]]
   [[]]
   arena_slots)
+plant(a_resized_arena_has_no_memory swap/resize.cpp
+  [[if (arena) arena->prepare_limit();]]
+  [[]]
+  resize_memory)
+plant(a_failed_growth_keeps_its_pages_behind swap/resize.cpp
+  [[region.mapping_->shrink(span_before / page_bytes_);]]
+  [[]]
+  resize)
+plant(a_page_is_taken_twice swap/resize.cpp
+  [[if (twice) throw UsageError("a page is named twice, or is behind this model already");]]
+  [[]]
+  model_memory)
+plant(a_page_of_another_device_is_taken swap/resize.cpp
+  [[page->driver() != driver_]]
+  [[false]]
+  model_memory)
+plant(a_model_goes_before_its_copies swap/swap.cpp
+  [[!any_mapped || ended()]]
+  [[true]]
+  in_flight@host/stepped)
+plant(a_model_goes_before_the_kernels_of_others swap/swap.cpp
+  [[device() || device()]]
+  [[true]]
+  in_flight@host/stepped)
+plant(the_image_of_a_copy_in_flight_goes swap/swap.cpp
+  [[if (region->image_) region->image_->abandon();]]
+  [[]]
+  in_flight@host/stepped)
