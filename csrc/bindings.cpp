@@ -720,7 +720,8 @@ class WordsInPlace {
   WordsInPlace(const py::object& object, const char* name, int flags)
       : bytes_(object, flags | PyBUF_ND) {
     if (bytes_.item_size() != 8 ||
-        reinterpret_cast<std::uintptr_t>(bytes_.data()) % alignof(std::uint64_t) != 0) {
+        (bytes_.size() > 0 &&
+         reinterpret_cast<std::uintptr_t>(bytes_.data()) % alignof(std::uint64_t) != 0)) {
       throw UsageError(std::string(name) + " must be words of 64 bits, aligned");
     }
   }

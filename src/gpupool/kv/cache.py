@@ -26,8 +26,8 @@ WINDOW_BYTES = 1 << 30  # about a step: what a swap-out may have to wait for
 class KvCache:
     """Keeps the blocks of a device's KV cache and their host copies apart and true.
 
-    Thread safe: what waits for a move holds up nobody else. ``restore`` says that the device memory
-    is there and ``lost`` that it is not; blocks are written, required and saved in between.
+    Thread safe: who waits for a move holds up nobody else. The device memory is there from
+    ``restore`` to ``lost``.
     """
 
     def __init__(
@@ -67,10 +67,9 @@ class KvCache:
     # What a step does.
 
     def require(self, blocks: Iterable[int]) -> None:
-        """Return when these blocks are on the device, and start on more of the rest.
+        """Return when what a step reads or writes is on the device; starts on more of the rest.
 
-        For what a step reads or writes, before it. Raises UsageError while the device memory is
-        gone, and DriverError; the blocks may then be required again.
+        Raises UsageError while the device memory is gone, and DriverError: require them again.
         """
         wanted = as_blocks(blocks, self._blocks)
         with self._lock:
@@ -84,10 +83,10 @@ class KvCache:
     def written(self, blocks: Iterable[int], *, unbacked: bool = False) -> None:
         """A step is about to write to these blocks; what it leaves of them is kept.
 
-        Waits like ``require``. Places on the host are reserved now, so that a swap-out cannot fail
-        for want of them: raises KvStoreFullError if there are not enough, and nothing has changed.
-        With ``unbacked`` the blocks are written all the same, and ``save`` raises it instead: the
-        model cannot leave before ``back`` has found room. Raises what ``require`` does.
+        Waits like ``require``. Rows are reserved now, so that a swap-out cannot fail for want of
+        them: raises KvStoreFullError if there are too few, and what ``require`` does; nothing has
+        changed then. With ``unbacked`` a full store is put up with, and ``save`` raises it instead:
+        the model cannot leave before ``back`` has found room.
         """
         wanted = as_blocks(blocks, self._blocks)
         self.require(wanted)
@@ -108,10 +107,7 @@ class KvCache:
             self._wait(in_use_until)  # rows of forgotten blocks are free then
 
     def back(self) -> int:
-        """Look for room for blocks that were written without; how many are still unbacked.
-
-        Raises DriverError if memory cannot be registered.
-        """
+        """Look for room for unbacked blocks; how many still are. Raises DriverError."""
         with self._lock:
             missing = self._unbacked()
             try:
@@ -170,10 +166,9 @@ class KvCache:
         self._wait(number)
 
     def lost(self) -> None:
-        """The device memory is about to go, or has gone; what was saved is on the host.
+        """The device memory goes; what was saved is on the host.
 
-        Raises UsageError, and nothing has changed, if something is in flight or not saved: call
-        ``save`` and ``drain`` first, and do not let the memory go.
+        Raises UsageError, and the memory must stay, if something is in flight or not saved.
         """
         with self._lock:
             if len(self._moves) > 0:
@@ -231,10 +226,7 @@ class KvCache:
             )
 
     def rekey(self, identity: KvIdentity) -> None:
-        """The blocks are those of ``identity`` from now on, as after an update of the weights.
-
-        Raises UsageError unless all were forgotten before, or for another layout.
-        """
+        """Blocks are of ``identity`` from now on. Raises UsageError unless all were forgotten."""
         self.drain()
         with self._lock:
             if self._state.any():
