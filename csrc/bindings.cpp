@@ -23,6 +23,7 @@
 #include "image/digest.h"
 #include "image/host_slabs.h"
 #include "image/image.h"
+#include "image/supplied_slabs.h"
 #include "memory/arena_slots.h"
 #include "memory/dlpack.h"
 #include "memory/memory.h"
@@ -144,6 +145,8 @@ void translate(std::exception_ptr pointer) {
   } catch (const StaleBlock& error) {
     const BlockName name = error.name();
     raise("StaleBlockError", py::make_tuple(error.what(), name.slab, name.block, name.generation));
+  } catch (const NoSlabSupplied& error) {
+    raise("NoSlabSuppliedError", py::make_tuple(error.what()));
   } catch (const OutOfBlocks& error) {
     raise("OutOfBlocksError", py::make_tuple(error.what()));
   } catch (const UsageError& error) {
@@ -227,8 +230,20 @@ void bind_driver(py::module_& m) {
       .def("now_ns", &Driver::now_ns, "The monotonic clock of traces, in nanoseconds.")
       .def_property_readonly("observer", &observer_of, "Who counts its calls, if somebody does.");
   m.def(
-      "open_host_driver", [] { return open_host_driver(); },
-      "An emulation in host memory: pages are memfds, streams are threads.");
+      "open_host_driver",
+      [](std::optional<std::uint64_t> stepped_seed) {
+        HostOptions options;
+        if (stepped_seed) {
+          options.streams = StreamMode::stepped;
+          options.seed = *stepped_seed;
+        }
+        return open_host_driver(options);
+      },
+      py::arg("stepped_seed") = py::none(),
+      "An emulation in host memory: pages are memfds, streams are threads.\n\n"
+      "With a seed, for tests, what is on streams runs inside driver calls, as early or as late "
+      "as\n"
+      "CUDA allows.");
   m.def("open_cuda_driver", &open_cuda_driver, py::arg("ordinal"),
         "The CUDA driver of this machine. Raises RuntimeError where there is none.");
   py::class_<FaultPlan, std::shared_ptr<FaultPlan>>(m, "FaultPlan",
@@ -336,6 +351,7 @@ class Bytes {
   Bytes& operator=(const Bytes&) = delete;
   [[nodiscard]] void* data() const { return view_.buf; }
   [[nodiscard]] std::size_t size() const { return static_cast<std::size_t>(view_.len); }
+  [[nodiscard]] std::size_t item_size() const { return static_cast<std::size_t>(view_.itemsize); }
 
  private:
   Py_buffer view_{};
@@ -366,7 +382,7 @@ std::vector<std::uint64_t> to_words(const WordsArgument& argument, const char* n
 class BlockCopier {
  public:
   BlockCopier(DriverPtr driver, std::size_t chunk_bytes)
-      : stream_(std::make_unique<CopyStream>(std::move(driver), chunk_bytes)) {}
+      : driver_(std::move(driver)), stream_(std::make_unique<CopyStream>(driver_, chunk_bytes)) {}
   ~BlockCopier() {
     const py::gil_scoped_release no_gil;  // it waits for what is in flight
     stream_.reset();
@@ -391,6 +407,11 @@ class BlockCopier {
     for (const CopySpan& span : spans) stream_->to_device(span.device, span.host, span.bytes);
   }
   void synchronize() { stream_->synchronize(); }
+  std::unique_ptr<Event> mark() {
+    auto event = std::make_unique<Event>(driver_);
+    stream_->record(*event);
+    return event;
+  }
 
  private:
   static bool is_batch(const std::string& method) {
@@ -415,10 +436,15 @@ class BlockCopier {
     }
     return spans;
   }
+  const DriverPtr driver_;
   std::unique_ptr<CopyStream> stream_;
 };
 
 void bind_transfer(py::module_& m) {
+  py::class_<Event>(m, "CopyMark", "A point among the copies of one stream.")
+      .def("done", &Event::done, NoGil(),
+           "Whether all copies before it have arrived. Raises DriverError.")
+      .def("wait", &Event::wait, NoGil(), "Returns when they have. Raises DriverError.");
   py::class_<BlockCopier>(
       m, "BlockCopier",
       "Copies blocks between device and registered host memory on a stream of its own.\n\n"
@@ -439,6 +465,8 @@ void bind_transfer(py::module_& m) {
       .def("to_device", &BlockCopier::to_device, py::arg("device_addresses"),
            py::arg("host_addresses"), py::arg("sizes"), py::arg("method") = "batch",
            "Returns when the copies are enqueued. Raises UsageError or DriverError.")
+      .def("mark", &BlockCopier::mark, NoGil(),
+           "A mark behind the copies so far. Raises DriverError.")
       .def("synchronize", &BlockCopier::synchronize, NoGil(),
            "Waits for all copies. Raises DriverError.");
 }
@@ -686,7 +714,42 @@ void bind_arena(py::module_& m) {
                   "How many of the extension's pairs of functions are in use.");
 }
 
+// A buffer of 64-bit words, in one piece and in place.
+class WordsInPlace {
+ public:
+  WordsInPlace(const py::object& object, const char* name, int flags)
+      : bytes_(object, flags | PyBUF_ND) {
+    if (bytes_.item_size() != 8 ||
+        (bytes_.size() > 0 &&
+         reinterpret_cast<std::uintptr_t>(bytes_.data()) % alignof(std::uint64_t) != 0)) {
+      throw UsageError(std::string(name) + " must be words of 64 bits, aligned");
+    }
+  }
+  template <typename Word>
+  [[nodiscard]] std::span<Word> as() const {
+    static_assert(sizeof(Word) == 8);
+    return {static_cast<Word*>(bytes_.data()), bytes_.size() / 8};
+  }
+
+ private:
+  Bytes bytes_;
+};
+
 void bind_slabs(py::module_& m) {
+  py::class_<SuppliedSlabs, std::shared_ptr<SuppliedSlabs>>(
+      m, "SuppliedSlabs", "Slabs of pinned host memory that somebody else grants. Thread safe.")
+      .def(py::init<DriverPtr, std::size_t>(), py::arg("driver").none(false), py::arg("slab_bytes"))
+      .def("supply", &SuppliedSlabs::supply, py::arg("fd"), NoGil(),
+           "One more slab, over a file that has room for it; the descriptor stays the caller's.\n\n"
+           "Raises UsageError, DriverError or HostMemoryError; nothing has changed then.")
+      .def(
+          "drop_idle", &SuppliedSlabs::drop_idle, NoGil(),
+          "Lets go of the slabs that are not in use and says how many are gone, no longer mapped.\n"
+          "What the driver does not let go counts as `lost`.")
+      .def_property_readonly("slab_bytes", &SuppliedSlabs::slab_bytes)
+      .def_property_readonly("in_use", &SuppliedSlabs::in_use)
+      .def_property_readonly("idle", &SuppliedSlabs::idle)
+      .def_property_readonly("lost", &SuppliedSlabs::lost);
   py::class_<ShapeStatistics>(m, "ShapeStatistics", "The blocks of one size.")
       .def_readonly("block_bytes", &ShapeStatistics::block_bytes)
       .def_readonly("slabs", &ShapeStatistics::slabs)
@@ -726,6 +789,50 @@ void bind_slabs(py::module_& m) {
           },
           py::arg("driver").none(false), py::arg("slab_bytes"), py::arg("block_bytes"),
           py::arg("slabs_max"), "Slabs of pinned host memory.")
+      .def_static(
+          "on_supplied",
+          [](const std::shared_ptr<SuppliedSlabs>& source, std::vector<std::size_t> block_bytes,
+             std::size_t slabs_max) {
+            // One lock for all: its calls are few, and for many blocks each.
+            return SlabAllocator::create(source, {.block_bytes = std::move(block_bytes),
+                                                  .slabs_max = slabs_max,
+                                                  .thread_owned = false});
+          },
+          py::arg("source").none(false), py::arg("block_bytes"), py::arg("slabs_max"),
+          "Slabs that are supplied to `source`; without one left, NoSlabSuppliedError is raised.")
+      .def(
+          "allocate_many",
+          [](SlabAllocator& self, std::size_t bytes, const py::buffer& handles) {
+            const WordsInPlace words(handles, "handles", PyBUF_WRITABLE);
+            const py::gil_scoped_release no_gil;
+            self.allocate_many(self.shape_for(bytes), words.as<BlockHandle>());
+          },
+          py::arg("bytes"), py::arg("handles"),
+          "Fills a writable buffer of 64-bit words with handles, as `allocate` does: all or "
+          "none.\n\n"
+          "After an error nothing is allocated, and what is in the buffer means nothing.")
+      .def(
+          "free_many",
+          [](SlabAllocator& self, const py::buffer& handles) {
+            const WordsInPlace words(handles, "handles", PyBUF_SIMPLE);
+            const py::gil_scoped_release no_gil;
+            self.free_many(words.as<const BlockHandle>());
+          },
+          py::arg("handles"),
+          "Frees the blocks of a buffer of handles: all, or none if StaleBlockError is raised, as\n"
+          "also for a handle named twice.")
+      .def(
+          "addresses_of",
+          [](const SlabAllocator& self, const py::buffer& handles, const py::buffer& addresses) {
+            const WordsInPlace words(handles, "handles", PyBUF_SIMPLE);
+            const WordsInPlace found(addresses, "addresses", PyBUF_WRITABLE);
+            const py::gil_scoped_release no_gil;
+            self.addresses_of(words.as<const BlockHandle>(), found.as<DevicePtr>());
+          },
+          py::arg("handles"), py::arg("addresses"),
+          "Fills a writable buffer as long as that of the handles with the addresses of their "
+          "blocks.\n\n"
+          "Raises StaleBlockError or UsageError; the buffer is as before then.")
       .def(
           "allocate",
           [](SlabAllocator& self, std::size_t bytes) {

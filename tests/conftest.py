@@ -16,6 +16,7 @@ BUDGETS_MIN = {
     "end_to_end": 6,
     "gpu": 10,
     "kernels": 6,
+    "kv": 3,
     "serve": 3,
     "vllm_worker": 5,
 }

@@ -71,18 +71,19 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t 
   try {
     grow(fd, bytes);
   } catch (...) {
-    release();
+    let_go();
     throw;
   }
 }
 
-HostMemory::~HostMemory() { release(); }
+HostMemory::~HostMemory() { let_go(); }
 
-void HostMemory::release() noexcept {
+bool HostMemory::let_go() noexcept {
   take_back(0);
   // What the driver does not let go stays mapped: lost, but nothing else gets these addresses,
   // which could then not be registered.
-  if (!stuck_) munmap(data_, capacity_bytes_);
+  if (!stuck_ && data_ != nullptr) munmap(std::exchange(data_, nullptr), capacity_bytes_);
+  return data_ == nullptr;
 }
 
 void HostMemory::abandon() noexcept {

@@ -38,6 +38,9 @@ class HostMemory {
   // Keeps everything pinned and mapped for good, for its owner goes and a copy in flight may touch
   // it. Nothing is to be done with it any more.
   void abandon() noexcept;
+  // Ends it before its time: unregisters and unmaps. False if the driver did not let it go: it
+  // stays mapped then, lost, also when this is destroyed. Nothing else may be asked of it any more.
+  bool let_go() noexcept;
   // What one copy cannot span: `run` cut where one registration ends and the next begins.
   [[nodiscard]] std::vector<Run> cut(Run run) const;
 
@@ -47,7 +50,6 @@ class HostMemory {
 
  private:
   void take_back(std::size_t first) noexcept;
-  void release() noexcept;
   DriverPtr driver_;
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;

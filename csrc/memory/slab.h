@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
@@ -114,6 +115,14 @@ class SlabAllocator : public std::enable_shared_from_this<SlabAllocator> {
   void free(BlockHandle handle);
   // Throws StaleBlock.
   [[nodiscard]] DevicePtr address_of(BlockHandle handle) const;
+
+  // The same for many, all or none. allocate_many() fills `handles`; after a failure they are
+  // whatever. free_many() also refuses a handle named twice; nothing has changed then, unless
+  // another thread was freeing one of them at the same time.
+  void allocate_many(std::size_t shape, std::span<BlockHandle> handles);
+  void free_many(std::span<const BlockHandle> handles);
+  // Throws StaleBlock, or UsageError unless there is room for exactly as many.
+  void addresses_of(std::span<const BlockHandle> handles, std::span<DevicePtr> addresses) const;
 
   // Gives back every slab that has no block in use. (Otherwise one empty slab of each shape may
   // stay with each thread, and one more with nobody.) Throws what the source throws.

@@ -15,6 +15,7 @@ __all__: list[str] = [
     "BlockCopier",
     "CallCount",
     "Cancellation",
+    "CopyMark",
     "Driver",
     "FaultPlan",
     "ImageBuffer",
@@ -29,6 +30,7 @@ __all__: list[str] = [
     "ShapeStatistics",
     "SlabAllocator",
     "SlabStatistics",
+    "SuppliedSlabs",
     "SwapReport",
     "Tag",
     "Trace",
@@ -282,6 +284,19 @@ class Scrubber:
         Gives the pool what an earlier failure withheld from it.
         """
 
+class CopyMark:
+    """
+    A point among the copies of one stream.
+    """
+    def done(self) -> bool:
+        """
+        Whether all copies before it have arrived. Raises DriverError.
+        """
+    def wait(self) -> None:
+        """
+        Returns when they have. Raises DriverError.
+        """
+
 class BlockCopier:
     """
     Copies blocks between device and registered host memory on a stream of its own.
@@ -295,6 +310,10 @@ class BlockCopier:
     def __init__(
         self, driver: Driver, chunk_bytes: typing.SupportsInt | typing.SupportsIndex = 33554432
     ) -> None: ...
+    def mark(self) -> CopyMark:
+        """
+        A mark behind the copies so far. Raises DriverError.
+        """
     def synchronize(self) -> None:
         """
         Waits for all copies. Raises DriverError.
@@ -567,6 +586,33 @@ class RegionArena:
         Names of the two functions in the extension that torch is to call.
         """
 
+class SuppliedSlabs:
+    """
+    Slabs of pinned host memory that somebody else grants. Thread safe.
+    """
+    def __init__(
+        self, driver: Driver, slab_bytes: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def drop_idle(self) -> int:
+        """
+        Lets go of the slabs that are not in use and says how many are gone, no longer mapped.
+        What the driver does not let go counts as `lost`.
+        """
+    def supply(self, fd: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        One more slab, over a file that has room for it; the descriptor stays the caller's.
+
+        Raises UsageError, DriverError or HostMemoryError; nothing has changed then.
+        """
+    @property
+    def idle(self) -> int: ...
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def lost(self) -> int: ...
+    @property
+    def slab_bytes(self) -> int: ...
+
 class ShapeStatistics:
     """
     The blocks of one size.
@@ -638,9 +684,26 @@ class SlabAllocator:
         """
         Slabs of device memory: pages of a pool, as `owner` of them.
         """
+    @staticmethod
+    def on_supplied(
+        source: SuppliedSlabs,
+        block_bytes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        slabs_max: typing.SupportsInt | typing.SupportsIndex,
+    ) -> SlabAllocator:
+        """
+        Slabs that are supplied to `source`; without one left, NoSlabSuppliedError is raised.
+        """
     def address_of(self, handle: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
         Where the block is. Raises StaleBlockError.
+        """
+    def addresses_of(
+        self, handles: typing_extensions.Buffer, addresses: typing_extensions.Buffer
+    ) -> None:
+        """
+        Fills a writable buffer as long as that of the handles with the addresses of their blocks.
+
+        Raises StaleBlockError or UsageError; the buffer is as before then.
         """
     def allocate(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
@@ -649,6 +712,14 @@ class SlabAllocator:
 
         Raises UsageError if no block is as large or the pool has no page free,
         OutOfBlocksError at the limit on slabs, DriverError or HostMemoryError.
+        """
+    def allocate_many(
+        self, bytes: typing.SupportsInt | typing.SupportsIndex, handles: typing_extensions.Buffer
+    ) -> None:
+        """
+        Fills a writable buffer of 64-bit words with handles, as `allocate` does: all or none.
+
+        After an error nothing is allocated, and what is in the buffer means nothing.
         """
     def allocate_shape(self, shape: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
@@ -660,6 +731,11 @@ class SlabAllocator:
 
         Raises StaleBlockError if the handle's block is not in use under it; nothing has
         changed then.
+        """
+    def free_many(self, handles: typing_extensions.Buffer) -> None:
+        """
+        Frees the blocks of a buffer of handles: all, or none if StaleBlockError is raised, as
+        also for a handle named twice.
         """
     def statistics(self) -> SlabStatistics:
         """
@@ -702,9 +778,14 @@ def open_cuda_driver(ordinal: typing.SupportsInt | typing.SupportsIndex) -> Driv
     The CUDA driver of this machine. Raises RuntimeError where there is none.
     """
 
-def open_host_driver() -> Driver:
+def open_host_driver(
+    stepped_seed: typing.SupportsInt | typing.SupportsIndex | None = None,
+) -> Driver:
     """
     An emulation in host memory: pages are memfds, streams are threads.
+
+    With a seed, for tests, what is on streams runs inside driver calls, as early or as late as
+    CUDA allows.
     """
 
 def with_faults(driver: Driver, plan: FaultPlan) -> Driver:

@@ -47,6 +47,17 @@ class OutOfBlocksError(GpupoolError):
     """Every block of that size is in use and the limit on slabs is reached."""
 
 
+class NoSlabSuppliedError(OutOfBlocksError):
+    """A slab allocator over supplied memory needs another slab than those it was given."""
+
+
+class KvStoreFullError(GpupoolError):
+    """The host has no room for the KV blocks that a step is to write; nothing was changed.
+
+    A model that writes them all the same cannot leave before there is room.
+    """
+
+
 class HostMemoryError(GpupoolError):
     """The system refused host memory."""
 

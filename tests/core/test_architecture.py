@@ -47,6 +47,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"checks", "embedded", "model", "scrubbing", "session", "statistics", "trace"},
         set(),
     ),
+    "kv": (CORE | {"kernels"}, {"numpy"}),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),

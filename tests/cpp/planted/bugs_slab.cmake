@@ -102,3 +102,29 @@ plant(a_slab_is_taken_that_its_owner_still_has memory/slab_threads.cpp
   slab_pause();]]
   [[]]
   slab_barrier)
+
+plant(many_blocks_are_some memory/slab_many.cpp
+  [[while (done > 0) free(handles[--done]);]]
+  [[]]
+  slab_many)
+plant(a_block_is_freed_twice_among_many memory/slab_many.cpp
+  [[twice != sorted.end()]]
+  [[false]]
+  slab_many)
+plant(a_stale_handle_among_many_is_met_late memory/slab_many.cpp
+  [[for (const BlockHandle handle : handles) static_cast<void>(address_of(handle));
+  for (const BlockHandle handle : handles) free(handle);]]
+  [[for (const BlockHandle handle : handles) free(handle);]]
+  slab_many)
+plant(a_slab_lost_is_said_to_be_gone image/supplied_slabs.cpp
+  [[memory->let_go() ? 1 : 0]]
+  [[memory->let_go() ? 1 : 1]]
+  supplied_slabs)
+plant(a_slab_that_came_back_is_not_kept image/supplied_slabs.cpp
+  [[idle_.insert(in_use_.extract(at));]]
+  [[in_use_.erase(at);]]
+  supplied_slabs)
+plant(a_slab_in_use_is_dropped image/supplied_slabs.cpp
+  [[dropped.swap(idle_);]]
+  [[dropped.swap(idle_); dropped.merge(in_use_);]]
+  supplied_slabs)

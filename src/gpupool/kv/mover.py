@@ -1,0 +1,98 @@
+"""Moving blocks between the device and rows on the host."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+
+from gpupool._core import BlockCopier, CopyMark, Driver
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import Blocks, Words
+
+
+class Mark(Protocol):
+    """A point in the order of a mover's work."""
+
+    def done(self) -> bool:
+        """Whether all that was enqueued before it has arrived. Raises DriverError."""
+
+    def wait(self) -> None:
+        """Return when it has. Raises DriverError."""
+
+
+class Mover(Protocol):
+    """Copies blocks to rows and back, all in the order in which it was asked.
+
+    It waits for nobody else: what wrote a block on the device must be done, and what reads it must
+    be asked for after the move has been waited for. After an error part of a move may be in flight.
+    """
+
+    @property
+    def row_bytes(self) -> int:
+        """Length of a row."""
+
+    def to_host(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: each block to the row at its address. Raises DriverError."""
+
+    def to_device(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: the row at each address to its block. Raises DriverError."""
+
+    def mark(self) -> Mark:
+        """A mark behind all that was enqueued. Raises DriverError."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued. Raises DriverError."""
+
+
+class CopierMover:
+    """By the driver's copies, from each piece of a block to its place in the row."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        layout: BlockLayout,
+        base_address: int,
+        *,
+        method: Literal["batch", "each"],
+    ) -> None:
+        """Move blocks of ``layout`` from ``base_address`` on, over a stream of its own.
+
+        ``batch`` makes one driver call for many pieces, which CUDA before 12.8 has not; ``each``
+        one for every piece. Raises DriverError.
+        """
+        self._copier = BlockCopier(driver)
+        self._method = method
+        self._row_bytes = layout.row_bytes
+        pieces = layout.pieces
+        self._starts = np.array([base_address + piece.offset for piece in pieces], np.uint64)
+        self._strides = np.array([piece.stride for piece in pieces], np.uint64)
+        self._sizes = np.array([piece.bytes for piece in pieces], np.uint64)
+        self._places = np.array(layout.row_offsets, np.uint64)
+
+    @property
+    def row_bytes(self) -> int:
+        """Length of a row."""
+        return self._row_bytes
+
+    def to_host(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: each block to the row at its address. Raises DriverError."""
+        self._copier.to_host(*self._spans(blocks, rows), method=self._method)
+
+    def to_device(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: the row at each address to its block. Raises DriverError."""
+        self._copier.to_device(*self._spans(blocks, rows), method=self._method)
+
+    def mark(self) -> CopyMark:
+        """A mark behind all that was enqueued. Raises DriverError."""
+        return self._copier.mark()
+
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued. Raises DriverError."""
+        self._copier.synchronize()
+
+    def _spans(self, blocks: Blocks, rows: Words) -> tuple[memoryview, memoryview, memoryview]:
+        device = self._starts + blocks.astype(np.uint64)[:, None] * self._strides
+        host = rows[:, None] + self._places
+        sizes = np.tile(self._sizes, len(blocks))
+        return device.ravel().data, host.ravel().data, sizes.data

@@ -1,0 +1,36 @@
+"""Where a block is true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """What is known of one block; small numbers, for an array of them."""
+
+    UNKNOWN = 0
+    """Nothing of it is worth keeping."""
+    WRITTEN = 1
+    """True on the device alone."""
+    SAVING = 2
+    """The same, with a copy of it under way."""
+    SAVED = 3
+    """True on both sides."""
+    AWAY = 4
+    """True on the host alone."""
+    COMING = 5
+    """The same, with a copy of it under way."""
+
+
+@dataclass(frozen=True)
+class KvCacheStatistics:
+    """How many blocks are where, and what was moved."""
+
+    written: int  # since they were last saved
+    unbacked: int  # of these, without a place on the host
+    saved: int
+    away: int
+    coming: int
+    bytes_saved: int  # that have arrived, since the start
+    bytes_restored: int

@@ -1,0 +1,289 @@
+"""Host copies of the KV blocks of one model: rows in slabs of pinned memory, under a budget.
+
+A model has a store, and host memory, of its own: no other worker ever has a descriptor of it. All
+rows of a model are as long as each other, so that a slab has one shape by construction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gpupool._core import Driver, SlabAllocator, SuppliedSlabs
+from gpupool.errors import (
+    DaemonUnavailableError,
+    HostMemoryError,
+    KvStoreFullError,
+    RefusedError,
+    UsageError,
+)
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import Blocks, Flags, Words
+
+SLAB_BYTES = 64 << 20
+_ALIGNMENT = 16  # of rows: what a kernel reads and writes at once
+_ROWS_MAX = 1 << 16  # in a slab
+
+
+class HostMemorySource(Protocol):
+    """What of a Session the store asks for."""
+
+    @property
+    def driver(self) -> Driver:
+        """The device that the memory is registered with."""
+
+    def host_memory(self, size_bytes: int) -> int:
+        """A memfd of that size; the caller closes it. Raises RefusedError or OSError."""
+
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Such a memfd is closed and nowhere mapped any more."""
+
+
+@dataclass(frozen=True)
+class KvIdentity:
+    """What a host copy is a copy of. Equal bytes mean the same only under an equal identity."""
+
+    model: str
+    weights_version: int
+    dtype: str
+    layout: BlockLayout
+
+
+@dataclass(frozen=True)
+class KvStoreStatistics:
+    """What a store holds."""
+
+    budget_bytes: int
+    held_bytes: int  # of all slabs, those lost included
+    row_bytes: int
+    rows_held: int
+    rows_live: int
+    slabs: int
+    slabs_lost: int  # that the driver did not let go: held until the process ends
+
+
+class KvStore:
+    """Rows for the blocks of one identity. Thread safe.
+
+    What is in flight to or from a row is the caller's affair: ``release`` and ``free`` say that
+    nothing is.
+    """
+
+    def __init__(
+        self,
+        session: HostMemorySource,
+        identity: KvIdentity,
+        *,
+        budget_bytes: int,
+        slab_bytes: int = SLAB_BYTES,
+    ) -> None:
+        """Start without memory, which comes from ``session`` in slabs of about ``slab_bytes``.
+
+        Raises UsageError for a budget that does not hold one row.
+        """
+        layout = identity.layout
+        self._stride = -(-layout.row_bytes // _ALIGNMENT) * _ALIGNMENT
+        rows = min(_ROWS_MAX, max(1, min(slab_bytes, budget_bytes) // self._stride))
+        self._slab_bytes = _in_system_pages(rows * self._stride)
+        if self._slab_bytes > budget_bytes:
+            raise UsageError(
+                f"a KV store of {budget_bytes} bytes holds no slab of {self._slab_bytes} bytes, "
+                f"and a block has {layout.row_bytes}: give it a larger budget"
+            )
+        self._rows_per_slab = self._slab_bytes // self._stride
+        self._slabs_max = budget_bytes // self._slab_bytes
+        self._budget_bytes = budget_bytes
+        self._session = session
+        self._identity = identity
+        self._source = SuppliedSlabs(session.driver, self._slab_bytes)
+        self._slabs = SlabAllocator.on_supplied(self._source, [self._stride], self._slabs_max)
+        self._lock = threading.Lock()
+        self._handles: Words = np.zeros(layout.blocks, np.uint64)  # 0 is none
+        self._addresses: Words = np.zeros(layout.blocks, np.uint64)
+        self._live = 0
+        self._closed = False
+
+    @property
+    def identity(self) -> KvIdentity:
+        """Whose blocks these are."""
+        return self._identity
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one block."""
+        return self._identity.layout.row_bytes
+
+    def rekey(self, identity: KvIdentity) -> None:
+        """From now on the blocks are those of ``identity``, as after an update of the weights.
+
+        Raises UsageError while there are rows, which would be taken for what they are not, and for
+        another layout, which needs a store of its own.
+        """
+        with self._lock:
+            if identity.layout != self._identity.layout:
+                raise UsageError("blocks of another layout need a KV store of their own")
+            if self._live > 0:
+                raise UsageError(
+                    f"{self._live} KV blocks of {_name(self._identity)} are kept: forget them "
+                    f"before the store is used for {_name(identity)}"
+                )
+            self._identity = identity
+
+    def reserve(self, blocks: Blocks) -> None:
+        """A row for each of the blocks, which have none: all or none.
+
+        Raises KvStoreFullError where the budget, the pool's budget of host memory or the system has
+        no room, DriverError where the memory cannot be registered, UsageError for a block that has
+        a row; nothing has changed then.
+        """
+        with self._lock:
+            if self._closed:
+                raise UsageError("a closed KV store keeps nothing")
+            if self._handles[blocks].any():
+                raise UsageError("a block that has a row needs no other")
+            handles: Words = np.zeros(len(blocks), np.uint64)
+            addresses: Words = np.zeros(len(blocks), np.uint64)
+            try:
+                self._make_room(len(blocks))
+                self._slabs.allocate_many(self._stride, handles.data)
+            except BaseException:
+                self._return_idle()
+                raise
+            self._slabs.addresses_of(handles.data, addresses.data)
+            self._handles[blocks] = handles
+            self._addresses[blocks] = addresses
+            self._live += len(blocks)
+
+    def has_row(self, blocks: Blocks) -> Flags:
+        """Of each block whether it has a row."""
+        with self._lock:
+            return self._handles[blocks].astype(np.bool_)
+
+    def addresses(self, blocks: Blocks, identity: KvIdentity) -> Words:
+        """Where the rows are, for who knows whose they are.
+
+        Raises UsageError for another identity than the store's, or a block without a row.
+        """
+        with self._lock:
+            if identity != self._identity:
+                raise UsageError(
+                    f"KV blocks of {_name(self._identity)} are no blocks of {_name(identity)}: "
+                    "their requests must be computed again"
+                )
+            self._check_rows(blocks)
+            return self._addresses[blocks]
+
+    def release(self, blocks: Blocks) -> None:
+        """The blocks have no row any more. Raises UsageError if one has none; nothing changes."""
+        self.free(self.retire(blocks))
+
+    def retire(self, blocks: Blocks) -> Words:
+        """Take the rows from their blocks without freeing them; ``free`` takes what this returns.
+
+        For rows that something in flight still touches. Raises UsageError if a block has none.
+        """
+        with self._lock:
+            self._check_rows(blocks)
+            handles = self._handles[blocks]
+            self._handles[blocks] = 0
+            self._addresses[blocks] = 0
+            return handles
+
+    def free(self, rows: Words) -> None:
+        """Retired rows may be used again. Slabs that are empty now go back to the session.
+
+        All but one: the next row is likely to be asked for soon.
+        """
+        with self._lock:
+            self._slabs.free_many(rows.data)
+            self._live -= len(rows)
+            self._return_idle()
+
+    def trim(self) -> None:
+        """Every slab without a row goes back to the session."""
+        with self._lock:
+            self._slabs.trim()
+            self._return_idle()
+
+    def close(self) -> None:
+        """Give all memory back; idempotent. Raises UsageError while there are rows."""
+        with self._lock:
+            if self._live > 0:
+                raise UsageError(f"{self._live} KV blocks are kept: forget them first")
+            self._closed = True
+        self.trim()
+
+    def statistics(self) -> KvStoreStatistics:
+        """What there is now."""
+        with self._lock:
+            lost = self._source.lost
+            return KvStoreStatistics(
+                budget_bytes=self._budget_bytes,
+                held_bytes=(self._usable + lost) * self._slab_bytes,
+                row_bytes=self.row_bytes,
+                rows_held=self._usable * self._rows_per_slab,
+                rows_live=self._live,
+                slabs=self._usable,
+                slabs_lost=lost,
+            )
+
+    @property
+    def _usable(self) -> int:
+        return self._source.in_use + self._source.idle
+
+    def _check_rows(self, blocks: Blocks) -> None:
+        if not self._handles[blocks].all():
+            raise UsageError("a block that was never reserved has no row")
+
+    def _make_room(self, rows: int) -> None:
+        while self._live + rows > self._usable * self._rows_per_slab:
+            slabs = -(-(self._live + rows) // self._rows_per_slab)
+            if slabs + self._source.lost > self._slabs_max:
+                raise self._full(rows, "give it a larger budget, or the model fewer requests")
+            self._grow(rows)
+
+    def _grow(self, rows: int) -> None:
+        try:
+            fd = self._session.host_memory(self._slab_bytes)
+        except (RefusedError, OSError) as error:
+            raise self._full(rows, str(error)) from error
+        try:
+            try:
+                self._source.supply(fd)
+            finally:
+                os.close(fd)
+        except BaseException as error:
+            self._returned(1)
+            if isinstance(error, HostMemoryError):
+                raise self._full(rows, str(error)) from error
+            raise
+
+    def _full(self, rows: int, why: str) -> KvStoreFullError:
+        held = self._usable + self._source.lost
+        return KvStoreFullError(
+            f"{rows} more KV blocks of {self.row_bytes} bytes do not fit into the host store of "
+            f"{_name(self._identity)}, where {self._live} are kept in {held * self._slab_bytes} of "
+            f"{self._budget_bytes} bytes: {why}"
+        )
+
+    def _return_idle(self) -> None:
+        self._returned(self._source.drop_idle())
+
+    def _returned(self, slabs: int) -> None:
+        for _ in range(slabs):
+            with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
+                self._session.return_host_memory(self._slab_bytes)
+
+
+def _name(identity: KvIdentity) -> str:
+    return f"{identity.model!r} (weights {identity.weights_version}, {identity.dtype})"
+
+
+def _in_system_pages(size_bytes: int) -> int:
+    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
