@@ -130,6 +130,9 @@ struct Symbols {
 #undef GPUPOOL_CUDA_LATER_POINTER
 };
 
+// Those of libcuda.so.1, loaded at the first call. Throws std::runtime_error with what is missing.
+const Symbols& symbols();
+
 using GetProcAddress = Result (*)(const char* symbol, void** function, int cuda_version,
                                   std::uint64_t flags, int* symbol_status);
 

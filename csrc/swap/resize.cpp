@@ -13,6 +13,15 @@ void ModelMemory::require_own(const Region& region) const {
   if (!found) throw UsageError("the region belongs to another model");
 }
 
+void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs) const {
+  for (const Run& run : runs) {
+    if (run.begin > run.end || run.end > region.bytes()) {
+      throw UsageError("bytes " + std::to_string(run.begin) + " to " + std::to_string(run.end) +
+                       " are not in a region of " + std::to_string(region.bytes()) + " bytes");
+    }
+  }
+}
+
 void ModelMemory::check_pages(const std::vector<PagePtr>& pages, std::size_t count,
                               std::size_t clean) const {
   const bool right_size = std::all_of(pages.begin(), pages.end(), [&](const PagePtr& page) {

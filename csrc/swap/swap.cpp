@@ -254,15 +254,6 @@ SwapReport ModelMemory::swap_out() {
   return report;
 }
 
-void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs) const {
-  for (const Run& run : runs) {
-    if (run.begin > run.end || run.end > region.bytes()) {
-      throw UsageError("bytes " + std::to_string(run.begin) + " to " + std::to_string(run.end) +
-                       " are not in a region of " + std::to_string(region.bytes()) + " bytes");
-    }
-  }
-}
-
 void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   std::lock_guard lock(mutex_);
   require_own(region);

@@ -99,7 +99,7 @@ plant(pages_of_a_failed_scrub_are_lost transfer/scrub.cpp
   [[]]
   scrub BY time)
 plant(what_was_withheld_waits_for_a_page transfer/scrub.cpp
-  [[settle();
+  [[let_go();
   pool_->begin_scrub_owned(owner, pages);]]
   [[pool_->begin_scrub_owned((owner), pages);]]
   scrub)

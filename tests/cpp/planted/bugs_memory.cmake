@@ -49,7 +49,7 @@ plant(a_page_in_doubt_is_granted memory/page_pool.cpp
   [[false]]
   page_pool in_flight@host/stepped)
 plant(a_pool_has_more_pages_than_numbers memory/page_pool.cpp
-  [[slots_ - 1 > std::numeric_limits<PageId>::max()]]
+  [[slots_ > pages_max]]
   [[false]]
   page_pool)
 plant(a_page_being_scrubbed_is_given_back memory/page_pool.cpp

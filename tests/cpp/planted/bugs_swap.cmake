@@ -51,7 +51,7 @@ plant(a_mark_is_ignored swap/swap.cpp
   [[for (const Run& run : runs) region.written_.add(run);]]
   [[]]
   model_memory)
-plant(a_mark_beyond_the_end_is_taken swap/swap.cpp
+plant(a_mark_beyond_the_end_is_taken swap/resize.cpp
   [[run.end > region.bytes()]]
   [[run.end > region.span_bytes()]]
   model_memory)
