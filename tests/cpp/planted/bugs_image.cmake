@@ -16,8 +16,8 @@ plant(a_registration_is_not_taken_back image/host_memory.cpp
   [[pieces_.size() > first + 1]]
   host_memory)
 plant(memory_still_registered_is_unmapped image/host_memory.cpp
-  [[if (!stuck_) munmap(data_, capacity_bytes_);]]
-  [[munmap(data_, capacity_bytes_);]]
+  [[if (!stuck_ && data_ != nullptr) munmap(std::exchange(data_, nullptr), capacity_bytes_);]]
+  [[munmap(data_, capacity_bytes_); data_ = nullptr;]]
   host_memory)
 plant(a_failed_growth_keeps_its_file_mapped image/host_memory.cpp
   [[static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
