@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <utility>
 
 namespace gpupool::refuse {
 namespace {
@@ -17,6 +18,7 @@ std::atomic<Call> chosen;
 std::atomic<int> left{0};  // 0: none fails
 std::atomic<int> errno_of{0};
 std::atomic<int> refused{0};
+std::function<void()> act_before_mmap;  // of a test with one thread
 
 bool refuses(Call call) {
   if (left.load() == 0 || chosen.load() != call || --left > 0) return false;
@@ -34,6 +36,8 @@ void nth(Call call, int nth, int error) {
   refused = 0;
   left = nth;
 }
+
+void before_mmap(std::function<void()> act) { act_before_mmap = std::move(act); }
 
 int done() {
   left = 0;
@@ -63,6 +67,7 @@ int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
 void* __real_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset);
 void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off_t offset) {
   if (refuses(Call::mmap)) return MAP_FAILED;
+  if (const auto act = std::exchange(gpupool::refuse::act_before_mmap, nullptr)) act();
   return __real_mmap(at, bytes, protection, flags, fd, offset);
 }
 int __real_mprotect(void* at, size_t bytes, int protection);

@@ -97,6 +97,29 @@ TEST(addresses_that_cannot_be_had_mapped_or_opened_stay_as_they_were) {
   CHECK_OK(driver->page_release(page));
 }
 
+TEST(a_page_released_while_it_is_being_mapped_is_the_one_that_is_mapped) {
+  Bench bench(open_host_driver());
+  PageHandle page = 0, next = 0;
+  DevicePtr base = 0;
+  CHECK_OK(bench->page_create(&page, page_bytes));
+  CHECK_OK(bench->address_reserve(&base, 2 * page_bytes));
+  CHECK_OK(bench->map(base, page_bytes, page));
+  CHECK_OK(bench->set_access(base, page_bytes));
+  bench.write(base, pattern(1, 4096));
+  // The next page would have the descriptor of the released one, were that closed.
+  refuse::before_mmap([&] {
+    CHECK_OK(bench->page_release(page));
+    CHECK_OK(bench->page_create(&next, page_bytes));
+  });
+  CHECK_OK(bench->map(base + page_bytes, page_bytes, page));
+  CHECK(next != 0);
+  CHECK_OK(bench->set_access(base + page_bytes, page_bytes));
+  CHECK(bench.read(base + page_bytes, 4096) == pattern(1, 4096));
+  CHECK_OK(bench->unmap(base, 2 * page_bytes));
+  CHECK_OK(bench->address_free(base, 2 * page_bytes));
+  CHECK_OK(bench->page_release(next));
+}
+
 TEST(pinned_memory_that_cannot_be_had_leaves_nothing) {
   const auto ledger = std::make_shared<Ledger>(open_host_driver());
   for (const Call call : {Call::memfd_create, Call::ftruncate, Call::mmap}) {
