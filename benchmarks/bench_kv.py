@@ -221,7 +221,7 @@ def plot(found: dict[str, Any], path: str) -> None:
             style = "k--" if method == "raw" else "o-"
             axis.plot(sizes, [best[size][1] for size in sizes], style, label=method)
         axis.set_xscale("log", base=2)
-        axis.set_title(f"{direction.replace('_', ' ')}, {found['device']}")
+        axis.set_title(f"{direction.replace('_', ' ')} (device: {found['device']})")
         axis.set_xlabel("bytes of a block")
     axes[0].set_ylabel("GB/s")
     axes[0].set_ylim(bottom=0)
