@@ -10,7 +10,7 @@ namespace gpupool {
 void ModelMemory::require_own(const Region& region) const {
   const bool found = std::any_of(regions_.begin(), regions_.end(),
                                  [&](const RegionPtr& mine) { return mine.get() == &region; });
-  if (!found) throw UsageError("the region belongs to another model");
+  if (!found) throw UsageError("the region belongs to another model, or was removed");
 }
 
 void ModelMemory::check_runs(const Region& region, const std::vector<Run>& runs) const {

@@ -31,7 +31,7 @@ def is_refused(use: Callable[[], object], match: str | None = None) -> None:
         use()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-    assert descriptors() == before
+    assert descriptors() <= before  # threads of earlier tests may have ended meanwhile
 
 
 @pytest.mark.parametrize("number", NO_NUMBERS, ids=range(len(NO_NUMBERS)))
