@@ -40,7 +40,7 @@ $(if $(3),timeout $(3) )ctest --test-dir build/$(1) --no-tests=error --output-on
 endef
 
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
-	$(call run_cpp_tests,cpp,,900)
+	$(call run_cpp_tests,cpp,,1200)
 
 faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 42 scenarios in turn
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja

@@ -201,9 +201,8 @@ void ModelMemory::save(SwapReport& report) {
 }
 
 void ModelMemory::discard() {
-  // Nothing may be in flight when the pages go.
+  // Nothing may be in flight when the pages go; what save() enqueued it has waited for.
   in_.synchronize();
-  out_.synchronize();
   for (const RegionPtr& region : regions_) {
     if (region->mapping_) region->mapping_->unmap();
   }
@@ -235,7 +234,7 @@ SwapReport ModelMemory::swap_out() {
       try {
         out_.synchronize();
       } catch (...) {
-        // Reported by the first error already; discard() waits again before anything is unmapped.
+        // Reported by the first error already; the next swap-out waits for the device first.
       }
       throw;
     }

@@ -23,7 +23,7 @@ class Ledger final : public Driver {
     const Status status = inner_->name args;                              \
     if (status == Status::success)                                        \
       std::apply([&](auto... a) { note_##name(a...); }, std::tuple args); \
-    else                                                                  \
+    else if (status != Status::not_ready)                                 \
       add(refused_, 1);                                                   \
     return status;                                                        \
   }
@@ -39,7 +39,7 @@ class Ledger final : public Driver {
     std::lock_guard lock(mutex_);
     return {pages_, reservations_, mapped_, registrations_, streams_, events_};
   }
-  // Calls that the driver beneath did not answer with success.
+  // Calls that the driver beneath refused.
   std::size_t refused() const {
     std::lock_guard lock(mutex_);
     return refused_;
