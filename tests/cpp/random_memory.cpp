@@ -19,13 +19,18 @@ bool RandomWorld::swap() {
   try {
     model_->swap_in();
   } catch (...) {
-    for (PageId id = 0; id < pages_.size(); ++id) {  // it may have written to any it had
-      if (pages_[id].owner == 0 && !is_clean(id)) pages_[id].content.kind = Content::Kind::unknown;
-    }
+    forget_free_pages();
     throw;
   }
   follow_model();
   return true;
+}
+
+// What failed may have written to any page that it had for a while.
+void RandomWorld::forget_free_pages() {
+  for (PageId id = 0; id < pages_.size(); ++id) {
+    if (pages_[id].owner == 0 && !is_clean(id)) pages_[id].content.kind = Content::Kind::unknown;
+  }
 }
 
 bool RandomWorld::resize() {
@@ -35,6 +40,7 @@ bool RandomWorld::resize() {
     model_->resize_kv(bytes);
   } catch (...) {
     follow_model();
+    forget_free_pages();
     throw;
   }
   follow_model();

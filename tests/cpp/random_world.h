@@ -92,6 +92,7 @@ class RandomWorld {
 
   std::uint64_t below(std::uint64_t end) { return machine_.random.below(end); }
   void settle_scrubber();
+  void forget_free_pages();
   void follow_model();
   void note_clean();
   [[nodiscard]] bool is_clean(PageId id) const;
