@@ -4,22 +4,12 @@
 #include <functional>
 
 #include "driver/fault.h"
+#include "failing_new.h"
 #include "image/host_slabs.h"
 #include "slab_bench.h"
 #include "transfer/scrub.h"
 
 using namespace gpupool;
-
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (bad_alloc_at > 0 && --bad_alloc_at == 0) {
-    ++bad_allocs;
-    throw std::bad_alloc();
-  }
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 

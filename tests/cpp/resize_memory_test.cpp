@@ -1,29 +1,9 @@
 // A region that is cut into blocks, and has no memory for its books when it is resized: it is as
 // before, or resized throughout.
-#include <cstdlib>
-#include <new>
-
+#include "failing_new.h"
 #include "model_bench.h"
 
 using namespace gpupool;
-
-namespace {
-
-thread_local std::uint64_t bad_alloc_at = 0;  // 0: none
-thread_local std::uint64_t bad_allocs = 0;
-
-}  // namespace
-
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (bad_alloc_at > 0 && --bad_alloc_at == 0) {
-    ++bad_allocs;
-    throw std::bad_alloc();
-  }
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 TEST(a_region_and_its_blocks_have_one_size) {
   for (std::uint64_t nth = 1;; ++nth) {

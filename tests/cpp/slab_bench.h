@@ -60,10 +60,6 @@ class HeapSlabs final : public SlabSource {
   std::map<DevicePtr, std::unique_ptr<std::uint64_t[]>> runs_;
 };
 
-// The n-th allocation from now, of this thread, throws std::bad_alloc; 0 for none.
-inline constinit thread_local std::uint64_t bad_alloc_at = 0;
-inline constinit thread_local std::uint64_t bad_allocs = 0;
-
 template <typename Work>
 void in_another_thread(Work work) {
   std::exception_ptr failure;
