@@ -57,14 +57,21 @@ def _tile(tiles, index):
     return tl.load(field), tl.load(field + 1), tl.load(field + 2), tl.load(field + 3)
 
 
+@triton.jit
+def _block_and_row(moves, tiles, move_count, tile_count, part):
+    """Where a part of the work lies in its block and in its row, and its bytes."""
+    move = part // tile_count
+    address, stride, row_offset, size = _tile(tiles, part % tile_count)
+    block = address + tl.load(moves + move) * stride
+    row = tl.load(moves + move_count + move) + row_offset
+    return block, row, size
+
+
 @triton.jit(do_not_specialize=["move_count", "tile_count"])
 def gather(moves, tiles, move_count: tl.int64, tile_count: tl.int64, tile_bytes: tl.constexpr):
     """Copy blocks into rows. ``moves``: the blocks, then the address of each one's row."""
     for part in range(tl.program_id(0).to(tl.int64), move_count * tile_count, tl.num_programs(0)):
-        move = part // tile_count
-        address, stride, row_offset, size = _tile(tiles, part % tile_count)
-        block = address + tl.load(moves + move) * stride
-        row = tl.load(moves + move_count + move) + row_offset
+        block, row, size = _block_and_row(moves, tiles, move_count, tile_count, part)
         _move(block, row, size, tile_bytes)
 
 
@@ -72,10 +79,7 @@ def gather(moves, tiles, move_count: tl.int64, tile_count: tl.int64, tile_bytes:
 def scatter(moves, tiles, move_count: tl.int64, tile_count: tl.int64, tile_bytes: tl.constexpr):
     """Copy rows into blocks. ``moves``: as for gather."""
     for part in range(tl.program_id(0).to(tl.int64), move_count * tile_count, tl.num_programs(0)):
-        move = part // tile_count
-        address, stride, row_offset, size = _tile(tiles, part % tile_count)
-        block = address + tl.load(moves + move) * stride
-        row = tl.load(moves + move_count + move) + row_offset
+        block, row, size = _block_and_row(moves, tiles, move_count, tile_count, part)
         _move(row, block, size, tile_bytes)
 
 
