@@ -6,15 +6,25 @@ import contextlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from gpupool._core import Region
 from gpupool.errors import DaemonUnavailableError
-from gpupool.session import Session
+
+
+class HostMemorySource(Protocol):
+    """What of a Session is about host memory."""
+
+    def host_memory(self, size_bytes: int) -> int:
+        """A memfd of that size; the caller closes it. Raises RefusedError or OSError."""
+
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Such a memfd is closed and nowhere mapped any more."""
 
 
 @contextlib.contextmanager
 def host_memory(
-    session: Session, size_bytes: int, unused: Callable[[], bool] = lambda: True
+    session: HostMemorySource, size_bytes: int, unused: Callable[[], bool] = lambda: True
 ) -> Iterator[int]:
     """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused."""
     if size_bytes == 0:

@@ -20,6 +20,7 @@ CPP_ROOMS = ["driver", "memory", "transfer", "image", "swap"]
 CORE = {"_core", "errors"}
 LIBRARY = CORE | {
     "checks",
+    "host_images",
     "session",
     "gate",
     "model",
@@ -38,7 +39,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "gate": (CORE, set()),
     "statistics": (CORE, set()),
     "trace": (CORE | {"checks"}, set()),
-    "host_images": (CORE | {"session"}, set()),
+    "host_images": (CORE, set()),
     "interop": (CORE, {"cupy", "torch"}),
     "model": (CORE | {"checks", "gate", "host_images", "interop", "session", "trace"}, set()),
     "scrubbing": (CORE, set()),
@@ -47,7 +48,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"checks", "embedded", "model", "scrubbing", "session", "statistics", "trace"},
         set(),
     ),
-    "kv": (CORE | {"kernels"}, {"numpy"}),
+    "kv": (CORE | {"host_images", "kernels"}, {"numpy"}),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),

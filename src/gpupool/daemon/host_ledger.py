@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 
 from gpupool.errors import ProtocolError, RefusedError
+from gpupool.host_images import in_system_pages
 
 
 class HostLedger:
@@ -31,7 +31,7 @@ class HostLedger:
         free_bytes = self._budget_bytes - self.bytes
         if size_bytes == 0:
             raise RefusedError("host memory has at least one byte")
-        if _held(size_bytes) > free_bytes:
+        if in_system_pages(size_bytes) > free_bytes:
             raise RefusedError(
                 f"{size_bytes} bytes of host memory were asked for and {free_bytes} of the host "
                 "budget are free: raise the host budget"
@@ -47,19 +47,15 @@ class HostLedger:
             if fd >= 0:
                 os.close(fd)
             raise RefusedError(f"no host memory: {error.strerror}") from error
-        self._held_bytes[key] = self.held_bytes(key) + _held(size_bytes)
+        self._held_bytes[key] = self.held_bytes(key) + in_system_pages(size_bytes)
         return fd
 
     def returned(self, key: int, size_bytes: int) -> None:
         """A worker made no use of a memfd. Raises ProtocolError if it has no such."""
-        if size_bytes == 0 or _held(size_bytes) > self.held_bytes(key):
+        if size_bytes == 0 or in_system_pages(size_bytes) > self.held_bytes(key):
             raise ProtocolError("a worker gave back host memory that it does not have")
-        self._held_bytes[key] -= _held(size_bytes)
+        self._held_bytes[key] -= in_system_pages(size_bytes)
 
     def forget(self, key: int) -> None:
         """Nobody can touch what the worker had."""
         self._held_bytes.pop(key, None)
-
-
-def _held(size_bytes: int) -> int:
-    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -7,8 +7,6 @@ rows of a model are as long as each other, so that a slab has one shape by const
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import threading
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +21,7 @@ from gpupool.errors import (
     RefusedError,
     UsageError,
 )
+from gpupool.host_images import HostMemorySource, host_memory, in_system_pages
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import Blocks, Flags, Words
 
@@ -31,18 +30,12 @@ _ALIGNMENT = 16  # of rows: what a kernel reads and writes at once
 _ROWS_MAX = 1 << 16  # in a slab
 
 
-class HostMemorySource(Protocol):
+class StoreSession(HostMemorySource, Protocol):
     """What of a Session the store asks for."""
 
     @property
     def driver(self) -> Driver:
         """The device that the memory is registered with."""
-
-    def host_memory(self, size_bytes: int) -> int:
-        """A memfd of that size; the caller closes it. Raises RefusedError or OSError."""
-
-    def return_host_memory(self, size_bytes: int) -> None:
-        """Such a memfd is closed and nowhere mapped any more."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class KvStore:
 
     def __init__(
         self,
-        session: HostMemorySource,
+        session: StoreSession,
         identity: KvIdentity,
         *,
         budget_bytes: int,
@@ -90,7 +83,7 @@ class KvStore:
         layout = identity.layout
         self._stride = -(-layout.row_bytes // _ALIGNMENT) * _ALIGNMENT
         rows = min(_ROWS_MAX, max(1, min(slab_bytes, budget_bytes) // self._stride))
-        self._slab_bytes = _in_system_pages(rows * self._stride)
+        self._slab_bytes = in_system_pages(rows * self._stride)
         if self._slab_bytes > budget_bytes:
             raise UsageError(
                 f"a KV store of {budget_bytes} bytes holds no slab of {self._slab_bytes} bytes, "
@@ -250,19 +243,10 @@ class KvStore:
 
     def _grow(self, rows: int) -> None:
         try:
-            fd = self._session.host_memory(self._slab_bytes)
-        except (RefusedError, OSError) as error:
-            raise self._full(rows, str(error)) from error
-        try:
-            try:
+            with host_memory(self._session, self._slab_bytes) as fd:
                 self._source.supply(fd)
-            finally:
-                os.close(fd)
-        except BaseException as error:
-            self._returned(1)
-            if isinstance(error, HostMemoryError):
-                raise self._full(rows, str(error)) from error
-            raise
+        except (RefusedError, HostMemoryError, OSError) as error:
+            raise self._full(rows, str(error)) from error
 
     def _full(self, rows: int, why: str) -> KvStoreFullError:
         held = self._usable + self._source.lost
@@ -283,7 +267,3 @@ class KvStore:
 
 def _name(identity: KvIdentity) -> str:
     return f"{identity.model!r} (weights {identity.weights_version}, {identity.dtype})"
-
-
-def _in_system_pages(size_bytes: int) -> int:
-    return -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
