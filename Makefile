@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check test-python kernels faults planted kills soak sanitize coverage lint format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check test-python kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,11 @@ lint: $(STAMPS)/dev ## Check style without changing anything
 	$(BIN)/ruff check $(PYTHON_DIRECTORIES)
 	$(BIN)/ruff format --check $(PYTHON_DIRECTORIES)
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+tidy: $(STAMPS)/build-tools $(STAMPS)/dev ## clang-tidy over csrc/
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/run-clang-tidy.py -p build/cpp -quiet -j $(JOBS) -clang-tidy-binary $(BIN)/clang-tidy \
+		'^$(CURDIR)/csrc/.*\.cpp$$'
 
 format: $(STAMPS)/dev ## Put all sources into the project's style
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRECTORIES)

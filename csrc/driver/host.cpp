@@ -217,7 +217,7 @@ class Host final : public HostDriver {
 
   // `run(begin, end)` does that part and says whether it could.
   template <typename Run>
-  Status enqueue(StreamHandle stream, std::size_t units, Run run) {
+  Status enqueue(StreamHandle stream, std::size_t units, const Run& run) {
     return streams_->enqueue(stream, {units, [this, run](std::size_t begin, std::size_t end) {
                                         const Status status = run(begin, end);
                                         if (status != Status::success) fault_.store(status);

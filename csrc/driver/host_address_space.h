@@ -66,13 +66,13 @@ class AddressSpace {
   bool accessible(DevicePtr address, std::size_t bytes) const;
   // Runs `work` if the range is accessible, and keeps it mapped meanwhile.
   template <typename Work>
-  Status touch(DevicePtr address, std::size_t bytes, Work work) const {
+  Status touch(DevicePtr address, std::size_t bytes, const Work& work) const {
     std::shared_lock lock(mutex_);
     if (!covered(address, bytes, true)) return Status::illegal_address;
     return work();
   }
   template <typename Ranges, typename Work>
-  Status touch_all(const Ranges& ranges, Work work) const {
+  Status touch_all(const Ranges& ranges, const Work& work) const {
     std::shared_lock lock(mutex_);
     for (const auto& [address, bytes] : ranges) {
       if (!covered(address, bytes, true)) return Status::illegal_address;
@@ -105,7 +105,7 @@ class Registry {
   bool holds(const void* memory, std::size_t bytes) const;
   // Runs `work` if the memory is registered, and keeps it so meanwhile.
   template <typename Work>
-  Status touch(const void* memory, std::size_t bytes, Work work) const {
+  Status touch(const void* memory, std::size_t bytes, const Work& work) const {
     std::shared_lock lock(mutex_);
     if (!covered(memory, bytes)) return Status::illegal_address;
     return work();

@@ -98,7 +98,7 @@ void Trace::record(Change change) noexcept {
     } else {
       ++dropped_;
     }
-  } catch (const std::bad_alloc&) {
+  } catch (...) {  // no memory
     ++dropped_;
   }
 }

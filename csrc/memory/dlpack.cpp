@@ -40,12 +40,12 @@ Device device_of(const Driver& driver) {
 }
 
 ManagedTensor* new_tensor(ReservationPtr reservation, std::size_t bytes, Device device) {
-  return new_managed<ManagedTensor>(reservation, bytes, device);
+  return new_managed<ManagedTensor>(std::move(reservation), bytes, device);
 }
 
 VersionedTensor* new_versioned_tensor(ReservationPtr reservation, std::size_t bytes,
                                       Device device) {
-  auto* tensor = new_managed<VersionedTensor>(reservation, bytes, device);
+  auto* tensor = new_managed<VersionedTensor>(std::move(reservation), bytes, device);
   tensor->version = {1, 0};
   return tensor;
 }

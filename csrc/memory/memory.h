@@ -18,10 +18,10 @@ namespace gpupool {
 class Page {
  public:
   // Throws DriverError.
-  static std::shared_ptr<const Page> create(DriverPtr driver, std::size_t bytes);
+  static std::shared_ptr<const Page> create(const DriverPtr& driver, std::size_t bytes);
   // A page another process exported; `fd` stays the caller's. `bytes` is what the exporter says:
   // the CUDA driver has no call that tells. Throws DriverError.
-  static std::shared_ptr<const Page> import(DriverPtr driver, int fd, std::size_t bytes);
+  static std::shared_ptr<const Page> import(const DriverPtr& driver, int fd, std::size_t bytes);
   ~Page();
   Page(const Page&) = delete;
   Page& operator=(const Page&) = delete;

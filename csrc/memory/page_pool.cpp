@@ -21,13 +21,13 @@ Page::~Page() {
 }
 
 // In both, the owner exists before there is a handle that could be lost.
-PagePtr Page::create(DriverPtr driver, std::size_t bytes) {
+PagePtr Page::create(const DriverPtr& driver, std::size_t bytes) {
   const std::shared_ptr<Page> page(new Page(driver, bytes));
   GPUPOOL_CALL(driver, page_create, &page->handle_, bytes);
   return page;
 }
 
-PagePtr Page::import(DriverPtr driver, int fd, std::size_t bytes) {
+PagePtr Page::import(const DriverPtr& driver, int fd, std::size_t bytes) {
   const std::shared_ptr<Page> page(new Page(driver, bytes));
   GPUPOOL_CALL(driver, page_import, &page->handle_, fd);
   return page;

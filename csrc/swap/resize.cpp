@@ -71,7 +71,7 @@ std::shared_ptr<Arena> ModelMemory::share_out(Region& region, std::size_t alignm
 }
 
 std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
-                                         std::vector<PagePtr> pages, std::size_t clean,
+                                         const std::vector<PagePtr>& pages, std::size_t clean,
                                          int image_fd) {
   std::lock_guard lock(mutex_);
   require_own(region);

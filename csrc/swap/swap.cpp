@@ -59,8 +59,12 @@ ModelMemory::~ModelMemory() {
 // Whether nothing that touches the regions is in flight, for who cannot wait again later.
 bool ModelMemory::ended() noexcept {
   // A resident model is touched by kernels of others too.
-  const auto device = [&] { return driver_->context_synchronize() == Status::success; };
-  return state_ == State::resident ? device() || device() : in_.ended() && out_.ended();
+  if (state_ != State::resident) return in_.ended() && out_.ended();
+  bool over = false;
+  for (int attempt = 0; attempt < 2 && !over; ++attempt) {
+    over = driver_->context_synchronize() == Status::success;
+  }
+  return over;
 }
 
 void ModelMemory::require(State state, const char* what) const {
@@ -153,7 +157,7 @@ void ModelMemory::restore(const std::vector<Placed>& placed, const std::stop_tok
   in_.synchronize();
 }
 
-SwapReport ModelMemory::swap_in(std::vector<PagePtr> pages, std::size_t clean,
+SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t clean,
                                 const std::stop_token& stop) {
   std::lock_guard lock(mutex_);
   require(State::out, "swap_in needs a model that is out");

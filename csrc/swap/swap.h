@@ -98,7 +98,7 @@ class ModelMemory {
   // it no longer maps. The image grows by `image_fd` (see missing_image_bytes) and never shrinks.
   // Throws UsageError, DriverError or std::system_error; the region is as before then, but for
   // pages that could not be unmapped again: mapped_pages() says how many it has.
-  std::vector<PagePtr> resize(Region& region, std::size_t bytes, std::vector<PagePtr> pages,
+  std::vector<PagePtr> resize(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
                               std::size_t clean, int image_fd);
   // How long a descriptor must be for the image of a region of `bytes`; 0 if none is needed.
   [[nodiscard]] std::size_t missing_image_bytes(const Region& region, std::size_t bytes) const;
@@ -116,7 +116,7 @@ class ModelMemory {
   // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. On an
   // error the model is out as before, or torn if the driver does not let it go back. A request to
   // stop is met between chunks, at most two of which are then in flight, and throws Cancelled.
-  SwapReport swap_in(std::vector<PagePtr> pages, std::size_t clean = 0,
+  SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                      const std::stop_token& stop = {});
   // Saves what the images lack and unmaps everything. No step may be running. On an error the
   // model is resident as before, or torn if the driver does not let it go back. Of a torn model it

@@ -122,7 +122,7 @@ void CopyStream::wait_for(const Event& event) {
   GPUPOOL_CALL(driver_, stream_wait_event, stream_, event.handle());
 }
 
-CopyWindow::CopyWindow(DriverPtr driver, CopyStream& stream, std::stop_token stop)
+CopyWindow::CopyWindow(const DriverPtr& driver, CopyStream& stream, std::stop_token stop)
     : stream_(stream), stop_(std::move(stop)), events_{Event(driver), Event(driver)} {}
 
 void CopyWindow::to_device(DevicePtr destination, const std::byte* source, std::size_t bytes) {

@@ -79,7 +79,8 @@ class Cancelled final : public std::runtime_error {
 // Copies of a stream that can be stopped: at most two chunks are in flight at a time.
 class CopyWindow {
  public:
-  CopyWindow(DriverPtr driver, CopyStream& stream, std::stop_token stop);  // throws DriverError
+  CopyWindow(const DriverPtr& driver, CopyStream& stream,
+             std::stop_token stop);  // throws DriverError
   // Returns when all but the last two chunks have arrived. Throws DriverError, or Cancelled; chunks
   // may still be in flight then, until the stream is synchronised.
   void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes);
