@@ -628,7 +628,8 @@ void bind_swap(py::module_& m) {
            py::arg("chunk_bytes") = std::size_t{32} << 20)
       .def(
           "add_region",
-          [](const Memory& self, Tag tag, std::size_t bytes, int image_fd, std::size_t capacity) {
+          [](const Memory& self, Tag tag, std::size_t bytes, std::optional<int> image_fd,
+             std::size_t capacity) {
             return RegionHandle{self.driver, self.memory,
                                 self.memory->add_region(tag, bytes, image_fd, capacity)};
           },

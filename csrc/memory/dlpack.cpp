@@ -39,13 +39,12 @@ Device device_of(const Driver& driver) {
   return driver.kind() == DeviceKind::cuda ? Device{cuda, driver.ordinal()} : Device{cpu, 0};
 }
 
-ManagedTensor* new_tensor(ReservationPtr reservation, std::size_t bytes, Device device) {
-  return new_managed<ManagedTensor>(std::move(reservation), bytes, device);
+ManagedTensor* new_tensor(ReservationPtr addresses, std::size_t bytes, Device device) {
+  return new_managed<ManagedTensor>(std::move(addresses), bytes, device);
 }
 
-VersionedTensor* new_versioned_tensor(ReservationPtr reservation, std::size_t bytes,
-                                      Device device) {
-  auto* tensor = new_managed<VersionedTensor>(std::move(reservation), bytes, device);
+VersionedTensor* new_versioned_tensor(ReservationPtr addresses, std::size_t bytes, Device device) {
+  auto* tensor = new_managed<VersionedTensor>(std::move(addresses), bytes, device);
   tensor->version = {1, 0};
   return tensor;
 }

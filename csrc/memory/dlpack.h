@@ -48,7 +48,7 @@ struct VersionedTensor {
 Device device_of(const Driver& driver);
 
 // A tensor of the first `bytes` bytes. The addresses stay reserved until its deleter is called.
-ManagedTensor* new_tensor(ReservationPtr reservation, std::size_t bytes, Device device);
-VersionedTensor* new_versioned_tensor(ReservationPtr reservation, std::size_t bytes, Device device);
+ManagedTensor* new_tensor(ReservationPtr addresses, std::size_t bytes, Device device);
+VersionedTensor* new_versioned_tensor(ReservationPtr addresses, std::size_t bytes, Device device);
 
 }  // namespace gpupool::dlpack

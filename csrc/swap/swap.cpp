@@ -75,17 +75,20 @@ void ModelMemory::require(State state, const char* what) const {
   throw UsageError(std::string(what) + ": the model is " + is);
 }
 
-RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, int image_fd,
+RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, std::optional<int> image_fd,
                                   std::size_t capacity_bytes) {
   std::lock_guard lock(mutex_);
   require(State::out, "a region can be added only while its model is out");
   if (bytes == 0) throw UsageError("a region must have at least one byte");
+  if (!image_fd && tag != Tag::kv_cache && tag != Tag::workspace) {
+    throw UsageError("only a KV cache or a workspace can do without an image");
+  }
   const std::size_t capacity = std::max(bytes, capacity_bytes);
   const std::size_t span = (capacity + page_bytes_ - 1) / page_bytes_ * page_bytes_;
   auto reservation = std::make_shared<const Reservation>(driver_, span);
   std::unique_ptr<HostMemory> image;
-  if (tag != Tag::workspace) {
-    image = std::make_unique<HostMemory>(driver_, image_fd, bytes, span);
+  if (tag != Tag::workspace && image_fd) {
+    image = std::make_unique<HostMemory>(driver_, *image_fd, bytes, span);
   }
   regions_.push_back(
       RegionPtr(new Region(tag, bytes, page_bytes_, std::move(reservation), std::move(image))));
@@ -261,7 +264,7 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   std::lock_guard lock(mutex_);
   require_own(region);
   require(State::resident, "only a resident region is written");
-  if (region.tag_ == Tag::workspace) throw UsageError("a workspace is never saved");
+  if (!region.image_) throw UsageError("a region without an image is never saved");
   check_runs(region, runs);
   for (const Run& run : runs) region.written_.add(run);
 }
@@ -270,7 +273,7 @@ void ModelMemory::adopt_image(Region& region) {
   std::lock_guard lock(mutex_);
   require_own(region);
   require(State::out, "an image is filled while its model is out");
-  if (region.tag_ == Tag::workspace) throw UsageError("a workspace has no image");
+  if (!region.image_) throw UsageError("the region has no image");
   // The one step that can fail comes first: until then the device's bytes are the ones to save.
   region.saved_.add({0, region.bytes()});
   region.written_.clear();

@@ -84,9 +84,11 @@ class ModelMemory {
 
   // Reserves addresses and host memory for a region; only while the model is out. A non-negative
   // `image_fd` is a memfd, of at least `bytes` in whole pages of the system, to use as its image.
-  // Addresses are kept for `capacity_bytes`, or for `bytes` if that is more. Throws UsageError,
-  // DriverError or std::system_error.
-  RegionPtr add_region(Tag tag, std::size_t bytes, int image_fd, std::size_t capacity_bytes = 0);
+  // Without any, which a KV cache or a workspace may be, nothing of it is saved. Addresses are kept
+  // for `capacity_bytes`, or for `bytes` if that is more. Throws UsageError, DriverError or
+  // std::system_error.
+  RegionPtr add_region(Tag tag, std::size_t bytes, std::optional<int> image_fd,
+                       std::size_t capacity_bytes = 0);
 
   // Forgets a region and its contents; only while the model is out. Its addresses stay reserved
   // for as long as a tensor holds them. Throws UsageError.

@@ -500,7 +500,7 @@ class ModelMemory:
         self,
         tag: Tag,
         bytes: typing.SupportsInt | typing.SupportsIndex,
-        image_fd: typing.SupportsInt | typing.SupportsIndex = -1,
+        image_fd: typing.SupportsInt | typing.SupportsIndex | None = -1,
         capacity_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Region: ...
     def remove_region(self, region: Region) -> None:

@@ -107,6 +107,8 @@ const Scenario scenarios[] = {
     {"a region is added", nothing, [](World& w) { w.a->memory.add_region(Tag::weights, mib, -1); }},
     {"a workspace is added", saved,
      [](World& w) { w.a->memory.add_region(Tag::workspace, page_bytes + 1, -1); }},
+    {"a KV cache without an image is added", saved,
+     [](World& w) { w.a->memory.add_region(Tag::kv_cache, page_bytes + 1, std::nullopt); }},
     {"a region over a file is added", nothing,
      [](World& w) {
        const Fd fd{memfd_create("image", MFD_CLOEXEC)};

@@ -50,8 +50,8 @@ class Subject {
     machine_.pool.give_back_all(owner_);
   }
 
-  Region& add(Tag tag, std::size_t bytes) {
-    RegionPtr region = memory.add_region(tag, bytes, -1);
+  Region& add(Tag tag, std::size_t bytes, std::optional<int> image_fd = -1) {
+    RegionPtr region = memory.add_region(tag, bytes, image_fd);
     expected.push_back(Bytes(bytes, 0));
     regions.push_back(region);
     return *region;
@@ -76,7 +76,7 @@ class Subject {
     const SwapReport report = memory.swap_out();
     machine_.pool.give_back_all(owner_);
     for (std::size_t i = 0; i < regions.size(); ++i) {
-      if (regions[i]->tag() == Tag::workspace) expected[i].assign(expected[i].size(), 0);
+      if (regions[i]->image() == nullptr) expected[i].assign(expected[i].size(), 0);
     }
     return report;
   }
@@ -86,7 +86,8 @@ class Subject {
     machine_.bench.write(regions[index]->address() + run.begin, content);
     std::copy(content.begin(), content.end(), expected[index].begin() + run.begin);
     const Tag tag = regions[index]->tag();
-    if (tag == Tag::weights || tag == Tag::kv_cache) memory.mark_written(*regions[index], {run});
+    const bool tells = tag == Tag::weights || tag == Tag::kv_cache;
+    if (tells && regions[index]->image() != nullptr) memory.mark_written(*regions[index], {run});
   }
   void write_all(std::uint64_t seed) {
     for (std::size_t i = 0; i < regions.size(); ++i) {

@@ -127,8 +127,8 @@ plant(addresses_are_freed_before_their_mapping memory/mapping.cpp
   mapping)
 
 plant(a_tensor_does_not_hold_its_addresses memory/dlpack.cpp
-  [[Hold<Managed>{std::move(reservation),]]
-  [[Hold<Managed>{ReservationPtr(ReservationPtr(), reservation.get()),]]
+  [[std::move(reservation)]]
+  [[ReservationPtr(ReservationPtr(), reservation.get())]]
   dlpack)
 plant(a_tensor_is_an_element_longer memory/dlpack.cpp
   [[static_cast<std::int64_t>(bytes)]]
