@@ -12,6 +12,8 @@ from gpupool._core import PagePool
 from gpupool.errors import DoesNotFitError, DriverError, PoolFullError, UsageError
 from gpupool.schedule.turns import Decision, ModelView, PoolView, Residency, decide
 
+_STAYS_S = 1.0  # until a model that cannot leave is asked again
+
 
 @dataclass
 class Lease:
@@ -27,6 +29,10 @@ class Lease:
     asked_s: float = 0.0
     fenced: bool = False
     """Its process is gone or going; its pages come back with ``remove``."""
+    stays: str = ""
+    """Why it could not leave when it was asked last; empty if it could."""
+    stays_until_s: float = 0.0
+    """When it will be asked again."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ class Arbiter:
         if lease.state not in (Residency.LEAVING, Residency.RESIDENT):
             raise UsageError(f"model {lease.name!r} gave memory back while {lease.state.value}")
         self._pages.give_back_all(key)
+        lease.stays = ""
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
 
@@ -190,11 +197,16 @@ class Arbiter:
         if lease.fenced or not held:
             raise UsageError(f"model {lease.name!r} changed its memory while {lease.state.value}")
 
-    def keep(self, key: int, now_s: float) -> None:
-        """The model could not give its memory up and is resident as before."""
+    def keep(self, key: int, now_s: float, stays: str = "") -> None:
+        """The model could not give its memory up and is resident as before.
+
+        With a reason why it ``stays`` others are asked first, for a while.
+        """
         lease = self._leases[key]
         if lease.state is Residency.LEAVING and not lease.fenced:
             self._enter(lease, Residency.RESIDENT, now_s)
+            lease.stays = stays
+            lease.stays_until_s = now_s + _STAYS_S if stays else 0.0
 
     def fence(self, key: int, now_s: float) -> None:
         """The model's process is lost; its pages stay out of use until ``remove``."""
@@ -236,7 +248,7 @@ class Arbiter:
 
     def _view(self) -> PoolView:
         models = tuple(
-            ModelView(m.key, m.pages, m.state, m.since_s, m.used_s, m.idle)
+            ModelView(m.key, m.pages, m.state, m.since_s, m.used_s, m.idle, m.stays_until_s)
             for m in self._leases.values()
         )
         return PoolView(self._pages.free_pages, models)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NoReturn, cast
 
-from gpupool._core import ModelMemory, Region, SwapReport, Tag
+from gpupool._core import Driver, Region, SwapReport, Tag
 from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.gate import Gate
 from gpupool.host_images import host_memory, in_system_pages, lacks_image
 from gpupool.interop import CupyAllocator, TorchAllocator
+from gpupool.residency import Keeper, Residency
 from gpupool.session import Session
-from gpupool.trace import Values, span
 
 
 class Model:
@@ -42,39 +41,35 @@ class Model:
         lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
         self.name = name
         self._session = session
-        self._memory = ModelMemory(session.driver, session.page_bytes)
-        self._regions: list[Region] = []
-        self._declared = 0
-        self._before_swap_out = before_swap_out
-        self.gate = Gate(self, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
-        self.swap_ins = 0
-        self.last_swap_in: SwapReport | None = None
-        self.last_swap_out: SwapReport | None = None
+        self._residency = Residency(name, session, before_swap_out)
+        self.gate = Gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
 
-    def region(self, tag: str, size_bytes: int, *, capacity_bytes: int = 0) -> Region:
+    def region(
+        self, tag: str, size_bytes: int, *, capacity_bytes: int = 0, image: bool = True
+    ) -> Region:
         """Reserve addresses (and host memory) for ``size_bytes`` of device memory.
 
         Addresses are kept for ``capacity_bytes``, up to which ``resize`` can make it grow.
 
         ``tag`` says what a swap-out saves: ``weights`` once, and then what was written (see
         ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
-        ``workspace`` nothing. What was not saved reads as zeros afterwards. Raises UsageError
-        unless the model is out, and DriverError or HostMemoryError if there is no room.
+        ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
+        without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
+        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room.
         """
-        kind = Tag.__members__.get(tag)
-        if kind is None:
-            raise UsageError(f"unknown tag {tag!r}: use one of {', '.join(Tag.__members__)}")
+        kind = _tag(tag)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
         if size_bytes < 1:
             raise UsageError("a region must have at least one byte")
         capacity_bytes = whole("capacity_bytes", capacity_bytes)
-        if self._memory.resident:
+        memory = self._residency.memory
+        if memory.resident:
             raise UsageError("a region can be added only while its model is out")
-        image_bytes = 0 if kind is Tag.workspace else in_system_pages(size_bytes)
+        image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
         with host_memory(self._session, image_bytes) as fd:
-            region = self._memory.add_region(kind, size_bytes, fd, capacity_bytes)
-        self._regions.append(region)
+            region = memory.add_region(kind, size_bytes, fd if image else None, capacity_bytes)
+        self._residency.regions.append(region)
         return region
 
     def remove_region(self, region: Region) -> None:
@@ -85,9 +80,9 @@ class Model:
         takes memory from it.
         """
         self._require_own(region)
-        self._memory.remove_region(region)
-        self._regions = [mine for mine in self._regions if mine is not region]
-        self._declared = 0
+        self._residency.memory.remove_region(region)
+        self._residency.regions = [r for r in self._residency.regions if r is not region]
+        self._residency.footprint_changed()
         if region.image_bytes > 0:
             with contextlib.suppress(DaemonUnavailableError):
                 self._session.return_host_memory(region.image_bytes)
@@ -111,7 +106,7 @@ class Model:
         with self.gate.steady() as resident:
             page_bytes = self._session.page_bytes
             pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
-            self._declared = 0
+            self._residency.footprint_changed()
             missing_bytes = region.missing_image_bytes(size_bytes)
             unused = partial(lacks_image, region, size_bytes)
             with host_memory(self._session, missing_bytes, unused) as fd:
@@ -123,7 +118,7 @@ class Model:
                         self._session.release(gone)
 
     def _require_own(self, region: Region) -> None:
-        if not any(region is mine for mine in self._regions):
+        if not any(region is mine for mine in self._residency.regions):
             raise UsageError(f"that is no region of model {self.name!r}")
 
     def _extend(self, region: Region, size_bytes: int, pages: int, fd: int) -> None:
@@ -155,8 +150,47 @@ class Model:
         return CupyAllocator(self, tag, size_bytes, capacity_bytes)
 
     def regions(self, tag: str) -> list[Region]:
-        """The regions of one tag, in the order they were added."""
-        return [region for region in self._regions if region.tag == Tag[tag]]
+        """The regions of one tag, in the order they were added. Raises UsageError."""
+        kind = _tag(tag)
+        return [region for region in self._residency.regions if region.tag == kind]
+
+    def add_keeper(self, keeper: Keeper) -> None:
+        """Let ``keeper`` follow every swap of this model from now on, and its close.
+
+        Raises UsageError unless the model is out.
+        """
+        with self.gate.steady() as resident:
+            if resident:
+                raise UsageError("a keeper can be added only while its model is out")
+            self._residency.keepers.append(keeper)
+
+    @property
+    def driver(self) -> Driver:
+        """The device that the memory is on."""
+        return self._session.driver
+
+    def host_memory(self, size_bytes: int) -> int:
+        """A memfd on the model's account; the caller closes it. Raises RefusedError or OSError."""
+        return self._session.host_memory(size_bytes)
+
+    def return_host_memory(self, size_bytes: int) -> None:
+        """Such a memfd is closed and nowhere mapped any more. Raises DaemonUnavailableError."""
+        self._session.return_host_memory(size_bytes)
+
+    @property
+    def swap_ins(self) -> int:
+        """How often the model has come in."""
+        return self._residency.swap_ins
+
+    @property
+    def last_swap_in(self) -> SwapReport | None:
+        """What the latest swap-in took."""
+        return self._residency.last_swap_in
+
+    @property
+    def last_swap_out(self) -> SwapReport | None:
+        """What the latest swap-out took."""
+        return self._residency.last_swap_out
 
     @property
     def device_kind(self) -> str:
@@ -171,7 +205,7 @@ class Model:
     @property
     def footprint_bytes(self) -> int:
         """Device memory the model needs to be resident, in whole pages."""
-        return self._memory.pages_needed * self._session.page_bytes
+        return self._residency.memory.pages_needed * self._session.page_bytes
 
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:
@@ -210,83 +244,19 @@ class Model:
         model is still in the pool then and ``close`` may be called again.
         """
         if self.gate.close():
-            self._session.close()
+            self._residency.close()
+
+    def declare(self) -> None:
+        """Say now whether the regions so far can ever fit the pool. Raises DoesNotFitError."""
+        self._residency.declare()
 
     def drop_memory(self) -> None:
         """Let host images and addresses go, now that the model is closed. For the pool alone."""
-        self._regions = []
-        self._memory = cast("ModelMemory", _NoMemory())
-
-    # What the gate asks for.
-
-    def bring_in(self, timeout_s: float) -> SwapReport:
-        """Get pages and restore every region. For the gate alone."""
-        if self._memory.torn:
-            self._swap_out()
-        self.declare()
-        with span(self._session.driver, f"lease wait {self.name}", {}):
-            grant = self._session.acquire(timeout_s)
-        values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
-        try:
-            with span(self._session.driver, f"swap in {self.name}", values):
-                report = self._memory.swap_in(grant.pages, grant.clean)
-                values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
-        except BaseException:
-            if not self._memory.torn:  # else they are still mapped, and go back once they are not
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.give_back(None)
-            raise
-        self.swap_ins += 1
-        self.last_swap_in = report
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.arrived(report)  # the memory is here all the same
-        return report
-
-    def give_up(self) -> SwapReport:
-        """Save, unmap and give the pages back. For the gate alone."""
-        if self._before_swap_out is not None and self._memory.resident:
-            self._before_swap_out()
-        return self._swap_out()
-
-    def _swap_out(self) -> SwapReport:
-        values: Values = {}
-        with span(self._session.driver, f"swap out {self.name}", values):
-            report = self._memory.swap_out()
-            values.update(pages=report.pages, bytes=report.copied_bytes)
-        self.last_swap_out = report
-        # The memory is given up all the same; the next acquire says what is wrong.
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.give_back(report)
-        return report
-
-    @property
-    def torn(self) -> bool:
-        """Whether a failure left pages mapped; the next bring-in or give-up unmaps them."""
-        return self._memory.torn
-
-    def set_idle(self, idle: bool) -> None:
-        """Pass on whether there is unfinished work. For the gate alone."""
-        self._session.set_idle(idle)
-
-    def declare(self) -> None:
-        """Tell the arbiter the footprint of the regions so far. Raises DoesNotFitError."""
-        pages = self._memory.pages_needed
-        if pages == 0:
-            raise UsageError(f"model {self.name!r} has no region to be resident")
-        if pages != self._declared:
-            self._session.declare(pages, self._bytes_of("weights"), self._bytes_of("kv_cache"))
-            self._declared = pages
-
-    def _bytes_of(self, tag: str) -> int:
-        return sum(region.bytes for region in self.regions(tag))
+        self._residency.drop()
 
 
-class _NoMemory:
-    """Stands for that of a closed model."""
-
-    pages_needed = 0
-    resident = False
-    torn = False
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise UsageError("the model is closed")
+def _tag(name: str) -> Tag:
+    kind = Tag.__members__.get(name)
+    if kind is None:
+        raise UsageError(f"unknown tag {name!r}: use one of {', '.join(Tag.__members__)}")
+    return kind

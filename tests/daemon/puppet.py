@@ -172,7 +172,7 @@ class Puppet:
             say({"stopped": True})
             threading.Event().wait()
 
-        self._model._before_swap_out = stop
+        self._model._residency.before_swap_out = stop
 
     def stop_before_swap_in(self) -> None:
         """The next swap-in, its pages granted, says so and goes on: its copying is cut short."""

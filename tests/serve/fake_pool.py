@@ -25,6 +25,7 @@ def model_status(name: str, pid: int, swap_in_s: list[float] | None = None) -> M
         name=name,
         pid=pid,
         state="out",
+        stays="",
         footprint_bytes=96 * MIB,
         weights_bytes=64 * MIB,
         kv_cache_bytes=32 * MIB,

@@ -13,8 +13,10 @@ from typing import Any
 from async_engine import FakeWorker, running, vllm_config
 
 from gpupool import adopt
+from gpupool.kv.cache import KvCache
+from gpupool.kv.paged import PagedKv
 from gpupool.vllm import worker as pool_worker
-from gpupool.vllm.written_blocks import WrittenBlocks
+from gpupool.vllm.block_use import BlockUse
 
 MIB = 1 << 20
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # engines of one process share a pool
@@ -44,7 +46,14 @@ def break_safeguard(name: str, worker: Any) -> None:
     if name == "synchronize":
         worker.synchronize_device = lambda self: None
     elif name == "written":
-        WrittenBlocks.take = lambda self: []  # type: ignore[method-assign]
+        PagedKv.write = lambda self, blocks: None  # type: ignore[method-assign]
+    elif name == "restored":
+        PagedKv.arrived = lambda self: self.cache.restore([], [])  # type: ignore[method-assign]
+        KvCache.require = lambda self, blocks: None  # type: ignore[method-assign]
+    elif name == "fresh":  # what is in use is taken for given out anew
+        BlockUse.all_blocks = lambda self: iter(())  # type: ignore[method-assign]
+        forget = KvCache.forget
+        KvCache.forget = lambda self, _: forget(self, range(24))  # type: ignore[method-assign]
     elif name == "runtime":
         always = property(lambda self: True, lambda self, value: None)
         adopt._Storage.only_parameters = always  # type: ignore[assignment]

@@ -27,7 +27,7 @@ def test_tokens_are_those_of_an_undisturbed_run() -> None:
     assert sum(swaps) >= 240
 
 
-@pytest.mark.parametrize("safeguard", ["synchronize", "written", "runtime"])
+@pytest.mark.parametrize("safeguard", ["synchronize", "written", "restored", "fresh", "runtime"])
 def test_without_a_safeguard_it_fails(safeguard: str) -> None:
     done = _run("12", safeguard)
     assert done.returncode != 0

@@ -19,6 +19,7 @@ from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.errors import (
     DaemonUnavailableError,
     GpupoolError,
+    KvStoreFullError,
     LeaseTimeoutError,
     ProtocolError,
     UsageError,
@@ -239,10 +240,11 @@ class DaemonSession:
             try:
                 self._holder.give_up(deadline_s)
             except Exception as error:
-                # Resident as before. The daemon keeps its deadline and ends this process at it.
-                message = p.one_line(str(error))
+                # Resident as before. Unless what would be lost with it is why, the daemon keeps its
+                # deadline and ends this process at it.
+                kept = p.Kept(p.one_line(str(error)), isinstance(error, KvStoreFullError))
                 with contextlib.suppress(DaemonUnavailableError):
-                    self._link.send(p.Kept(message))
+                    self._link.send(kept)
 
 
 def _figures(report: SwapReport) -> p.SwapFigures:

@@ -192,8 +192,12 @@ class Desk:
                 self._arbiter.yielded(key, now_s)
                 worker.gave_back(message.swap is not None)
             case p.Kept():
-                # The deadline of its revoke stands. Without one this crossed a Yielded.
-                if worker.kill_at_s is not None:
+                if worker.kill_at_s is None:
+                    return  # this crossed a Yielded
+                if message.stays:
+                    worker.kill_at_s = None
+                    self._arbiter.keep(key, now_s, stays=p.one_line(message.message))
+                else:  # the deadline of its revoke stands
                     self._note(worker.name, worker.peer, message.message)
             case p.Idle():
                 self._arbiter.set_idle(key, message.idle, now_s)

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
 RELEASED_MAX = 4096  # pages named in one Release
@@ -42,6 +42,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     pid: int
     state: str
     """starting (no footprint yet), out, waiting, resident, leaving"""
+    stays: str
+    """Why it could not leave when it was asked last; empty if it could."""
     footprint_bytes: int
     weights_bytes: int
     kv_cache_bytes: int
@@ -139,9 +141,14 @@ class Yielded(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 
 class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """A revoke could not be obeyed; the model is resident as before."""
+    """A revoke could not be obeyed; the model is resident as before.
+
+    Its deadline stands, unless it ``stays`` because its KV cache cannot be saved: to end it would
+    lose what its requests have computed. It is asked again later.
+    """
 
     message: str
+    stays: bool = False
 
 
 class Idle(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ def describe(status: Status) -> str:
         lines += _table([_COLUMNS, *(_row(model) for model in status.models)])
     else:
         lines.append("no models")
+    lines += [f"{model.name} stays: {model.stays}" for model in status.models if model.stays]
     for refusal in status.refusals:
         lines.append(f"refused {refusal.model} (process {refusal.pid}): {refusal.message}")
     return "\n".join(lines)

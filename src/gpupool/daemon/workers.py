@@ -53,6 +53,7 @@ class Worker:
             name=self.name,
             pid=self.peer.pid,
             state=lease.state.value if lease.pages else "starting",
+            stays=lease.stays,
             footprint_bytes=lease.pages * page_bytes,
             weights_bytes=self.weights_bytes,
             kv_cache_bytes=self.kv_cache_bytes,

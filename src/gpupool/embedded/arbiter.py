@@ -11,7 +11,7 @@ from functools import partial
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
 from gpupool.embedded.session import EmbeddedSession
-from gpupool.errors import DriverError, LeaseTimeoutError
+from gpupool.errors import DriverError, KvStoreFullError, LeaseTimeoutError
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
 from gpupool.statistics import ModelStatistics, SwapCount
@@ -155,6 +155,9 @@ class EmbeddedArbiter:
                 f"{withheld} pages are withheld, for the device failed while they were zeroed and "
                 "does not say that nothing writes to them any more"
             )
+        for lease in self._arbiter.leases():
+            if lease.stays:
+                return f"model {lease.name!r} cannot leave: {lease.stays}"
         if self.has_slabs:
             return "another model is in use, or blocks of slabs are"
         return "another model is in use"
@@ -168,6 +171,10 @@ class EmbeddedArbiter:
                 holder.give_up(
                     max(0.0, deadline_s - time.monotonic()), partial(self._is_stale, victim)
                 )
+            except KvStoreFullError as error:
+                with self._changed:
+                    if victim in self._holders:
+                        self._arbiter.keep(victim, time.monotonic(), stays=str(error))
             except BaseException:
                 with self._changed:
                     for kept in revoked[index:]:

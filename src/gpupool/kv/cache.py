@@ -211,19 +211,17 @@ class KvCache:
 
     # The rest.
 
+    @property
+    def settled(self) -> bool:
+        """Whether no block has still to come: ``require`` has nothing to wait for."""
+        with self._lock:
+            return not ((self._state == State.AWAY) | (self._state == State.COMING)).any()
+
     def statistics(self) -> KvCacheStatistics:
         """Where the blocks are now."""
         with self._lock:
-            count = np.bincount(self._state, minlength=len(State))
-            return KvCacheStatistics(
-                written=int(count[State.WRITTEN] + count[State.SAVING]),
-                unbacked=len(self._unbacked()),
-                saved=int(count[State.SAVED]),
-                away=int(count[State.AWAY]),
-                coming=int(count[State.COMING]),
-                bytes_saved=self._bytes_saved,
-                bytes_restored=self._bytes_restored,
-            )
+            moved_bytes = self._bytes_saved, self._bytes_restored
+            return KvCacheStatistics.of(self._state, len(self._unbacked()), *moved_bytes)
 
     def rekey(self, identity: KvIdentity) -> None:
         """Blocks are of ``identity`` from now on. Raises UsageError unless all were forgotten."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
 
 class State(IntEnum):
     """What is known of one block; small numbers, for an array of them."""
@@ -34,3 +37,19 @@ class KvCacheStatistics:
     coming: int
     bytes_saved: int  # that have arrived, since the start
     bytes_restored: int
+
+    @classmethod
+    def of(
+        cls, state: npt.NDArray[np.uint8], unbacked: int, bytes_saved: int, bytes_restored: int
+    ) -> KvCacheStatistics:
+        """Count the states of all blocks."""
+        count = np.bincount(state, minlength=len(State))
+        return cls(
+            written=int(count[State.WRITTEN] + count[State.SAVING]),
+            unbacked=unbacked,
+            saved=int(count[State.SAVED]),
+            away=int(count[State.AWAY]),
+            coming=int(count[State.COMING]),
+            bytes_saved=bytes_saved,
+            bytes_restored=bytes_restored,
+        )

@@ -73,23 +73,27 @@ class KvStore:
         session: StoreSession,
         identity: KvIdentity,
         *,
-        budget_bytes: int,
+        budget_bytes: int | None = None,
         slab_bytes: int = SLAB_BYTES,
     ) -> None:
         """Start without memory, which comes from ``session`` in slabs of about ``slab_bytes``.
 
-        Raises UsageError for a budget that does not hold one row.
+        Without a budget there may be as many slabs as all blocks need. Raises UsageError for a
+        budget that does not hold one row.
         """
         layout = identity.layout
         self._stride = -(-layout.row_bytes // _ALIGNMENT) * _ALIGNMENT
-        rows = min(_ROWS_MAX, max(1, min(slab_bytes, budget_bytes) // self._stride))
+        wanted_bytes = layout.blocks * self._stride if budget_bytes is None else budget_bytes
+        rows = min(_ROWS_MAX, max(1, min(slab_bytes, wanted_bytes) // self._stride))
         self._slab_bytes = in_system_pages(rows * self._stride)
+        self._rows_per_slab = self._slab_bytes // self._stride
+        if budget_bytes is None:
+            budget_bytes = -(-layout.blocks // self._rows_per_slab) * self._slab_bytes
         if self._slab_bytes > budget_bytes:
             raise UsageError(
                 f"a KV store of {budget_bytes} bytes holds no slab of {self._slab_bytes} bytes, "
                 f"and a block has {layout.row_bytes}: give it a larger budget"
             )
-        self._rows_per_slab = self._slab_bytes // self._stride
         self._slabs_max = budget_bytes // self._slab_bytes
         self._budget_bytes = budget_bytes
         self._session = session

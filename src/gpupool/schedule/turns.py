@@ -32,6 +32,8 @@ class ModelView:
     """When it was last known to have work."""
     idle: bool
     """No request is unfinished."""
+    stays_until_s: float = 0.0
+    """It cannot leave before."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _victims(
     chosen: list[int] = []
     wake_at_s: float | None = None
     for model in resident:
-        ends_s = now_s if model.idle else model.since_s + turn_s
+        ends_s = max(now_s if model.idle else model.since_s + turn_s, model.stays_until_s)
         if ends_s > now_s:
             wake_at_s = ends_s if wake_at_s is None else min(wake_at_s, ends_s)
             continue

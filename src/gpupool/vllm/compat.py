@@ -7,6 +7,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from gpupool.errors import UsageError
+from gpupool.kernels.layout import BlockLayout
 
 
 def platform_worker() -> type[Any]:
@@ -61,33 +62,35 @@ def step_timeout_s() -> float:
     return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
 
 
-def block_pieces(kv_cache_config: Any) -> list[tuple[int, int, int]] | None:
-    """Where block b of the KV cache lies: pieces (offset, stride, size) in bytes.
+def block_layout(kv_cache_config: Any) -> tuple[BlockLayout, str] | None:
+    """Where block b of the KV cache lies in the backing allocation, and the dtype of its values.
 
-    The block's bytes are [offset + b * stride, offset + b * stride + size) of the backing
-    allocation for each piece. None if that cannot be told, as for state that is not addressed by
-    token blocks.
+    None if that cannot be told, as for state that is not addressed by token blocks (Mamba, linear
+    attention).
     """
     from vllm.v1.kv_cache_interface import AttentionSpec, UniformTypeKVCacheSpecs
 
+    specs: dict[str, Any] = {}
+    for group in kv_cache_config.kv_cache_groups:
+        spec = group.kv_cache_spec
+        for layer in group.layer_names:
+            uniform = isinstance(spec, UniformTypeKVCacheSpecs)
+            specs[layer] = spec.kv_cache_specs[layer] if uniform else spec
     pieces: list[tuple[int, int, int]] = []
+    dtypes: set[str] = set()
     for tensor in kv_cache_config.kv_cache_tensors:
         for index, layer in enumerate(tensor.layers):
-            spec = next(
-                (
-                    g.kv_cache_spec
-                    for g in kv_cache_config.kv_cache_groups
-                    if layer in g.layer_names
-                ),
-                None,
-            )
-            if isinstance(spec, UniformTypeKVCacheSpecs):
-                spec = spec.kv_cache_specs[layer]
+            spec = specs.get(layer)
             if not isinstance(spec, AttentionSpec):
                 return None
             offset = tensor.offset + index * tensor.layer_stride
             pieces.append((offset, tensor.block_stride, spec.page_size_bytes))
-    return pieces
+            dtypes.add(str(spec.dtype).removeprefix("torch."))
+    if not pieces:
+        return None
+    # Groups of layers lie over each other: a block belongs to one of them at a time.
+    layout = BlockLayout.merged(pieces, kv_cache_config.num_blocks)
+    return layout, "+".join(sorted(dtypes))
 
 
 def block_tokens(kv_cache_config: Any) -> list[int]:

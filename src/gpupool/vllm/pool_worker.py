@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from vllm.logger import init_logger
 
-from gpupool._core import Region
 from gpupool.adopt import adopt
 from gpupool.errors import BehindGateError, UsageError
+from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
 from gpupool.vllm import compat, settings
+from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.kv_allocation import KvInPool
-from gpupool.vllm.written_blocks import WrittenBlocks
+from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole, KvKeeping
 
 logger = init_logger(__name__)
 
@@ -66,11 +67,12 @@ class PoolWorker:
             session,
             lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
             min_steps=min_steps,
-            before_swap_out=self._pool_before_swap_out,
+            before_swap_out=lambda: self.synchronize_device(),
         )
-        self._pool_kv_cache: Region | None = None
-        self._pool_block_pieces: list[tuple[int, int, int]] | None = None
-        self._pool_written = WrittenBlocks([], 0)
+        self._pool_kv_store_bytes = joined.kv_store_bytes
+        self._pool_kv_cache_config: Any = None
+        self._pool_kv: KvKeeping | None = None
+        self._pool_tables = BlockTables([], 0)
         self._pool_unsampled = 0  # steps whose sample_tokens is still to come
 
     # Start-up.
@@ -110,14 +112,14 @@ class PoolWorker:
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache in the pool."""
         self.pool_model.swap_out()  # the footprint grows
+        self._pool_kv_cache_config = kv_cache_config
         with self._pool_kept_from_allocation():
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
-        if kv_cache_config.kv_cache_groups and self._pool_kv_cache is None:
+        if kv_cache_config.kv_cache_groups and self._pool_kv is None:
             raise UsageError("this version of vLLM allocates its KV cache in an unknown way")
-        self._pool_block_pieces = compat.block_pieces(kv_cache_config)
         speculative = self.vllm_config.speculative_config
         drafts = 0 if speculative is None else int(speculative.num_speculative_tokens)
-        self._pool_written = WrittenBlocks(compat.block_tokens(kv_cache_config), drafts)
+        self._pool_tables = BlockTables(compat.block_tokens(kv_cache_config), drafts)
 
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, then leave: the engine is ready, and the next one may need the room."""
@@ -141,11 +143,25 @@ class PoolWorker:
         return KvInPool(self._pool_take_kv_cache)
 
     def _pool_take_kv_cache(self, size_bytes: int) -> torch.Tensor:
-        if self._pool_kv_cache is not None:
+        if self._pool_kv is not None:
             raise UsageError("an engine with more than one KV allocation cannot be pooled")
-        self._pool_kv_cache = self.pool_model.region("kv_cache", size_bytes)
+        blocks = compat.block_layout(self._pool_kv_cache_config)
+        if blocks is None:
+            logger.info("gpupool: the state of this model is saved whole at each swap")
+            self._pool_kv = KeptWhole(self.pool_model, size_bytes)
+        else:
+            layout, dtype = blocks
+            self._pool_kv = KeptByBlocks(
+                PagedKv(
+                    self.pool_model,
+                    layout,
+                    region_bytes=size_bytes,
+                    dtype=dtype,
+                    store_bytes=self._pool_kv_store_bytes,
+                )
+            )
         self.pool_model.gate.open_step()  # closed by _pool_kept_from_allocation
-        return torch.from_dlpack(self._pool_kv_cache)
+        return torch.from_dlpack(self._pool_kv.region)
 
     @contextmanager
     def _pool_kept_from_allocation(self) -> Iterator[None]:
@@ -153,7 +169,7 @@ class PoolWorker:
         try:
             yield
         finally:
-            if self._pool_kv_cache is not None and self.pool_model.gate.is_resident:
+            if self._pool_kv is not None and self.pool_model.gate.is_resident:
                 self.pool_model.gate.close_step(counts=False)
 
     # Steps.
@@ -161,16 +177,18 @@ class PoolWorker:
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step with the memory in place."""
         gate = self.pool_model.gate
+        use = self._pool_tables.step(scheduler_output)
         if not _touches_memory(scheduler_output):
-            self._pool_written.step(scheduler_output)
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
-            gate.set_idle(self._pool_written.live_requests == 0)
+            gate.set_idle(self._pool_tables.live_requests == 0)
             return output
         gate.set_idle(False)
+        if self._pool_kv is not None:
+            self._pool_kv.announce(use)
         gate.open_step()
         try:
-            # Only now: a swap-out that happened while waiting must not take what this step writes.
-            self._pool_written.step(scheduler_output)
+            if self._pool_kv is not None:
+                self._pool_kv.begin(use)
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
         except BaseException:
             gate.close_step(counts=False)
@@ -190,22 +208,6 @@ class PoolWorker:
         finally:
             self._pool_unsampled -= 1
             self.pool_model.gate.close_step()
-
-    def _pool_before_swap_out(self) -> None:
-        """No step is open: wait for the device, then say what the steps have written."""
-        self.synchronize_device()
-        if self._pool_kv_cache is None:
-            return
-        blocks = self._pool_written.take()
-        if self._pool_block_pieces is None:
-            runs = [(0, self._pool_kv_cache.bytes)]
-        else:
-            runs = [
-                (offset + block * stride, size)
-                for offset, stride, size in self._pool_block_pieces
-                for block in blocks
-            ]
-        self._pool_kv_cache.mark_written(runs)
 
     # Doors.
 

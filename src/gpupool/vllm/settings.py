@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from gpupool.errors import UsageError
 from gpupool.pool import MIB, Pool
@@ -15,10 +16,15 @@ from gpupool.vllm import compat
 
 
 class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Join the pool of a daemon."""
+    """Join the pool of a daemon.
+
+    ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
+    all.
+    """
 
     socket: str
     model: str
+    kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +34,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     budget_bytes: int
     page_bytes: int = 64 * MIB
+    kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
 
 
 _pools: dict[str, tuple[EmbeddedSettings, Pool]] = {}

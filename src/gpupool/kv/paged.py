@@ -1,0 +1,105 @@
+"""A paged KV cache in a model's memory, whose blocks follow the model's swaps.
+
+>>> import gpupool
+>>> from gpupool.kernels.layout import BlockLayout
+>>> from gpupool.kv.paged import PagedKv
+>>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
+>>> model = pool.model("a")
+>>> layout = BlockLayout.of([(0, 4096, 4096), (1 << 20, 4096, 4096)], blocks=256)
+>>> kv = PagedKv(model, layout, region_bytes=2 << 20, dtype="float16")
+>>> with model.resident():
+...     kv.write([3, 5])  # then the step that writes them
+>>> model.swap_out(), kv.cache.statistics().away
+(True, 2)
+>>> kv.bring_first([5])
+>>> with model.resident():
+...     kv.cache.require([5])  # then the step that reads it
+>>> pool.close()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.cache import KvCache
+from gpupool.kv.mover import CopierMover, Mover
+from gpupool.kv.store import KvIdentity, KvStore
+from gpupool.model import Model
+
+
+class PagedKv:
+    """The region, the host copies, and what is known of each block."""
+
+    def __init__(
+        self,
+        model: Model,
+        layout: BlockLayout,
+        *,
+        region_bytes: int,
+        dtype: str,
+        store_bytes: int | None = None,
+        mover: Mover | None = None,
+    ) -> None:
+        """Add a region of ``region_bytes`` to a model that is out, for blocks of ``layout``.
+
+        Their copies take at most ``store_bytes`` of host memory, by default as much as all blocks
+        need; memory is taken as blocks are written. They are moved by ``mover``, by default the
+        driver's batched copies. Raises UsageError for a layout that reaches beyond the region or
+        a store without room for a block, and what ``Model.region`` does.
+        """
+        if layout.extent_bytes > region_bytes:
+            raise UsageError(
+                f"the blocks reach over {layout.extent_bytes} bytes and the region has "
+                f"{region_bytes}"
+            )
+        self._first: Iterable[int] = ()
+        identity = KvIdentity(model.name, 0, dtype, layout)
+        store = KvStore(model, identity, budget_bytes=store_bytes)
+        self.region = model.region("kv_cache", region_bytes, image=False)
+        try:
+            if mover is None:
+                mover = CopierMover(model.driver, layout, self.region.address, method="batch")
+            self.cache = KvCache(store, mover, identity)
+            model.add_keeper(self)
+        except BaseException:
+            model.remove_region(self.region)
+            raise
+
+    def bring_first(self, blocks: Iterable[int]) -> None:
+        """If the model is out, its next swap-in brings these before all others."""
+        self._first = blocks
+
+    def write(self, blocks: Iterable[int]) -> None:
+        """A step is about to write to these blocks; they are there when this returns.
+
+        Where the store is full the model stays until there is room: its next swap-out raises
+        KvStoreFullError. Raises UsageError while the model is out, and DriverError.
+        """
+        self.cache.written(blocks, unbacked=True)
+
+    # As a keeper.
+
+    def arrived(self) -> None:
+        """Begin to bring back what was saved, and return once it is enqueued."""
+        first, self._first = self._first, ()
+        self.cache.restore(first)
+
+    def leaving(self) -> None:
+        """Save what was written since the last save. Raises KvStoreFullError or DriverError."""
+        self.cache.save()
+
+    def settle(self) -> None:
+        """Return when nothing is in flight."""
+        self.cache.drain()
+
+    def left(self) -> None:
+        """The memory is gone."""
+        self.cache.lost()
+
+    def close(self) -> None:
+        """Forget everything and give the host memory back."""
+        with contextlib.suppress(DaemonUnavailableError):
+            self.cache.close()

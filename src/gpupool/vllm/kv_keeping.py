@@ -1,0 +1,75 @@
+"""How the KV cache of an engine is kept while its model is out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gpupool._core import Region
+from gpupool.kv.paged import PagedKv
+from gpupool.model import Model
+from gpupool.vllm.block_use import BlockUse
+
+
+class KvKeeping(Protocol):
+    """What the worker tells of its steps."""
+
+    region: Region
+
+    def announce(self, use: BlockUse) -> None:
+        """A step is to come, whether the memory is there or not."""
+
+    def begin(self, use: BlockUse) -> None:
+        """The memory is there: return when what the step uses is."""
+
+
+class KeptByBlocks:
+    """Of each block what was written since it was last saved, and no more."""
+
+    def __init__(self, kv: PagedKv) -> None:
+        """Keep what is in ``kv``."""
+        self._kv = kv
+        self.region = kv.region
+
+    def announce(self, use: BlockUse) -> None:
+        """What the step gives out anew need not come back; what it uses comes first."""
+        self._kv.cache.forget(use.fresh)
+        self._kv.bring_first(use.all_blocks())
+
+    def begin(self, use: BlockUse) -> None:
+        """Wait for the blocks of the step. Raises DriverError."""
+        self._kv.write(use.written)
+        if not self._kv.cache.settled:
+            self._kv.cache.require(use.all_blocks())
+
+
+class KeptWhole:
+    """All of it every time: for state that is not addressed by blocks of tokens."""
+
+    def __init__(self, model: Model, region_bytes: int) -> None:
+        """Add a region with an image as long as itself."""
+        self.region = model.region("kv_cache", region_bytes)
+        model.add_keeper(self)
+
+    def announce(self, use: BlockUse) -> None:
+        """Nothing to do."""
+
+    def begin(self, use: BlockUse) -> None:
+        """Nothing to do: all of it came in with the model."""
+
+    # As a keeper.
+
+    def arrived(self) -> None:
+        """It has been restored with the rest."""
+
+    def leaving(self) -> None:
+        """Any byte may have been written."""
+        self.region.mark_written([(0, self.region.bytes)])
+
+    def settle(self) -> None:
+        """Nothing is in flight."""
+
+    def left(self) -> None:
+        """Its image has it."""
+
+    def close(self) -> None:
+        """Its image goes with the model."""
