@@ -123,6 +123,8 @@ class Pool:
         0
         >>> model.swap_out(), model.swap_out(), pool.free_bytes
         (True, False, 8388608)
+        >>> model.swap_ins, model.last_swap_in.pages, model.last_swap_out.copied_bytes
+        (1, 3, 6291456)
         >>> with model.resident():
         ...     ctypes.string_at(cache.address, 4)
         b'AAA\\x00'
