@@ -1,6 +1,7 @@
-"""Two real vLLM engines in one process, stepped in turn; prints tokens and log-probabilities.
+"""Three real vLLM engines in one process, stepped in a random order; prints what they answered.
 
-Usage: engines_run.py stock|pooled DIRECTORY, the latter with checkpoints m0 and m1.
+Usage: engines_run.py stock|pooled DIRECTORY SEED TURNS. The directory has checkpoints m0, m1 and m2
+and adapters for m2. In the pool only one of the three fits, so that almost every turn is a swap.
 """
 
 from __future__ import annotations
@@ -9,59 +10,161 @@ import json
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+# Such small products are done sooner by one thread than two threads meet.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 import vllm._custom_ops as custom_ops
-from vllm import LLM, SamplingParams
+from traffic import traffic
+from vllm import LLM
 
 from gpupool.errors import BehindGateError
+from gpupool.vllm import pool_worker
+from gpupool.vllm.block_use import BlockTables, BlockUse
 
 MIB = 1 << 20
+ENGINES = 3
+CONCURRENT = 8
+# vLLM's CPU build cannot rewind a seeded generator after a chunk of a prompt, so one engine samples
+# and the others prefill long prompts in chunks. One of these has too little for eight requests and
+# must preempt.
+SAMPLES = 0
+STEP_TOKENS = (4096, 192, 192)
+KV_BYTES = (4 * MIB, 3 * MIB // 8, 4 * MIB)
+
+
+class CountedTables(BlockTables):
+    """Notes, besides, in which blocks the scheduled tokens lie."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.written: set[int] = set()
+        self.resumed = 0
+
+    def step(self, scheduled: Any) -> BlockUse:
+        use = super().step(scheduled)
+        cached = scheduled.scheduled_cached_reqs
+        self.resumed += len(cached.resumed_req_ids)
+        at = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
+        at |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        for name, count in scheduled.num_scheduled_tokens.items():
+            for table, tokens in zip(self._tables[name], self._block_tokens, strict=True):
+                self.written.update(table[t // tokens] for t in range(at[name], at[name] + count))
+        return use
 
 
 def engine(directory: Path, index: int, pooled: bool) -> Any:
     """The engine of checkpoint ``index``; a pool, if any, that holds one engine and not two."""
-    pool: dict[str, Any] = {}
+    more: dict[str, Any] = {}
     if pooled:
-        embedded = {"device": "host", "budget_bytes": 16 * MIB, "page_bytes": 2 * MIB}
-        pool["worker_cls"] = "gpupool.vllm.Worker"
-        pool["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}"}}
+        embedded = {"device": "host", "budget_bytes": 20 * MIB, "page_bytes": 2 * MIB}
+        more["worker_cls"] = "gpupool.vllm.Worker"
+        more["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}"}}
+    if index == 2:
+        more |= {"enable_lora": True, "max_lora_rank": 8, "max_loras": 1}
     return LLM(
         model=str(directory / f"m{index}"),
         dtype="float32",
         enforce_eager=True,
         max_model_len=512,
-        max_num_batched_tokens=192,  # so that the long prompts are prefilled in chunks
-        max_num_seqs=8,
-        kv_cache_memory_bytes=4 * MIB,
+        max_num_batched_tokens=STEP_TOKENS[index],
+        max_num_seqs=16,
+        kv_cache_memory_bytes=KV_BYTES[index],
+        block_size=32,
         enable_prefix_caching=True,
-        skip_tokenizer_init=True,
-        **pool,
+        **more,
     ).llm_engine
 
 
-def requests(index: int) -> list[tuple[str, list[int], SamplingParams]]:
-    """Short and long prompts, one shared prefix, greedy and seeded sampling, n of 2."""
-    rng = random.Random(index)
-    shared = [rng.randrange(3, 4000) for _ in range(260)]
-    common = {"max_tokens": 24, "logprobs": 2, "detokenize": False}
-    greedy = SamplingParams(temperature=0.0, **common)
-    # Seeded requests have short prompts: vLLM's CPU build cannot rewind a seeded generator after
-    # a chunk of a prompt.
-    found = [
-        (
-            f"{index}-short{i}",
-            [rng.randrange(3, 4000) for _ in range(3 + i)],
-            SamplingParams(temperature=0.9, seed=40 + i, n=1 + i % 2, **common),
-        )
-        for i in range(3)
-    ]
-    found += [(f"{index}-long{i}", [*shared, 7 + i], greedy) for i in range(3)]
-    return found
+def worker_of(one: Any) -> Any:
+    return one.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def count_what_is_saved(worker: Any, saves: list[int]) -> None:
+    """Hold what each swap-out copies of the KV cache against the blocks that were written."""
+    kv, tables = worker._pool_kv._kv, worker._pool_tables
+    save = kv.leaving
+    observer = worker.pool_model.driver.observer
+    row_bytes = kv.cache._identity.layout.row_bytes
+
+    def counted() -> None:
+        before = observer.amounts()["to_host_bytes"]
+        save()
+        moved = observer.amounts()["to_host_bytes"] - before
+        assert moved == len(tables.written) * row_bytes, (moved, len(tables.written), row_bytes)
+        saves.append(len(tables.written))
+        tables.written.clear()
+
+    kv.leaving = counted
+
+
+class Driver:
+    """Keeps eight requests going on each engine, and notes what comes of them."""
+
+    def __init__(self, engines: list[Any], directory: Path, seed: int) -> None:
+        adapters = sorted(directory.glob("adapter*"))
+        self.engines = engines
+        self._rng = random.Random(seed)
+        self._coming = [
+            traffic(i, seed, adapters if i == 2 else [], seeded=i == SAMPLES)
+            for i in range(ENGINES)
+        ]
+        # Of each request the latest of each sample.
+        self._live: list[dict[str, dict[int, Any]]] = [{} for _ in engines]
+        self.answers: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
+
+    def turn(self, *, more: bool) -> None:
+        """A few steps of one engine; sometimes another, which is out then, loses a request."""
+        index = self._rng.randrange(ENGINES)
+        one, live = self.engines[index], self._live[index]
+        while more and len(live) < CONCURRENT:
+            asked = next(self._coming[index])
+            prompt = {"prompt_token_ids": asked.prompt}
+            one.add_request(asked.name, prompt, asked.sampling, lora_request=asked.lora)
+            live[asked.name] = {}
+        for _ in range(self._rng.choice((1, 1, 2, 3))):
+            if live:
+                self._step(one, live)
+        other = self._live[(index + 1) % ENGINES]
+        if other and self._rng.random() < 0.04:
+            name = self._rng.choice(sorted(other))
+            self.engines[(index + 1) % ENGINES].abort_request([name])
+            self._note(name, other.pop(name))
+            self.counts["aborted"] += 1
+
+    @property
+    def busy(self) -> bool:
+        return any(self._live)
+
+    def _step(self, one: Any, live: dict[str, Any]) -> None:
+        for output in one.step():
+            samples = live[output.request_id]
+            samples.update((sample.index, sample) for sample in output.outputs)
+            if output.finished:
+                self._note(output.request_id, live.pop(output.request_id))
+                self.counts["cached tokens"] += output.num_cached_tokens or 0
+                self.counts["stopped"] += samples[0].stop_reason is not None
+                self.counts["several samples"] += len(samples) > 1
+                self.counts["through an adapter"] += output.lora_request is not None
+
+    def _note(self, name: str, samples: dict[int, Any]) -> None:
+        self.answers[name] = [
+            [
+                o.index,
+                list(o.token_ids),
+                [sorted((t, p.logprob) for t, p in at.items()) for at in o.logprobs],
+                o.text,
+                o.finish_reason,
+            ]
+            for _, o in sorted(samples.items())
+        ]
 
 
 def weight_sum(model: Any) -> float:
@@ -72,41 +175,30 @@ def weight_sum(model: Any) -> float:
 def main() -> None:
     custom_ops._supports_onednn = False  # the same matrix products with and without the pool
     pooled, directory = sys.argv[1] == "pooled", Path(sys.argv[2])
-    engines = [engine(directory, index, pooled) for index in range(2)]
-    waiting = [requests(index) for index in range(2)]
-    answers: dict[str, Any] = {}
-    cached_tokens = 0
-    while any(waiting) or any(e.has_unfinished_requests() for e in engines):
-        for index, one in enumerate(engines):
-            if waiting[index]:
-                name, prompt, sampling = waiting[index].pop()
-                one.add_request(name, {"prompt_token_ids": prompt}, sampling)
-            if not one.has_unfinished_requests():
-                continue
-            for output in one.step():
-                if output.finished:
-                    cached_tokens += output.num_cached_tokens or 0
-                    answers[output.request_id] = [
-                        [
-                            list(o.token_ids),
-                            [sorted((t, p.logprob) for t, p in at.items()) for at in o.logprobs],
-                        ]
-                        for o in output.outputs
-                    ]
-    swaps = 0
-    refused = False
+    seed, turns = int(sys.argv[3]), int(sys.argv[4])
+    pool_worker.BlockTables = CountedTables  # type: ignore[misc]
+    engines = [engine(directory, index, pooled) for index in range(ENGINES)]
+    saves: list[int] = []
+    if pooled:
+        for one in engines:
+            count_what_is_saved(worker_of(one), saves)
+    driver = Driver(engines, directory, seed)
+    for _ in range(turns):
+        driver.turn(more=True)
+    while driver.busy:
+        driver.turn(more=False)
+    found: dict[str, Any] = {"answers": driver.answers, "counts": driver.counts}
     # RPC into the models, each of which is out when its turn comes in a pool of one.
-    sums = [one.apply_model(weight_sum)[0] for one in engines * 2]
+    found["sums"] = [one.apply_model(weight_sum)[0] for one in engines * 2]
     if pooled:
         try:
             engines[0].collective_rpc(lambda worker: weight_sum(worker.model_runner.model))
         except BehindGateError:
-            refused = True
-        for one in engines:
-            worker = one.engine_core.engine_core.model_executor.driver_worker.worker
-            swaps += worker.pool_model.swap_ins
-    found = {"answers": answers, "swaps": swaps, "cached_tokens": cached_tokens}
-    print(json.dumps({**found, "sums": sums, "refused": refused}))
+            found["refused"] = True
+        found["swaps"] = sum(worker_of(one).pool_model.swap_ins for one in engines)
+        found["resumed"] = sum(worker_of(one)._pool_tables.resumed for one in engines)
+        found["blocks saved"] = sum(saves)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
