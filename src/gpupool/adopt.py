@@ -49,7 +49,9 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     and aligned to 256 bytes; those of buffers and plain tensor attributes go to a runtime region.
     Their bytes go to the regions' host images; the next swap-in puts them in place, and until
     then no tensor of the module may be touched. A storage that something not found here refers to
-    stays where it is. Raises UsageError if a tensor is in another model already.
+    stays where it is. Raises UsageError if a tensor is in another model already or is of a kind
+    that cannot be moved (sparse, quantized, nested, without memory), and what ``Model.region``
+    raises; the module is as before then, and the model too.
     """
     outside_bytes = 0
     weights: list[_Storage] = []
@@ -71,6 +73,7 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     sizes = _pack(weights), _pack(runtime)
     # Both regions first: if one is refused, no tensor has moved.
     adopted: list[tuple[Region, list[_Storage]]] = []
+    moved: list[tuple[torch.Tensor, torch.Tensor]] = []  # each with what it was
     try:
         for tag, size_bytes, storages in zip(_TAGS, sizes, (weights, runtime), strict=True):
             if size_bytes > 0:
@@ -78,12 +81,17 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
         for region, storages in adopted:
             _fill_image(region, storages)
             region.adopt_image()
+        for region, storages in adopted:
+            _rebind(storages, region, moved)
     except BaseException:
+        for tensor, before in moved:
+            if tensor.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+                tensor.data = before
         for region, _ in adopted:
             model.remove_region(region)
         raise
-    for region, storages in adopted:
-        _rebind(storages, region, model.name)
+    for tensor, _ in moved:
+        setattr(tensor, _OWNER, model.name)
     return Adopted(*sizes, outside_bytes)
 
 
@@ -91,18 +99,39 @@ def _find(module: torch.nn.Module) -> list[_Storage]:
     found: dict[int, _Storage] = {}
     seen: set[int] = set()
     for name, tensor, is_parameter in _tensors(module):
-        if tensor.layout != torch.strided:
-            raise UsageError(
-                f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
-                "to be moved: make it dense (to_dense) or keep it outside the module"
-            )
-        if id(tensor) in seen or tensor.is_meta or tensor.untyped_storage().nbytes() == 0:
+        if id(tensor) in seen or not _has_memory(name, tensor):
             continue
         seen.add(id(tensor))
         storage = found.setdefault(tensor.untyped_storage().data_ptr(), _Storage(name))
         storage.tensors.append(tensor)
         storage.only_parameters &= is_parameter
     return sorted(found.values(), key=lambda storage: storage.first_name)
+
+
+def _has_memory(name: str, tensor: torch.Tensor) -> bool:
+    """False for an empty or a meta tensor. Raises UsageError for one that cannot be moved."""
+    if tensor.layout != torch.strided:
+        raise UsageError(
+            f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
+            "to be moved: make it dense (to_dense) or keep it outside the module"
+        )
+    if tensor.is_meta:
+        return False
+    try:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0:
+            return False
+        address = storage.data_ptr()
+    except (RuntimeError, ValueError):  # a wrapper of other tensors, or not initialized yet
+        address = 0
+    # What torch itself asks before it lets one tensor's data be replaced by another's.
+    plain = torch.empty(0, dtype=torch.uint8)
+    if address == 0 or not torch._has_compatible_shallow_copy_type(tensor, plain):
+        raise UsageError(
+            f"tensor {name!r} ({type(tensor).__name__} of {tensor.dtype}) is not dense memory of "
+            "its own and cannot be moved: make it a plain tensor or keep it outside the module"
+        )
+    return True
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -132,17 +161,19 @@ def _pack(storages: list[_Storage]) -> int:
     return end
 
 
-def _rebind(storages: list[_Storage], region: Region, owner: str) -> None:
+def _rebind(
+    storages: list[_Storage], region: Region, moved: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
     base = torch.from_dlpack(region)
     for storage in storages:
         for tensor in storage.tensors:
             typed = base.view(tensor.dtype)
+            moved.append((tensor, tensor.data))
             tensor.data = typed.as_strided(
                 tensor.size(),
                 tensor.stride(),
                 storage.offset // tensor.element_size() + tensor.storage_offset(),
             )
-            setattr(tensor, _OWNER, owner)
 
 
 def _fill_image(region: Region, storages: list[_Storage]) -> None:
