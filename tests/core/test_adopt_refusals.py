@@ -58,6 +58,9 @@ KINDS: dict[str, Callable[[], torch.Tensor]] = {
     "wrapper": wrapper,
     "fake": lambda: FakeTensorMode().from_tensor(torch.ones(4)),
     "zero": lambda: torch._efficientzerotensor((4,)),
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "negative": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+    "both": lambda: torch._neg_view(torch.ones(3, dtype=torch.complex64).conj()),
     "not initialized": torch.nn.UninitializedBuffer,
 }
 KINDS |= {str(dtype)[6:]: lambda dtype=dtype: torch.empty(4, dtype=dtype) for dtype in QUANTIZED}
