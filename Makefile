@@ -116,8 +116,9 @@ format: $(STAMPS)/dev ## Put all sources into the project's style
 	$(BIN)/ruff format $(PYTHON_DIRECTORIES)
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-typecheck: $(STAMPS)/package $(STAMPS)/dev ## mypy, strict
+typecheck: $(STAMPS)/package $(STAMPS)/dev ## mypy, strict, and whether the stubs are up to date
 	$(BIN)/mypy
+	$(BIN)/python tools/stubs.py --check
 
 stubs: $(STAMPS)/package $(STAMPS)/dev ## Write the type stubs of the C++ extension anew
 	$(BIN)/python tools/stubs.py

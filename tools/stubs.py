@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "src" / "gpupool" / "_core.pyi"
+PYTHON = (3, 11)  # the oldest that is supported; some types have other names in newer ones
 
 
 def main() -> int:
@@ -25,6 +26,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     check = parser.parse_args().check
+    if sys.version_info[:2] != PYTHON:
+        print(f"The stub is that of Python {PYTHON[0]}.{PYTHON[1]}: this one makes another.")
+        return 0 if check else 1
     fresh = generate()
     if not check:
         STUB.write_text(fresh)

@@ -1,12 +1,14 @@
 """Moves the tensors of a torch module into a model's regions, storage by storage.
 
-Tensors stay the objects they were; aliases and views keep sharing; only what lies beneath moves.
+Tensors stay the objects they were; aliases and views keep sharing, also those that are storages of
+their own over the same bytes; only what lies beneath moves.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,18 +20,33 @@ if TYPE_CHECKING:
     from gpupool._core import Region
 
 ALIGNMENT_BYTES = 256
+_ELEMENT_BYTES_MAX = 16
 _OWNER = "_gpupool_owner"
 _TAGS = ("weights", "runtime")
 
 
 @dataclass
-class _Storage:
-    """One storage, the tensors found over it, and where it goes."""
+class _Span:
+    """The bytes of one storage, or of several that overlap, and where they go."""
 
     first_name: str
-    tensors: list[torch.Tensor] = field(default_factory=list)
-    only_parameters: bool = True
-    offset: int = 0
+    start: int
+    end: int
+    storages: list[list[torch.Tensor]]  # of each, the tensors that were found over it
+    only_parameters: bool
+    offset: int = 0  # of ``start`` in the region
+
+    def take(self, other: _Span) -> None:
+        """Cover what ``other`` does, too."""
+        self.first_name = min(self.first_name, other.first_name)
+        self.end = max(self.end, other.end)
+        self.storages += other.storages
+        self.only_parameters &= other.only_parameters
+
+    def place(self, storage: torch.UntypedStorage) -> slice:
+        """Which bytes of the region one of the storages gets."""
+        begin = self.offset + storage.data_ptr() - self.start
+        return slice(begin, begin + storage.nbytes())
 
 
 @dataclass(frozen=True)
@@ -48,61 +65,107 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     Storages held by parameters alone go to a weights region, packed in the order of their names
     and aligned to 256 bytes; those of buffers and plain tensor attributes go to a runtime region.
     Their bytes go to the regions' host images; the next swap-in puts them in place, and until
-    then no tensor of the module may be touched. A storage that something not found here refers to
-    stays where it is. Raises UsageError if a tensor is in another model already.
+    then no tensor of the module may be touched. A storage that some tensor not found here refers
+    to stays where it is, with those that overlap it; a NumPy array over it goes unseen.
+
+    Raises UsageError if a tensor is in another model already or is of a kind that cannot be moved
+    (sparse, quantized, nested, lazily conjugate or negative, without memory of its own), and what
+    ``Model.region`` raises; the module and the model are as before then.
     """
     outside_bytes = 0
-    weights: list[_Storage] = []
-    runtime: list[_Storage] = []
-    for storage in _find(module):
-        first = storage.tensors[0]
-        owner = getattr(first, _OWNER, None)
-        if owner is not None:
-            raise UsageError(
-                f"tensor {storage.first_name!r} is in the memory of model {owner!r} already: two "
-                "models cannot share a tensor"
-            )
-        if _references(first) > len(storage.tensors):
-            outside_bytes += first.untyped_storage().nbytes()
-        elif storage.only_parameters:
-            weights.append(storage)
+    weights: list[_Span] = []
+    runtime: list[_Span] = []
+    for span in _find(module):
+        for tensor in itertools.chain(*span.storages):
+            owner = getattr(tensor, _OWNER, None)
+            if owner is not None:
+                raise UsageError(
+                    f"tensor {span.first_name!r} is in the memory of model {owner!r} already: two "
+                    "models cannot share a tensor"
+                )
+        if any(_references(tensors[0]) > len(tensors) for tensors in span.storages):
+            outside_bytes += span.end - span.start
+        elif span.only_parameters:
+            weights.append(span)
         else:
-            runtime.append(storage)
+            runtime.append(span)
     sizes = _pack(weights), _pack(runtime)
     # Both regions first: if one is refused, no tensor has moved.
-    adopted: list[tuple[Region, list[_Storage]]] = []
+    adopted: list[tuple[Region, list[_Span]]] = []
+    moved: list[tuple[torch.Tensor, torch.Tensor]] = []  # each with what it was
     try:
-        for tag, size_bytes, storages in zip(_TAGS, sizes, (weights, runtime), strict=True):
+        for tag, size_bytes, spans in zip(_TAGS, sizes, (weights, runtime), strict=True):
             if size_bytes > 0:
-                adopted.append((model.region(tag, size_bytes), storages))
-        for region, storages in adopted:
-            _fill_image(region, storages)
+                adopted.append((model.region(tag, size_bytes), spans))
+        for region, spans in adopted:
+            _fill_image(region, spans)
             region.adopt_image()
+        for region, spans in adopted:
+            _rebind(spans, region, moved)
     except BaseException:
+        for tensor, before in moved:
+            if tensor.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+                tensor.data = before
         for region, _ in adopted:
             model.remove_region(region)
         raise
-    for region, storages in adopted:
-        _rebind(storages, region, model.name)
+    for tensor, _ in moved:
+        setattr(tensor, _OWNER, model.name)
     return Adopted(*sizes, outside_bytes)
 
 
-def _find(module: torch.nn.Module) -> list[_Storage]:
-    found: dict[int, _Storage] = {}
+def _find(module: torch.nn.Module) -> list[_Span]:
+    found: dict[int, _Span] = {}
     seen: set[int] = set()
     for name, tensor, is_parameter in _tensors(module):
-        if tensor.layout != torch.strided:
-            raise UsageError(
-                f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
-                "to be moved: make it dense (to_dense) or keep it outside the module"
-            )
-        if id(tensor) in seen or tensor.is_meta or tensor.untyped_storage().nbytes() == 0:
+        if id(tensor) in seen or not _has_memory(name, tensor):
             continue
         seen.add(id(tensor))
-        storage = found.setdefault(tensor.untyped_storage().data_ptr(), _Storage(name))
-        storage.tensors.append(tensor)
-        storage.only_parameters &= is_parameter
-    return sorted(found.values(), key=lambda storage: storage.first_name)
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+        span = _Span(name, start, start + storage.nbytes(), [[]], True)
+        span = found.setdefault(storage._cdata, span)
+        span.storages[0].append(tensor)
+        span.only_parameters &= is_parameter
+    apart: list[_Span] = []
+    for span in sorted(found.values(), key=lambda span: span.start):
+        if apart and span.start < apart[-1].end:
+            apart[-1].take(span)
+        else:
+            apart.append(span)
+    return sorted(apart, key=lambda span: span.first_name)
+
+
+def _has_memory(name: str, tensor: torch.Tensor) -> bool:
+    """False for an empty or a meta tensor. Raises UsageError for one that cannot be moved."""
+    if tensor.layout != torch.strided:
+        raise UsageError(
+            f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
+            "to be moved: make it dense (to_dense) or keep it outside the module"
+        )
+    if tensor.is_meta:
+        return False
+    try:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0:
+            return False
+        address = storage.data_ptr()
+    except (RuntimeError, ValueError):  # a wrapper of other tensors, or not initialized yet
+        address = 0
+    # What torch itself asks before it lets one tensor's data be replaced by another's.
+    plain = torch.empty(0, dtype=torch.uint8, device="cpu")
+    if address == 0 or not torch._has_compatible_shallow_copy_type(tensor, plain):
+        raise UsageError(
+            f"tensor {name!r} ({type(tensor).__name__} of {tensor.dtype}) is not dense memory of "
+            "its own and cannot be moved: make it a plain tensor or keep it outside the module"
+        )
+    # Such a bit is not in the bytes, and exchanging the data drops it, or reads what is not there.
+    if tensor.is_conj() or tensor.is_neg():
+        raise UsageError(
+            f"tensor {name!r} is a conjugate or a negative that torch computes when it is read: "
+            "use resolve_conj().resolve_neg() of it or keep it outside the module"
+        )
+    return True
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -122,36 +185,43 @@ def _references(tensor: torch.Tensor) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage` itself
 
 
-def _pack(storages: list[_Storage]) -> int:
+def _pack(spans: list[_Span]) -> int:
     """Give each its offset; the size of the region they need."""
     end = 0
-    for storage in storages:
-        storage.offset = end
-        size_bytes = storage.tensors[0].untyped_storage().nbytes()
-        end += -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    for span in spans:
+        # What begins within keeps the alignment it had.
+        span.offset = end + span.start % _ELEMENT_BYTES_MAX
+        last = span.offset + span.end - span.start
+        end = -(-last // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     return end
 
 
-def _rebind(storages: list[_Storage], region: Region, owner: str) -> None:
-    base = torch.from_dlpack(region)
-    for storage in storages:
-        for tensor in storage.tensors:
-            typed = base.view(tensor.dtype)
-            tensor.data = typed.as_strided(
-                tensor.size(),
-                tensor.stride(),
-                storage.offset // tensor.element_size() + tensor.storage_offset(),
-            )
-            setattr(tensor, _OWNER, owner)
+def _rebind(
+    spans: list[_Span], region: Region, moved: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    memory = torch.from_dlpack(region).untyped_storage()
+    for span in spans:
+        for tensors in span.storages:
+            storage = memory[span.place(tensors[0].untyped_storage())]
+            for tensor in tensors:
+                moved.append((tensor, tensor.data))
+                tensor.data = _over(storage, tensor)
 
 
-def _fill_image(region: Region, storages: list[_Storage]) -> None:
+def _over(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
+    """What ``like`` is, over another storage."""
+    tensor = torch.empty(0, dtype=like.dtype, device=storage.device)
+    return tensor.set_(storage, like.storage_offset(), like.size(), like.stride())
+
+
+def _fill_image(region: Region, spans: list[_Span]) -> None:
     image = torch.frombuffer(region.image(), dtype=torch.uint8)
     end = 0
-    for storage in storages:
-        source = storage.tensors[0].untyped_storage()
-        flat = torch.empty(0, dtype=torch.uint8, device=source.device).set_(source)
-        image[end : storage.offset].zero_()
-        end = storage.offset + source.nbytes()
-        image[storage.offset : end].copy_(flat)
+    for span in spans:
+        image[end : span.offset].zero_()
+        end = span.offset + span.end - span.start
+        for tensors in span.storages:
+            source = tensors[0].untyped_storage()
+            flat = torch.empty(0, dtype=torch.uint8, device=source.device).set_(source)
+            image[span.place(source)].copy_(flat)
     image[end:].zero_()

@@ -29,7 +29,9 @@ gpupool.errors.UsageError: torch has no allocators to replace on the host device
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +60,9 @@ class Owner(Protocol):
     def region(self, tag: str, size_bytes: int, *, capacity_bytes: int = 0) -> Region:
         """Reserve addresses for ``size_bytes``."""
 
+    def remove_region(self, region: Region) -> None:
+        """Forget it again."""
+
 
 class _Allocator:
     """A region and the blocks it is cut into."""
@@ -65,7 +70,23 @@ class _Allocator:
     def __init__(self, model: Owner, tag: str, size_bytes: int, capacity_bytes: int) -> None:
         self.region = model.region(tag, size_bytes, capacity_bytes=capacity_bytes)
         """Where the memory is; ``Model.resize`` makes it larger, or smaller where it is unused."""
-        self._arena = RegionArena(self.region)
+        with self._nothing_left_on_error(model):
+            self._arena = RegionArena(self.region)
+
+    @contextlib.contextmanager
+    def _nothing_left_on_error(
+        self, model: Owner, given: list[RegionArena] | None = None
+    ) -> Iterator[None]:
+        """Remove the region if the block fails; ``given`` is what the library has of the arena."""
+        try:
+            yield
+        except BaseException:
+            # A region stays while its arena is there, to which the error's traceback may refer.
+            vars(self).pop("_arena", None)
+            if given is not None:
+                given.clear()
+            model.remove_region(self.region)
+            raise
 
     def statistics(self) -> ArenaStatistics:
         """What of the region is in use, in bytes.
@@ -106,13 +127,14 @@ class TorchAllocator(_Allocator):
         if not torch.cuda.is_available():
             raise UsageError("this torch sees no GPU: install a CUDA build of torch")
         super().__init__(model, tag, size_bytes, capacity_bytes)
-        slot = self._arena.slot
-        if slot not in _torch_functions:
-            _torch_functions[slot] = torch.cuda.memory.CUDAPluggableAllocator(
-                _core.__file__, *self._arena.torch_symbols
-            )
-        self.mem_pool: MemPool = torch.cuda.MemPool(_torch_functions[slot].allocator())
-        """For ``torch.cuda.use_mem_pool``."""
+        with self._nothing_left_on_error(model):
+            slot = self._arena.slot
+            if slot not in _torch_functions:
+                _torch_functions[slot] = torch.cuda.memory.CUDAPluggableAllocator(
+                    _core.__file__, *self._arena.torch_symbols
+                )
+            self.mem_pool: MemPool = torch.cuda.MemPool(_torch_functions[slot].allocator())
+            """For ``torch.cuda.use_mem_pool``."""
         # Whoever holds the pool may allocate from it: until then the functions are nobody else's.
         self.mem_pool._gpupool_arena = self._arena
 
@@ -139,16 +161,18 @@ class CupyAllocator(_Allocator):
         _check(model, tag, "CuPy", "use numpy.asarray(model.region({tag!r}, ...))")
         cupy = _library("cupy")
         super().__init__(model, tag, size_bytes, capacity_bytes)
-        functions = cupy.cuda.CFunctionAllocator(*self._arena.cupy_functions, self._arena)
         out_of_memory = cupy.cuda.runtime.CUDARuntimeError
+        owner = [self._arena]
+        with self._nothing_left_on_error(model, owner):
+            functions = cupy.cuda.CFunctionAllocator(*self._arena.cupy_functions, owner)
 
-        def allocate(size_bytes: int) -> MemoryPointer:
-            pointer = functions.malloc(size_bytes)
-            if pointer.ptr == 0 and size_bytes > 0:  # CuPy does not look
-                raise out_of_memory(_CUDA_ERROR_MEMORY_ALLOCATION)
-            return pointer
+            def allocate(size_bytes: int) -> MemoryPointer:
+                pointer = functions.malloc(size_bytes)
+                if pointer.ptr == 0 and size_bytes > 0:  # CuPy does not look
+                    raise out_of_memory(_CUDA_ERROR_MEMORY_ALLOCATION)
+                return pointer
 
-        self._pool = cupy.cuda.MemoryPool(allocate)
+            self._pool = cupy.cuda.MemoryPool(allocate)
 
     def __call__(self, size_bytes: int) -> MemoryPointer:
         """What CuPy calls for memory."""

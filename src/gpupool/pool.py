@@ -229,7 +229,7 @@ class Pool:
 
         A slab is made when it is needed, holds blocks of one size, and goes back once it is empty
         (``trim`` sees to the last ones). ``slab_bytes`` is a whole number of pages, by default one
-        page; at most ``slabs_max`` slabs for each size. ``pinned`` slabs are host memory that the
+        page; at most ``slabs_max`` slabs in all. ``pinned`` slabs are host memory that the
         device can copy from and to, and take no page. Pages in slabs are not revoked: a model that
         does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a
         block holds those, or what an earlier block of the same allocator left. Raises UsageError if
@@ -273,9 +273,18 @@ class Pool:
         """Close every model; idempotent. The pages go when this object does.
 
         Of a closed model there is left what tensors and regions that somebody holds refer to:
-        their addresses, and a region's host image.
+        their addresses, and a region's host image. Raises what ``Model.close`` does, once every
+        model was tried: the first such error. Call it again for those that are still there then.
         """
-        for model in list(self._models.values()):
-            model.close()
-        if self._scrubbing is not None:
-            self._scrubbing.stop()
+        errors: list[Exception] = []
+        try:
+            for model in list(self._models.values()):
+                try:
+                    model.close()
+                except Exception as error:
+                    errors.append(error)
+        finally:
+            if self._scrubbing is not None:
+                self._scrubbing.stop()
+        if errors:
+            raise errors[0]

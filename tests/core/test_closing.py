@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 
 import pytest
 from pool_bench import BUDGET_PAGES, PAGE_BYTES, pool_of, resident_model
@@ -96,3 +97,47 @@ def test_a_model_that_cannot_be_made_leaves_its_name_free() -> None:
             pool.model("a")
         pool.close()
     assert nth > 1
+
+
+def test_closing_the_pool_closes_every_model_that_can_be() -> None:
+    nth, injected, failed = 0, 1, set()
+    while injected:
+        nth += 1
+        plan = FaultPlan()
+        pool = pool_of(plan=plan)
+        models = [resident_model(pool, name, pages=1) for name in "abc"]
+        for model in models:
+            with model.resident(writes=True):
+                pass
+        plan.arm(nth, 999)
+        try:
+            pool.close()
+        except DriverError as error:
+            assert error.status == 999
+            (left,) = pool.statistics().models
+            failed.add(left.name)
+        else:
+            assert pool.statistics().models == ()
+        injected = plan.injected
+        plan.disarm()
+        pool.close()
+        assert pool.statistics().models == ()
+        assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+    assert failed == {"a", "b", "c"}
+
+
+def test_a_pool_whose_models_cannot_leave_stops_its_thread_and_says_the_first_error() -> None:
+    plan = FaultPlan()
+    pool = pool_of(plan=plan, scrub="background")
+    models = [resident_model(pool, name, pages=1) for name in "ab"]
+    with models[0].resident(), models[1].resident():
+        with pytest.raises(UsageError, match="in whose step it is"):
+            pool.close()
+        assert all(thread.name != "gpupool-scrub" for thread in threading.enumerate())
+    plan.arm(1, 999, persistent=True)
+    with pytest.raises(DriverError):
+        pool.close()
+    assert [model.name for model in pool.statistics().models] == ["a", "b"]
+    plan.disarm()
+    pool.close()
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES

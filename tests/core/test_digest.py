@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import doctest
 import random
 import sys
 import threading
@@ -11,8 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpupool._core import copy_with_digest, digest
+import gpupool
+from gpupool import copy_with_digest, digest
 from gpupool.errors import UsageError
+
+
+def test_the_doctests_of_the_package() -> None:
+    assert doctest.testmod(gpupool, raise_on_error=True).attempted >= 8
+    for name in gpupool.__all__:
+        assert getattr(gpupool, name).__doc__, name
+
 
 MASK = (1 << 64) - 1
 

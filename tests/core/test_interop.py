@@ -50,6 +50,9 @@ class OnHost:
     def region(self, tag: str, size_bytes: int, *, capacity_bytes: int = 0) -> Region:
         return self.model.region(tag, size_bytes, capacity_bytes=capacity_bytes)
 
+    def remove_region(self, region: Region) -> None:
+        self.model.remove_region(region)
+
 
 @pytest.mark.parametrize("kind", ["torch_allocator", "cupy_allocator"])
 def test_the_host_device_has_none(model: Model, kind: str) -> None:
@@ -63,6 +66,68 @@ def test_the_host_device_has_none(model: Model, kind: str) -> None:
 def test_other_tags_are_refused(model: Model, kind: Any, tag: str) -> None:
     with pytest.raises(UsageError, match="use one of runtime, cudagraph, workspace"):
         kind(OnHost(model), tag, PAGE_BYTES)
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("refused by a stand-in")
+
+
+def torch_with_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "MemPool", FakePool)
+    monkeypatch.setattr(
+        torch._C, "_cuda_customAllocator", lambda *functions: functions, raising=False
+    )
+    monkeypatch.setattr(gpupool.interop, "_torch_functions", {})
+    return torch
+
+
+def nothing_is_left_of(model: Model, kind: Any, wrong: type[Exception], match: str) -> None:
+    before, footprint_bytes = model.regions("runtime"), model.footprint_bytes
+    taken = RegionArena.slots_taken()
+    with pytest.raises(wrong, match=match) as _caught:  # and kept: its traceback has references
+        kind(OnHost(model), "runtime", PAGE_BYTES)
+    assert model.regions("runtime") == before
+    assert model.footprint_bytes == footprint_bytes
+    assert RegionArena.slots_taken() == taken
+
+
+@pytest.mark.parametrize("kind", [TorchAllocator, CupyAllocator])
+def test_the_65th_allocator_leaves_no_region(
+    model: Model, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_with_gpu(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy())
+    allocators = [kind(OnHost(model), "runtime", PAGE_BYTES) for _ in range(64)]
+    nothing_is_left_of(model, kind, UsageError, "all 64 allocators")
+    del allocators[5]
+    gc.collect()
+    kind(OnHost(model), "runtime", PAGE_BYTES)
+
+
+@pytest.mark.parametrize("part", ["memory.CUDAPluggableAllocator", "MemPool"])
+def test_what_torch_refuses_leaves_no_region(
+    model: Model, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = torch_with_gpu(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"torch.cuda.{part}", refuse)
+        nothing_is_left_of(model, TorchAllocator, RuntimeError, "refused by a stand-in")
+    assert torch.cuda.MemPool is FakePool
+    TorchAllocator(OnHost(model), "runtime", PAGE_BYTES)
+
+
+@pytest.mark.parametrize("part", ["CFunctionAllocator", "MemoryPool"])
+def test_what_cupy_refuses_leaves_no_region(
+    model: Model, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cupy = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    with monkeypatch.context() as patched:
+        patched.setattr(cupy.cuda, part, refuse)
+        nothing_is_left_of(model, CupyAllocator, RuntimeError, "refused by a stand-in")
+    CupyAllocator(OnHost(model), "runtime", PAGE_BYTES)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(TorchAllocator, "torch"), (CupyAllocator, "cupy")])
@@ -93,13 +158,7 @@ class FakePool:
 def test_torch_resolves_the_functions_and_the_pool_keeps_them(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "MemPool", FakePool)
-    monkeypatch.setattr(
-        torch._C, "_cuda_customAllocator", lambda *functions: functions, raising=False
-    )
-    monkeypatch.setattr(gpupool.interop, "_torch_functions", {})
+    torch_with_gpu(monkeypatch)
     allocator = TorchAllocator(OnHost(model), "runtime", PAGE_BYTES)
     pool = allocator.mem_pool
     malloc = TORCH_ALLOCATE(pool.allocator[0])  # what torch's own class looked up

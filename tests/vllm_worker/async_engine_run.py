@@ -56,7 +56,7 @@ def break_safeguard(name: str, worker: Any) -> None:
         KvCache.forget = lambda self, _: forget(self, range(24))  # type: ignore[method-assign]
     elif name == "runtime":
         always = property(lambda self: True, lambda self, value: None)
-        adopt._Storage.only_parameters = always  # type: ignore[assignment]
+        adopt._Span.only_parameters = always  # type: ignore[assignment]
 
 
 def pooled(worker: Any, seed: int) -> tuple[list[dict[str, list[int]]], int]:
