@@ -1,0 +1,216 @@
+"""A paged KV cache that follows the swaps of its model, beside a plain record of its blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import doctest
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+import gpupool.kv.paged
+from gpupool import Model, Pool
+from gpupool._core import FaultPlan, open_host_driver, with_faults
+from gpupool.errors import (
+    DriverError,
+    GpupoolError,
+    KvStoreFullError,
+    LeaseTimeoutError,
+    UsageError,
+)
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.mover import CopierMover
+from gpupool.kv.paged import PagedKv
+
+PAGE_BYTES = 2 << 20
+BLOCKS = 40
+LAYOUT = BlockLayout.of([(0, 1000, 1000), (BLOCKS * 1000, 3096, 3096)], blocks=BLOCKS)
+
+
+class Kept:
+    """A model with weights and a KV cache, and what each of its blocks was last written with."""
+
+    def __init__(self, pool: Pool, name: str, store_bytes: int | None = None) -> None:
+        self.model: Model = pool.model(name, lease_timeout_s=20.0)
+        self.model.region("weights", 3000)
+        self.kv = PagedKv(
+            self.model, LAYOUT, region_bytes=PAGE_BYTES, dtype="int8", store_bytes=store_bytes
+        )
+        self.content: dict[int, int] = {}
+
+    def step(self, chooser: random.Random) -> None:
+        """Give some blocks out anew, write some and read some."""
+        used = chooser.sample(range(BLOCKS), chooser.randint(1, 6))
+        fresh = [block for block in used if block not in self.content or chooser.random() < 0.3]
+        written = set(fresh) | {block for block in used if chooser.random() < 0.5}
+        self.kv.cache.forget(fresh)
+        for block in fresh:
+            self.content.pop(block, None)
+        self.kv.bring_first(used)
+        with self.model.resident():
+            self.kv.write(written)
+            self.kv.cache.require(used)
+            for block in used:
+                if block in self.content:
+                    assert self._seen(block) == self._stamp(block), block
+            for block in written:
+                self.content[block] = self.content.get(block, 0) + chooser.randint(1, 50)
+                self._put(block)
+
+    def check(self) -> None:
+        """Everything is still there."""
+        with self.model.resident():
+            self.kv.cache.require(self.content)
+            for block in self.content:
+                assert self._seen(block) == self._stamp(block), block
+
+    def _stamp(self, block: int) -> bytes:
+        return bytes([block + 1, self.content[block] % 251]) * (LAYOUT.row_bytes // 2)
+
+    def _seen(self, block: int) -> bytes:
+        at = self.kv.region.address
+        return b"".join(
+            ctypes.string_at(at + p.offset + block * p.stride, p.bytes) for p in LAYOUT.pieces
+        )
+
+    def _put(self, block: int) -> None:
+        row, start = self._stamp(block), 0
+        for p in LAYOUT.pieces:
+            place = self.kv.region.address + p.offset + block * p.stride
+            ctypes.memmove(place, row[start : start + p.bytes], p.bytes)
+            start += p.bytes
+
+
+@contextmanager
+def two(seed: int | None, plan: FaultPlan, store_bytes: int | None = None) -> Iterator[list[Kept]]:
+    """Two models in a pool of one."""
+    driver = with_faults(open_host_driver(seed), plan)
+    pool = Pool(device="host", budget_bytes=2 * PAGE_BYTES, page_bytes=PAGE_BYTES, driver=driver)
+    models = [Kept(pool, name, store_bytes) for name in ("a", "b")]
+    try:
+        yield models
+    finally:
+        plan.disarm()
+        pool.close()
+    assert [model.kv.cache._store.statistics().held_bytes for model in models] == [0, 0]
+
+
+def test_the_doctest() -> None:
+    assert doctest.testmod(gpupool.kv.paged, raise_on_error=True).attempted >= 8
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_blocks_survive_swaps(seed: int) -> None:
+    chooser = random.Random(seed)
+    with two(seed if seed % 2 else None, FaultPlan()) as models:
+        for _ in range(60):
+            chooser.choice(models).step(chooser)
+        for model in models:
+            model.check()
+            assert model.model.swap_ins > 5
+
+
+def test_no_block_reads_what_another_model_had_in_its_place() -> None:
+    with two(None, FaultPlan()) as (a, b):
+        with a.model.resident():
+            ctypes.memset(a.kv.region.address, 0x5A, PAGE_BYTES)
+            a.kv.write(range(BLOCKS))
+        with b.model.resident():
+            seen = ctypes.string_at(b.kv.region.address, PAGE_BYTES)
+            assert seen == bytes(PAGE_BYTES)
+        with a.model.resident():
+            a.kv.cache.require(range(BLOCKS))
+            seen = ctypes.string_at(a.kv.region.address, PAGE_BYTES)
+            kept = b"\x5a" * LAYOUT.extent_bytes
+            assert seen == kept + bytes(PAGE_BYTES - len(kept))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_after_a_failing_call_everything_is_still_there(persistent: bool) -> None:
+    failed = 0
+    for call in range(1, 60):
+        chooser, plan = random.Random(call % 5), FaultPlan()
+        with two(None, plan) as models:
+            for _ in range(8):
+                chooser.choice(models).step(chooser)
+            before = plan.injected
+            plan.arm(call, 2, persistent)
+            for _ in range(4):
+                model = chooser.choice(models)
+                wanted = list(model.content)
+                model.kv.bring_first(wanted)
+                with suppress(GpupoolError), model.model.resident():
+                    model.kv.write(wanted[:3])
+                    model.kv.cache.require(wanted)
+            failed += plan.injected > before
+            plan.disarm()
+            for model in models:
+                model.check()
+                model.model.swap_out()
+                assert model.kv.cache.statistics().saved == 0
+    assert failed >= 40
+
+
+def test_a_failed_arrival_leaves_the_model_out_and_its_blocks_kept() -> None:
+    plan = FaultPlan()
+    with two(None, plan) as (a, b):
+        a.step(random.Random(1))
+        b.step(random.Random(1))  # a is out
+        plan.arm_call("copy_batch_to_device", 1, 2, persistent=True)
+        with pytest.raises(DriverError, match="copy_batch_to_device"), a.model.resident():
+            pass
+        assert not a.model.gate.is_resident
+        b.check()  # the pages came back
+        plan.disarm()
+        a.check()
+
+
+def test_a_model_stays_while_its_store_is_full() -> None:
+    row_bytes = -(-LAYOUT.row_bytes // 16) * 16
+    with two(None, FaultPlan(), store_bytes=4 * row_bytes) as (a, b):
+        with a.model.resident():
+            a.kv.write(range(6))
+            for block in range(6):
+                a.content[block] = block
+                a._put(block)
+        assert a.kv.cache.statistics().unbacked == 6 - 4
+        with pytest.raises(KvStoreFullError):
+            a.model.swap_out()
+        assert a.model.gate.is_resident
+        with pytest.raises(LeaseTimeoutError, match="'a' cannot leave: 2 more KV blocks"):
+            b.model.gate.open_step(timeout_s=0.01)
+        a.check()  # it goes on meanwhile
+        a.kv.cache.forget([0, 5])
+        del a.content[0], a.content[5]
+        with b.model.resident():  # asked again after a second
+            assert not a.model.gate.is_resident
+        a.check()
+
+
+def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:
+    pool = Pool(device="host", budget_bytes=PAGE_BYTES, page_bytes=PAGE_BYTES)
+    model = pool.model("a")
+
+    def kept(**change: object) -> None:
+        given: dict[str, object] = {"region_bytes": PAGE_BYTES, "dtype": "int8", **change}
+        PagedKv(model, LAYOUT, **given)  # type: ignore[arg-type]
+
+    refused: list[Callable[[], None]] = [
+        lambda: kept(region_bytes=LAYOUT.extent_bytes - 1),
+        lambda: kept(store_bytes=10),
+        lambda: kept(mover=CopierMover(model.driver, _other(), 1 << 20, method="batch")),
+    ]
+    for attempt in refused:
+        with pytest.raises(UsageError):
+            attempt()
+        assert model.regions("kv_cache") == []
+    kept()
+    with model.resident(), pytest.raises(UsageError, match="while its model is out"):
+        kept()
+    pool.close()
+
+
+def _other() -> BlockLayout:
+    return BlockLayout.of([(0, 64, 64)], blocks=BLOCKS)
