@@ -238,13 +238,17 @@ class Model:
         return self.gate.give_up()
 
     def close(self) -> None:
-        """Swap out and leave the pool; idempotent.
+        """Swap out and leave the pool; idempotent. What keepers keep of its memory is given up.
 
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
-        if self.gate.close():
-            self._residency.close()
+        self._residency.closing = True
+        try:
+            if self.gate.close():
+                self._residency.close()
+        finally:
+            self._residency.closing = False
 
     def declare(self) -> None:
         """Say now whether the regions so far can ever fit the pool. Raises DoesNotFitError."""

@@ -24,6 +24,9 @@ class Keeper(Protocol):
     def leaving(self) -> None:
         """No step is open: keep what the memory holds. After an error the model stays."""
 
+    def forsake(self) -> None:
+        """No step is open and none will be: nothing is to be kept. Instead of ``leaving``."""
+
     def settle(self) -> None:
         """Return when nothing is in flight any more. After an error the memory stays mapped."""
 
@@ -50,6 +53,7 @@ class Residency:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
+        self.closing = False
         self._declared = 0
         self._stuck = False  # arrived in vain, and could not leave again
 
@@ -105,7 +109,10 @@ class Residency:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
-                keeper.leaving()
+                if self.closing:
+                    keeper.forsake()
+                else:
+                    keeper.leaving()
         return self._swap_out()
 
     def close(self) -> None:

@@ -14,13 +14,13 @@ import gpupool.kv.paged
 from gpupool import Model, Pool
 from gpupool._core import FaultPlan, open_host_driver, with_faults
 from gpupool.errors import (
-    DriverError,
     GpupoolError,
     KvStoreFullError,
     LeaseTimeoutError,
     UsageError,
 )
 from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import Blocks, Words
 from gpupool.kv.mover import CopierMover
 from gpupool.kv.paged import PagedKv
 
@@ -153,17 +153,52 @@ def test_after_a_failing_call_everything_is_still_there(persistent: bool) -> Non
     assert failed >= 40
 
 
-def test_a_failed_arrival_leaves_the_model_out_and_its_blocks_kept() -> None:
+def test_a_failed_arrival_leaves_the_model_out_and_its_blocks_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plan = FaultPlan()
     with two(None, plan) as (a, b):
         a.step(random.Random(1))
         b.step(random.Random(1))  # a is out
-        plan.arm_call("copy_batch_to_device", 1, 2, persistent=True)
-        with pytest.raises(DriverError, match="copy_batch_to_device"), a.model.resident():
-            pass
+        mover = a.kv.cache._mover
+        to_device, refused = mover.to_device, 0
+
+        def failing(blocks: Blocks, rows: Words) -> None:
+            nonlocal refused
+            refused += 1
+            to_device(blocks, rows)  # in flight all the same
+            raise RuntimeError("planted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mover, "to_device", failing)
+            with pytest.raises(RuntimeError, match="planted"), a.model.resident():
+                pass
+        assert refused == 1
         assert not a.model.gate.is_resident
         b.check()  # the pages came back
+        a.check()
+
+
+def test_a_model_that_cannot_leave_again_after_a_failed_arrival_leaves_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = FaultPlan()
+    with two(None, plan) as (a, b):
+        a.step(random.Random(1))
+        b.step(random.Random(1))
+
+        def failing(first: object) -> None:
+            plan.arm(1, 999, persistent=True)  # from here on the device does nothing any more
+            raise RuntimeError("planted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a.kv.cache, "restore", failing)
+            with pytest.raises(RuntimeError, match="planted"), a.model.resident():
+                pass
         plan.disarm()
+        assert a.model._residency.torn
+        b.check()  # which has the pages that a gave up
+        assert not a.model._residency.torn
         a.check()
 
 
@@ -175,11 +210,11 @@ def test_a_model_stays_while_its_store_is_full() -> None:
             for block in range(6):
                 a.content[block] = block
                 a._put(block)
-        assert a.kv.cache.statistics().unbacked == 6 - 4
+        assert a.kv.cache.statistics().unbacked == 6
         with pytest.raises(KvStoreFullError):
             a.model.swap_out()
         assert a.model.gate.is_resident
-        with pytest.raises(LeaseTimeoutError, match="'a' cannot leave: 2 more KV blocks"):
+        with pytest.raises(LeaseTimeoutError, match="'a' cannot leave: 6 more KV blocks"):
             b.model.gate.open_step(timeout_s=0.01)
         a.check()  # it goes on meanwhile
         a.kv.cache.forget([0, 5])
@@ -187,6 +222,8 @@ def test_a_model_stays_while_its_store_is_full() -> None:
         with b.model.resident():  # asked again after a second
             assert not a.model.gate.is_resident
         a.check()
+        with a.model.resident():
+            a.kv.write(range(6))  # and closes all the same
 
 
 def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:

@@ -91,6 +91,10 @@ class PagedKv:
         """Save what was written since the last save. Raises KvStoreFullError or DriverError."""
         self.cache.save()
 
+    def forsake(self) -> None:
+        """Nothing of it will be read."""
+        self.cache.forget_all()
+
     def settle(self) -> None:
         """Return when nothing is in flight."""
         self.cache.drain()

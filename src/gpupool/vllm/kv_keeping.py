@@ -65,6 +65,9 @@ class KeptWhole:
         """Any byte may have been written."""
         self.region.mark_written([(0, self.region.bytes)])
 
+    def forsake(self) -> None:
+        """Nothing of it will be read."""
+
     def settle(self) -> None:
         """Nothing is in flight."""
 
