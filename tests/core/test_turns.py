@@ -29,7 +29,8 @@ def pools(draw: st.DrawFn) -> PoolView:
             else:
                 free -= pages
         since_s, used_s = draw(st.integers(0, 10)), draw(st.integers(0, 10))
-        models.append(ModelView(key, pages, state, since_s, used_s, draw(st.booleans())))
+        stays_s = draw(st.sampled_from((0, 0, 5, 13)))
+        models.append(ModelView(key, pages, state, since_s, used_s, draw(st.booleans()), stays_s))
     return PoolView(free, tuple(models))
 
 
@@ -76,9 +77,12 @@ def test_busy_models_keep_their_turn_and_idle_ones_go_first(view: PoolView, now_
     revoked = [models[key] for key in decision.revoke]
     assert all(m.state is RESIDENT for m in revoked)
     assert all(m.idle or now_s >= m.since_s + TURN_S for m in revoked)
+    assert all(now_s >= m.stays_until_s for m in revoked)
     if any(not m.idle for m in revoked):
         idle = {m.key for m in view.models if m.state is RESIDENT and m.idle}
-        assert idle <= set(decision.revoke)
+        assert idle <= set(decision.revoke) | {
+            m.key for m in view.models if m.stays_until_s > now_s
+        }
     idle_used_s = [m.used_s for m in revoked if m.idle]
     assert idle_used_s == sorted(idle_used_s)
 
@@ -90,7 +94,8 @@ def test_a_later_look_is_asked_for_only_when_it_helps(view: PoolView, now_s: int
         return
     assert decision.wake_at_s > now_s
     assert not decision.revoke
-    assert any(m.since_s + TURN_S == decision.wake_at_s for m in view.models)
+    ends_s = {m.stays_until_s for m in view.models} | {m.since_s + TURN_S for m in view.models}
+    assert decision.wake_at_s in ends_s
 
 
 def test_with_turns_of_no_length_the_least_recently_used_idle_model_leaves() -> None:

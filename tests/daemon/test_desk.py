@@ -73,6 +73,26 @@ def test_a_revoke_is_obeyed_in_time_or_ends_the_process() -> None:
     assert [r.message for r in bench.status().refusals][-1].startswith("killed")
 
 
+def test_a_model_that_stays_is_neither_killed_nor_forgotten() -> None:
+    bench = Bench()
+    full, other = bench.worker("full", 4), bench.worker("other", 4)
+    bench.tell(full, p.Acquire())
+    bench.tell(other, p.Acquire())
+    for _ in range(3):
+        assert full.take() == [p.Revoke(REVOKE_S)]
+        assert bench.tell(full, p.Kept("its store is full", stays=True)) == []
+        model = bench.status().models[0]
+        assert (model.state, model.stays) == ("resident", "its store is full")
+        assert bench.wake_at_s == bench.now_s + 1.0
+        bench.now_s += 1.0
+        bench.settle()
+    assert full.kills == 0
+    assert bench.status().refusals == []
+    bench.tell(full, p.Yielded(SWAP))
+    assert isinstance(other.take()[0], p.Granted)
+    assert bench.status().models[0].stays == ""
+
+
 def test_kept_without_a_revoke_crossed_a_yield() -> None:
     bench = Bench()
     model = bench.worker("a", 1)

@@ -36,7 +36,7 @@ _messages = st.one_of(
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Yielded, st.none() | _figures),
-    st.just(p.Kept("no")),
+    st.builds(p.Kept, st.just("no"), st.booleans()),
     st.builds(p.Idle, st.booleans()),
     st.just(p.StatusQuery()),
     st.just(p.Goodbye()),
