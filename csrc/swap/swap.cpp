@@ -46,7 +46,7 @@ ModelMemory::~ModelMemory() {
       try {
         region->mapping_->unmap();
       } catch (...) {
-        // It tries again as it goes; what stays mapped keeps its addresses and its memory.
+        // It tries again as it goes; what stays mapped keeps its addresses, its pages in doubt.
       }
     } else {
       region->mapping_->abandon();

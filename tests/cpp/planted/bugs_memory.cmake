@@ -97,8 +97,12 @@ plant(the_end_of_a_mapping_leaves_it_mapped memory/mapping.cpp
   [[driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success]]
   [[false]]
   mapping)
+plant(pages_that_stay_mapped_are_granted memory/mapping.cpp
+  [[abandon();]]
+  [[reservation_->keep();]]
+  mapping)
 plant(pages_left_in_flight_are_not_in_doubt memory/mapping.cpp
-  [[for (const PagePtr& page : pages_) page->put_in_doubt();]]
+  [[for (std::size_t i = 0; i < mapped; ++i) pages_[i]->put_in_doubt();]]
   [[]]
   in_flight@host/stepped)
 plant(addresses_still_mapped_are_given_back memory/mapping.cpp
