@@ -143,8 +143,8 @@ plant(a_model_goes_before_its_copies swap/swap.cpp
   [[true]]
   in_flight@host/stepped)
 plant(a_model_goes_before_the_kernels_of_others swap/swap.cpp
-  [[over = driver_->context_synchronize() == Status::success;]]
-  [[over = true;]]
+  [[state_ == State::resident ? device_ended(*driver_) : in_.ended()]]
+  [[in_.ended() && out_.ended()]]
   in_flight@host/stepped)
 plant(the_image_of_a_copy_in_flight_goes swap/swap.cpp
   [[if (region->image_) region->image_->abandon();]]
