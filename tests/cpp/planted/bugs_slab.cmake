@@ -144,10 +144,6 @@ plant(every_slab_is_waited_for memory/slab.cpp
   [[if (!ended) ended = source_->ended();]]
   [[ended = source_->ended();]]
   slab)
-plant(slabs_of_pages_in_use_go_without_a_wait transfer/page_slabs.cpp
-  [[!runs_.empty() && !device_ended(*driver_)]]
-  [[false]]
-  in_flight@host/stepped)
 plant(pages_of_a_slab_in_use_are_unmapped transfer/page_slabs.cpp
   [[at->second.mapping->abandon();]]
   [[]]
@@ -156,17 +152,9 @@ plant(pages_of_a_slab_that_stays_mapped_are_not_withheld transfer/page_slabs.cpp
   [[if (run.mapping) run.mapping->abandon();]]
   [[]]
   in_flight@host/stepped)
-plant(pinned_slabs_in_use_go_without_a_wait image/host_slabs.cpp
-  [[runs_.empty() || device_ended(*driver_)]]
-  [[true]]
-  in_flight@host/stepped)
 plant(a_pinned_slab_in_use_is_unpinned image/host_slabs.cpp
   [[at->second->abandon();]]
   [[]]
-  in_flight@host/stepped)
-plant(supplied_slabs_in_use_go_without_a_wait image/supplied_slabs.cpp
-  [[in_use_.empty() || device_ended(*driver_)]]
-  [[true]]
   in_flight@host/stepped)
 plant(a_supplied_slab_in_use_is_unpinned image/supplied_slabs.cpp
   [[at->second->abandon();]]

@@ -73,10 +73,6 @@ plant(a_torn_model_is_called_out swap/swap.cpp
   [[return state_ == State::torn;]]
   [[return false;]]
   faults)
-plant(kernels_of_others_are_not_waited_for swap/swap.cpp
-  [[GPUPOOL_CALL(driver_, context_synchronize);]]
-  [[]]
-  model_memory)
 
 plant(a_clean_page_is_zeroed swap/placement.cpp
   [[if (clean[i]) left.remove({i * page_bytes, (i + 1) * page_bytes});]]
