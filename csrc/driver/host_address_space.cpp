@@ -28,6 +28,13 @@ Status from_errno() {
   }
 }
 
+// CUDA pins what it registers, which must be there. An asynchronous msync looks at the mappings of
+// any length without a look at their pages, and writes nothing.
+bool mapped_throughout(std::uintptr_t start, std::size_t bytes) {
+  const std::uintptr_t into = start % static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  return msync(pointer(start - into), into + bytes, MS_ASYNC) == 0;
+}
+
 }  // namespace
 
 std::size_t available_bytes() {
@@ -230,6 +237,7 @@ bool AddressSpace::exact(DevicePtr address, std::size_t bytes) const {
 Status Registry::add(void* memory, std::size_t bytes) {
   const auto start = reinterpret_cast<std::uintptr_t>(memory);
   if (memory == nullptr || bytes == 0 || start + bytes < start) return Status::invalid_value;
+  if (!mapped_throughout(start, bytes)) return Status::invalid_value;
   std::unique_lock lock(mutex_);
   const auto next = registered_.lower_bound(start);
   const bool before_next = next == registered_.end() || next->first >= start + bytes;

@@ -13,9 +13,15 @@ namespace gpupool {
 class HostSlabs final : public SlabSource {
  public:
   HostSlabs(DriverPtr driver, std::size_t slab_bytes);
+  // Waits for the device if there are slabs in use. What it cannot wait for stays pinned.
+  ~HostSlabs() override;
+  HostSlabs(const HostSlabs&) = delete;
+  HostSlabs& operator=(const HostSlabs&) = delete;
 
   DevicePtr acquire() override;          // throws what HostMemory does, or std::bad_alloc
   void release(DevicePtr run) override;  // throws UsageError if it is none
+  [[nodiscard]] bool ended() noexcept override;
+  void abandon(DevicePtr run) noexcept override;
   [[nodiscard]] std::size_t slab_bytes() const noexcept override { return slab_bytes_; }
 
  private:

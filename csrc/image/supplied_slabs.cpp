@@ -3,10 +3,17 @@
 #include <string>
 #include <utility>
 
+#include "transfer/transfer.h"
+
 namespace gpupool {
 
 SuppliedSlabs::SuppliedSlabs(DriverPtr driver, std::size_t slab_bytes)
     : driver_(std::move(driver)), slab_bytes_(slab_bytes) {}
+
+SuppliedSlabs::~SuppliedSlabs() {
+  if (in_use_.empty() || device_ended(*driver_)) return;
+  for (const auto& [address, memory] : in_use_) memory->abandon();
+}
 
 void SuppliedSlabs::supply(int fd) {
   // HostMemory would make memory of its own for it.
@@ -43,6 +50,17 @@ void SuppliedSlabs::release(DevicePtr run) {
   const auto at = in_use_.find(run);
   if (at == in_use_.end()) throw UsageError("no slab begins at " + std::to_string(run));
   idle_.insert(in_use_.extract(at));
+}
+
+bool SuppliedSlabs::ended() noexcept { return device_ended(*driver_); }
+
+void SuppliedSlabs::abandon(DevicePtr run) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto at = in_use_.find(run);
+  if (at == in_use_.end()) return;
+  at->second->abandon();
+  in_use_.erase(at);
+  ++lost_;
 }
 
 std::size_t SuppliedSlabs::in_use() const {

@@ -23,6 +23,10 @@ class NoSlabSupplied final : public std::runtime_error {
 class SuppliedSlabs final : public SlabSource {
  public:
   SuppliedSlabs(DriverPtr driver, std::size_t slab_bytes);
+  // Waits for the device if there are slabs in use. What it cannot wait for stays pinned.
+  ~SuppliedSlabs() override;
+  SuppliedSlabs(const SuppliedSlabs&) = delete;
+  SuppliedSlabs& operator=(const SuppliedSlabs&) = delete;
 
   // One more slab, over `fd`, which stays the caller's. Throws what HostMemory does, or
   // std::bad_alloc; nothing has changed then.
@@ -34,6 +38,8 @@ class SuppliedSlabs final : public SlabSource {
 
   DevicePtr acquire() override;          // throws NoSlabSupplied or std::bad_alloc
   void release(DevicePtr run) override;  // throws UsageError if it is none
+  [[nodiscard]] bool ended() noexcept override;
+  void abandon(DevicePtr run) noexcept override;  // the slab is lost()
   [[nodiscard]] std::size_t slab_bytes() const noexcept override { return slab_bytes_; }
   [[nodiscard]] std::size_t in_use() const;
   [[nodiscard]] std::size_t idle() const;

@@ -31,18 +31,17 @@ void Mapping::check_pages(const std::vector<PagePtr>& more) const {
 }
 
 Mapping::~Mapping() {
-  // An unmap that fails leaves the range mapped: its addresses are lost, but never reused while
-  // something is behind them.
+  // An unmap that fails leaves the range mapped, where a tensor may still read and write: its pages
+  // must be nobody else's, nor its addresses.
   if (mapped_bytes_ == 0) return;
-  if (driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success) {
-    reservation_->keep();
-  }
+  if (driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success) abandon();
 }
 
 void Mapping::abandon() noexcept {
   if (mapped_bytes_ == 0) return;
   reservation_->keep();
-  for (const PagePtr& page : pages_) page->put_in_doubt();
+  const std::size_t mapped = mapped_bytes_ / pages_[0]->bytes();
+  for (std::size_t i = 0; i < mapped; ++i) pages_[i]->put_in_doubt();
   accessible_ = false;
   mapped_bytes_ = 0;
 }

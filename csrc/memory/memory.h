@@ -31,7 +31,8 @@ class Page {
   [[nodiscard]] const DriverPtr& driver() const noexcept { return driver_; }
   [[nodiscard]] PageHandle handle() const noexcept { return handle_; }
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
-  // Something in flight may touch it, and nobody can say until when: no pool grants it again.
+  // Something in flight, or at an address it stays mapped at, may touch it, and nobody can say
+  // until when: no pool grants it again.
   void put_in_doubt() const noexcept { in_doubt_ = true; }
   [[nodiscard]] bool in_doubt() const noexcept { return in_doubt_; }
 
@@ -157,6 +158,7 @@ class Mapping {
  public:
   // Maps nothing yet. Throws UsageError unless the pages are of one size and fit the reservation.
   Mapping(DriverPtr driver, ReservationPtr reservation, std::vector<PagePtr> pages);
+  // Unmaps; what the driver refuses to unmap is left as abandon() does.
   ~Mapping();
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
@@ -174,8 +176,8 @@ class Mapping {
   // Unmaps all but the first `pages` of a mapped one, at least one, and returns them. Throws
   // DriverError and stays as it was. Nothing may be in flight that touches them.
   std::vector<PagePtr> shrink(std::size_t pages);
-  // Leaves what is mapped as it is for ever, for its owner goes and something in flight may touch
-  // it: the addresses are kept and the pages in doubt.
+  // Leaves what is mapped as it is for ever, for its owner goes and something may still touch it:
+  // the addresses are kept and the pages in doubt.
   void abandon() noexcept;
   // Whether all of it is mapped and may be touched.
   [[nodiscard]] bool mapped() const noexcept { return accessible_; }

@@ -2,6 +2,7 @@
 #include "memory/slab.h"
 
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -75,13 +76,30 @@ SlabAllocator::SlabAllocator(std::shared_ptr<SlabSource> source, SlabLimits limi
 }
 
 SlabAllocator::~SlabAllocator() {
+  std::optional<bool> ended;  // asked once, where a block is in use
   for (std::size_t slot = 0; slot < slots_; ++slot) {
-    if (!table_[slot].held) continue;
+    const Slab& slab = table_[slot];
+    if (!slab.held) continue;
+    const DevicePtr run = slab.address.load(std::memory_order_relaxed);
+    if (blocks_live(slab) > 0) {
+      if (!ended) ended = source_->ended();
+      if (!*ended) {
+        source_->abandon(run);
+        continue;
+      }
+    }
     try {
-      source_->release(table_[slot].address.load(std::memory_order_relaxed));
+      source_->release(run);
     } catch (...) {  // the source keeps what it cannot take back
     }
   }
+}
+
+// Exact while no other thread is calling.
+std::uint32_t SlabAllocator::blocks_live(const Slab& slab) noexcept {
+  const std::uint32_t usable = slab.usable.load(std::memory_order_relaxed);
+  const std::uint32_t free = slab.free.load(std::memory_order_relaxed);
+  return usable > free ? usable - free : 0;
 }
 
 void SlabAllocator::refuse(BlockName name) const {
@@ -217,12 +235,10 @@ SlabStatistics SlabAllocator::statistics() const {
   for (std::size_t slot = 0; slot < slots_; ++slot) {
     const Slab& slab = table_[slot];
     if (!slab.held) continue;
-    const std::uint32_t usable = slab.usable.load(std::memory_order_relaxed);
-    const std::uint32_t free = slab.free.load(std::memory_order_relaxed);
     ShapeStatistics& of = all.shapes[slab.shape];
     ++of.slabs;
-    of.blocks += usable;
-    of.blocks_live += usable > free ? usable - free : 0;
+    of.blocks += slab.usable.load(std::memory_order_relaxed);
+    of.blocks_live += blocks_live(slab);
   }
   for (const ShapeStatistics& of : all.shapes) {
     all.slabs += of.slabs;

@@ -30,8 +30,13 @@ class SlabSource {
   virtual ~SlabSource() = default;
   // The address of a fresh run of slab_bytes(). Throws, and has changed nothing, if there is none.
   virtual DevicePtr acquire() = 0;
-  // Takes back what acquire() gave. Throws if it cannot; the run is then as it was.
+  // Takes back what acquire() gave, which nothing in flight touches. Throws if it cannot; the run
+  // is then as it was.
   virtual void release(DevicePtr run) = 0;
+  // For who ends with blocks in use: waits for what is in flight. Whether all of it has ended.
+  [[nodiscard]] virtual bool ended() noexcept = 0;
+  // Instead of release(): keeps the run as it is for good, for something in flight may touch it.
+  virtual void abandon(DevicePtr run) noexcept = 0;
   [[nodiscard]] virtual std::size_t slab_bytes() const noexcept = 0;
 };
 
@@ -103,7 +108,8 @@ class SlabAllocator : public std::enable_shared_from_this<SlabAllocator> {
   // Throws UsageError unless there are 1 to 64 shapes, and a slab holds 1 to 65536 blocks of each.
   static std::shared_ptr<SlabAllocator> create(std::shared_ptr<SlabSource> source,
                                                SlabLimits limits);
-  // Gives every slab back, with what is still in use.
+  // Gives every slab back, with what is still in use once nothing in flight can touch it. Where
+  // that cannot be waited for, the source keeps the slab as it is.
   ~SlabAllocator();
   SlabAllocator(const SlabAllocator&) = delete;
   SlabAllocator& operator=(const SlabAllocator&) = delete;
@@ -149,6 +155,7 @@ class SlabAllocator : public std::enable_shared_from_this<SlabAllocator> {
   Thread* join();
   void leave(Thread& thread) noexcept;
 
+  static std::uint32_t blocks_live(const Slab& slab) noexcept;
   static bool live(const Slab& slab, BlockName name) noexcept;
   static bool live_in_made(const Slab& slab, BlockName name) noexcept;
   static BlockHandle take(Slab& slab, std::uint32_t free) noexcept;

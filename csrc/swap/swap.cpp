@@ -46,7 +46,7 @@ ModelMemory::~ModelMemory() {
       try {
         region->mapping_->unmap();
       } catch (...) {
-        // It tries again as it goes; what stays mapped keeps its addresses and its memory.
+        // It tries again as it goes; what stays mapped keeps its addresses, its pages in doubt.
       }
     } else {
       region->mapping_->abandon();
@@ -58,13 +58,8 @@ ModelMemory::~ModelMemory() {
 
 // Whether nothing that touches the regions is in flight, for who cannot wait again later.
 bool ModelMemory::ended() noexcept {
-  // A resident model is touched by kernels of others too.
-  if (state_ != State::resident) return in_.ended() && out_.ended();
-  bool over = false;
-  for (int attempt = 0; attempt < 2 && !over; ++attempt) {
-    over = driver_->context_synchronize() == Status::success;
-  }
-  return over;
+  // A resident model is touched by kernels of others too, a torn one by copies in alone.
+  return state_ == State::resident ? device_ended(*driver_) : in_.ended();
 }
 
 void ModelMemory::require(State state, const char* what) const {

@@ -79,7 +79,8 @@ class ModelMemory {
   // page_bytes is a multiple of the driver's granularity.
   ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes);
   // Waits for what is in flight, unmaps, and lets the addresses go once no tensor holds them. What
-  // the driver does not let it wait for stays mapped and pinned for good, and its pages in doubt.
+  // the driver does not let it wait for stays mapped and pinned for good, and its pages in doubt;
+  // so does what it cannot unmap stay mapped, in doubt.
   ~ModelMemory();
 
   // Reserves addresses and host memory for a region; only while the model is out. A non-negative

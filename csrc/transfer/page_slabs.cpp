@@ -17,11 +17,18 @@ PageSlabs::PageSlabs(DriverPtr driver, std::shared_ptr<PagePool> pool, OwnerId o
 }
 
 PageSlabs::~PageSlabs() {
+  if (!runs_.empty() && !device_ended(*driver_)) {
+    while (!runs_.empty()) PageSlabs::abandon(runs_.begin()->first);
+  }
   idle_.merge(runs_);
   discard_idle();
   for (auto& [address, run] : idle_) {
     if (run.filling && !stream_.ended()) run.mapping->abandon();
     run.filling = false;
+  }
+  discard_idle();
+  for (auto& [address, run] : idle_) {
+    if (run.mapping) run.mapping->abandon();  // the driver refuses to unmap it
   }
   discard_idle();
 }
@@ -89,6 +96,20 @@ void PageSlabs::release(DevicePtr address) {
   at->second.zeros = false;
   idle_.insert(runs_.extract(at));
   discard_idle();
+}
+
+bool PageSlabs::ended() noexcept { return device_ended(*driver_); }
+
+void PageSlabs::abandon(DevicePtr address) noexcept {
+  const auto at = runs_.find(address);
+  if (at == runs_.end()) return;
+  at->second.mapping->abandon();
+  try {
+    pool_->give_back(owner_, at->second.pages);  // which withholds them
+  } catch (...) {
+    // Without memory for that they stay this owner's: nobody gets them either.
+  }
+  runs_.erase(at);
 }
 
 }  // namespace gpupool

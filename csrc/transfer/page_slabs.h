@@ -18,6 +18,8 @@ class PageSlabs final : public SlabSource {
   // Throws UsageError if a slab has no page, or DriverError.
   PageSlabs(DriverPtr driver, std::shared_ptr<PagePool> pool, OwnerId owner,
             std::size_t pages_per_slab);
+  // Waits for the device if there are slabs in use. What it cannot wait for or unmap stays mapped,
+  // and its pages are withheld.
   ~PageSlabs() override;
   PageSlabs(const PageSlabs&) = delete;
   PageSlabs& operator=(const PageSlabs&) = delete;
@@ -26,6 +28,8 @@ class PageSlabs final : public SlabSource {
   DevicePtr acquire() override;
   // Throws DriverError if the slab cannot be unmapped, UsageError if it is none.
   void release(DevicePtr run) override;
+  [[nodiscard]] bool ended() noexcept override;
+  void abandon(DevicePtr run) noexcept override;
   [[nodiscard]] std::size_t slab_bytes() const noexcept override;
 
  private:

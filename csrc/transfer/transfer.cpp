@@ -6,6 +6,11 @@
 
 namespace gpupool {
 
+bool device_ended(Driver& driver) noexcept {
+  return driver.context_synchronize() == Status::success ||
+         driver.context_synchronize() == Status::success;
+}
+
 Event::Event(DriverPtr driver) : driver_(std::move(driver)) {
   GPUPOOL_CALL(driver_, event_create, &event_);
 }

@@ -10,6 +10,10 @@
 
 namespace gpupool {
 
+// For who cannot wait again later: waits for all work of the device, twice if it does not answer.
+// Whether nothing is in flight any more.
+[[nodiscard]] bool device_ended(Driver& driver) noexcept;
+
 // A point in a stream's work.
 class Event {
  public:

@@ -1,4 +1,6 @@
 // Copies, fills and the host memory they need.
+#include <sys/mman.h>
+
 #include <cstdlib>
 
 #include "bench.h"
@@ -60,6 +62,21 @@ TEST(no_memory_is_not_registered) {
   const Plain plain;
   CHECK_EQ(bench->host_register(nullptr, 4096), Status::invalid_value);
   CHECK_EQ(bench->host_register(plain.data, 0), Status::invalid_value);
+}
+
+TEST(memory_that_is_not_there_is_not_registered) {
+  Bench bench;
+  void* room = mmap(nullptr, 12288, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(room != MAP_FAILED);
+  auto* memory = static_cast<std::byte*>(room);
+  CHECK_EQ(munmap(memory + 4096, 4096), 0);
+  CHECK(bench->host_register(memory, 12288) != Status::success);  // a hole within
+  CHECK(bench->host_register(memory, 8192) != Status::success);
+  CHECK(bench->host_register(memory + 4096, 4096) != Status::success);
+  CHECK(bench->host_register(memory + 4096, 8192) != Status::success);
+  CHECK_OK(bench->host_register(memory, 4096));
+  CHECK_OK(bench->host_unregister(memory));
+  CHECK_EQ(munmap(memory, 12288), 0);
 }
 
 TEST(memory_registered_again_can_be_copied_again) {

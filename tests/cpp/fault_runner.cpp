@@ -37,6 +37,14 @@ void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); 
 namespace gpupool {
 namespace {
 
+// While nobody has anything, no page that could be granted is mapped, at whatever address.
+void check_unmapped(World& world) {
+  const PoolStatistics now = world.pool->statistics();
+  const std::vector<PagePtr> pages = world.acquire(9, now.clean + now.dirty);
+  for (const PagePtr& page : pages) CHECK(!world.ledger->mapped(page->handle()));
+  world.pool->give_back_all(9);
+}
+
 // After a failure: whatever model is left comes and goes as ever, and has what it should.
 void check_usable(World& world) {
   if (!world.pool) return;
@@ -53,9 +61,10 @@ void check_usable(World& world) {
   // A model that was closed while resident, or that ran out of memory on the way, gave its pages
   // up without the pool knowing.
   for (const OwnerId owner : {1, 2}) world.pool->give_back_all(owner);
+  check_unmapped(world);
   for (auto* model : {&world.a, &world.b}) {
     if (!*model) continue;
-    // But for those that something in flight may touch: a model that closed could not wait for it.
+    // But for those that a model that closed could not wait for, or not unmap.
     CHECK_EQ(world.pool->free_pages() + world.pool->statistics().withheld, world_pages);
     (*model)->swap_in();
     (*model)->check_content();

@@ -1,9 +1,11 @@
 // A driver that keeps the books of the one beneath it: what is held, and which calls were made.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "driver/fault.h"
 
@@ -16,7 +18,9 @@ struct Holdings {
 
 class Ledger final : public Driver {
  public:
-  explicit Ledger(DriverPtr inner) : inner_(std::move(inner)) {}
+  explicit Ledger(DriverPtr inner) : inner_(std::move(inner)) {
+    behind_.reserve(4096);  // a call of the driver must not fail for the books' sake
+  }
 
 #define GPUPOOL_FORWARD(name, params, args, needs_context)                \
   Status name params noexcept override {                                  \
@@ -39,6 +43,12 @@ class Ledger final : public Driver {
     std::lock_guard lock(mutex_);
     return {pages_, reservations_, mapped_, registrations_, streams_, events_};
   }
+  // Whether the page is behind some address now.
+  bool mapped(PageHandle page) const {
+    std::lock_guard lock(mutex_);
+    return std::any_of(behind_.begin(), behind_.end(),
+                       [&](const auto& mapping) { return mapping.second == page; });
+  }
   // Calls that the driver beneath refused.
   std::size_t refused() const {
     std::lock_guard lock(mutex_);
@@ -56,8 +66,18 @@ class Ledger final : public Driver {
   void note_address_reserve(DevicePtr*, std::size_t) { add(reservations_, 1); }
   void note_address_free(DevicePtr, std::size_t) { add(reservations_, -1); }
   // Bytes mapped, for one unmap may take back several maps.
-  void note_map(DevicePtr, std::size_t bytes, PageHandle) { add(mapped_, static_cast<int>(bytes)); }
-  void note_unmap(DevicePtr, std::size_t bytes) { add(mapped_, -static_cast<int>(bytes)); }
+  void note_map(DevicePtr address, std::size_t bytes, PageHandle page) {
+    add(mapped_, static_cast<int>(bytes));
+    std::lock_guard lock(mutex_);
+    behind_.emplace_back(address, page);
+  }
+  void note_unmap(DevicePtr address, std::size_t bytes) {
+    add(mapped_, -static_cast<int>(bytes));
+    std::lock_guard lock(mutex_);
+    std::erase_if(behind_, [&](const auto& mapping) {
+      return mapping.first >= address && mapping.first < address + bytes;
+    });
+  }
   void note_host_register(void*, std::size_t) { add(registrations_, 1); }
   void note_host_unregister(void*) { add(registrations_, -1); }
   void note_stream_create(StreamHandle*) { add(streams_, 1); }
@@ -87,6 +107,7 @@ class Ledger final : public Driver {
 
   DriverPtr inner_;
   mutable std::mutex mutex_;
+  std::vector<std::pair<DevicePtr, PageHandle>> behind_;
   std::size_t pages_ = 0, reservations_ = 0, mapped_ = 0, registrations_ = 0, streams_ = 0,
               events_ = 0, refused_ = 0;
 };

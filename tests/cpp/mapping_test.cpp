@@ -133,6 +133,28 @@ TEST(addresses_with_something_behind_them_are_never_reused) {
   }
 }
 
+TEST(pages_that_stay_mapped_are_in_doubt) {
+  for (const bool fails : {true, false}) {
+    for (const std::size_t mapped : {2, 3}) {
+      Place place;
+      {
+        Mapping mapping(place.faulty, place.reservation, place.held);
+        if (mapped == 3) {
+          mapping.map();
+        } else {  // the third map fails, and so does the way back
+          place.plan->arm(3, Status::unknown, true);
+          CHECK_THROWS(DriverError, mapping.map());
+          place.plan->disarm();
+        }
+        if (fails) place.plan->arm_call(DriverCall::unmap, 1, 1, Status::unknown);
+      }
+      for (std::size_t i = 0; i < 3; ++i) {
+        CHECK_EQ(place.held[i]->in_doubt(), fails && i < mapped);
+      }
+    }
+  }
+}
+
 TEST(a_mapping_grows_and_shrinks) {
   Place place(4);
   Mapping mapping(place.faulty, place.reservation, {place.held[0]});

@@ -273,23 +273,3 @@ TEST(a_swap_in_is_cancelled_between_chunks) {
     a.check_content();
   }
 }
-
-TEST(the_end_of_a_resident_model_gives_its_pages_up) {
-  Machine machine(8);
-  RegionPtr kept;
-  std::vector<std::weak_ptr<const Page>> pages;
-  {
-    ModelMemory memory(machine.faulty, page_bytes, mib);
-    kept = memory.add_region(Tag::weights, page_bytes, -1);
-    auto fresh = Page::create(machine.faulty, page_bytes);
-    pages.push_back(fresh);
-    memory.swap_in({std::move(fresh)});
-    CHECK(!pages[0].expired());
-  }
-  CHECK(pages[0].expired());
-  // A tensor may still hold the region: its addresses are its own until it goes.
-  CHECK_EQ(machine.bench->unmap(kept->address(), page_bytes), Status::invalid_value);
-  const DevicePtr address = kept->address();
-  kept.reset();
-  CHECK_EQ(machine.bench->address_free(address, page_bytes), Status::invalid_value);
-}

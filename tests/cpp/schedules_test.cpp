@@ -22,6 +22,19 @@ TEST(a_swap_out_waits_for_all_kernels) {
   });
 }
 
+TEST(the_end_of_a_resident_model_waits_for_all_kernels) {
+  for_schedules(200, [](std::uint64_t seed) {
+    SteppedMachine machine(seed, SteppedModel::pages);
+    SteppedModel model(machine, 1);
+    model.swap_in();
+    model.write();
+    model.end();
+    std::size_t bytes = 0;
+    CHECK_OK(machine.device->context_synchronize());
+    CHECK_OK(machine.device->page_granularity(&bytes));  // no fault has come of it
+  });
+}
+
 TEST(a_resident_region_grows_and_shrinks) {
   for_schedules(400, [](std::uint64_t seed) {
     SteppedMachine machine(seed, SteppedModel::pages + 3);

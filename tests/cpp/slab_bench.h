@@ -36,6 +36,17 @@ class HeapSlabs final : public SlabSource {
     fault();
     if (runs_.erase(run) == 0) std::abort();
   }
+  bool ended() noexcept override {
+    ++waits;
+    return ends;
+  }
+  void abandon(DevicePtr run) noexcept override {
+    const std::lock_guard lock(mutex_);
+    const auto at = runs_.find(run);
+    if (at == runs_.end()) std::abort();
+    abandoned.push_back(std::move(at->second));
+    runs_.erase(at);
+  }
   std::size_t slab_bytes() const noexcept override { return bytes_; }
 
   std::size_t runs() const {
@@ -47,6 +58,9 @@ class HeapSlabs final : public SlabSource {
   std::uint64_t fail_at = 0;  // this call from now (1 is the next), with `persistent` all after it
   bool persistent = false;
   std::uint64_t failed = 0;
+  bool ends = true;  // what may touch a block
+  int waits = 0;
+  std::vector<std::unique_ptr<std::uint64_t[]>> abandoned;
 
  private:
   void fault() {

@@ -199,3 +199,26 @@ TEST(an_allocator_gives_back_what_is_in_use) {
   scene.slabs.reset();
   CHECK_EQ(scene.source->runs(), 0);
 }
+
+// It asks once, and only where somebody may still use a block.
+TEST(blocks_in_use_as_an_allocator_ends_are_waited_for) {
+  for (const bool ends : {false, true}) {
+    Scene scene;
+    const BlockHandle used = scene.slabs->allocate(0);
+    static_cast<void>(scene.slabs->allocate(2));
+    scene.slabs->free(scene.slabs->allocate(1));
+    stamp(scene.slabs->address_of(used), 64, used);
+    const DevicePtr address = scene.slabs->address_of(used);
+    scene.source->ends = ends;
+    CHECK_EQ(scene.source->runs(), 3);
+    scene.slabs.reset();
+    CHECK_EQ(scene.source->waits, 1);
+    CHECK_EQ(scene.source->runs(), 0);
+    CHECK_EQ(scene.source->abandoned.size(), ends ? 0 : 2);
+    if (!ends) CHECK(stamped(address, 64, used));
+  }
+  Scene scene;
+  scene.slabs->free(scene.slabs->allocate(0));
+  scene.slabs.reset();
+  CHECK_EQ(scene.source->waits, 0);
+}

@@ -132,3 +132,11 @@ plant(a_chosen_call_fails_for_ever driver/fault.cpp
   [[if (kind.count != every_call) --kind.count;]]
   [[]]
   in_flight@host/stepped)
+plant(memory_that_is_not_there_is_registered driver/host_address_space.cpp
+  [[!mapped_throughout(start, bytes)]]
+  [[false]]
+  conformance)
+plant(a_registration_looks_at_its_first_bytes_alone driver/host_address_space.cpp
+  [[into + bytes]]
+  [[into + 1]]
+  conformance)

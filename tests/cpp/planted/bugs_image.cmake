@@ -107,17 +107,9 @@ plant(two_threads_scrub_at_once transfer/scrub.cpp
   [[pool_->begin_scrub_owned(owner, pages);]]
   [[mutex_.unlock(); pool_->begin_scrub_owned((owner), pages);]]
   scrub)
-plant(a_scrubber_goes_before_its_fill transfer/scrub.cpp
-  [[!stream_.ended()]]
-  [[false]]
-  in_flight@host/stepped)
 plant(a_window_has_one_chunk_in_flight transfer/transfer.cpp
   [[turn_ = 1 - turn_;]]
   [[]]
-  in_flight@host/stepped)
-plant(a_stream_that_does_not_answer_has_ended transfer/transfer.cpp
-  [[driver_->context_synchronize() == Status::success]]
-  [[true]]
   in_flight@host/stepped)
 plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
   [[pieces_.clear();]]

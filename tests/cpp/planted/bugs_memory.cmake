@@ -97,8 +97,12 @@ plant(the_end_of_a_mapping_leaves_it_mapped memory/mapping.cpp
   [[driver_->unmap(reservation_->address(), mapped_bytes_) != Status::success]]
   [[false]]
   mapping)
+plant(pages_that_stay_mapped_are_granted memory/mapping.cpp
+  [[abandon();]]
+  [[reservation_->keep();]]
+  mapping)
 plant(pages_left_in_flight_are_not_in_doubt memory/mapping.cpp
-  [[for (const PagePtr& page : pages_) page->put_in_doubt();]]
+  [[for (std::size_t i = 0; i < mapped; ++i) pages_[i]->put_in_doubt();]]
   [[]]
   in_flight@host/stepped)
 plant(addresses_still_mapped_are_given_back memory/mapping.cpp
@@ -147,23 +151,10 @@ plant(a_slab_shows_what_a_model_left transfer/page_slabs.cpp
   [[!run.zeros]]
   [[false]]
   page_slabs)
-plant(a_slab_is_used_while_it_is_being_zeroed transfer/page_slabs.cpp
-  [[stream_.synchronize();
-    run.filling = false;]]
-  [[run.filling = false;]]
-  page_slabs)
-plant(a_slab_is_taken_apart_while_it_is_being_zeroed transfer/page_slabs.cpp
-  [[if (filling) stream_.synchronize();]]
-  [[]]
-  page_slabs)
 plant(pages_of_a_failed_slab_go_before_they_are_unmapped transfer/page_slabs.cpp
   [[if (mapping) mapping->unmap();]]
   [[pool_->give_back(owner_, pages); if (mapping) mapping->unmap();]]
   page_slabs)
-plant(slabs_go_while_they_are_being_zeroed transfer/page_slabs.cpp
-  [[run.filling && !stream_.ended()]]
-  [[false]]
-  in_flight@host/stepped)
 plant(a_slab_that_stayed_counts_as_zeros transfer/page_slabs.cpp
   [[at->second.zeros = false;]]
   [[]]
@@ -181,10 +172,6 @@ plant(an_arena_block_is_not_rounded_up memory/arena.cpp
   [[(bytes + alignment_ - 1) / alignment_ * alignment_]]
   [[std::max(bytes / alignment_ * alignment_, alignment_)]]
   arena)
-plant(a_free_of_another_library_does_not_wait memory/arena_slots.cpp
-  [[GPUPOOL_CALL(holding.driver, context_synchronize);]]
-  [[]]
-  arena_slots@host/stepped)
 plant(a_slot_is_given_away_with_blocks_in_use memory/arena_slots.cpp
   [[open || !holding.arena || holding.arena->live_blocks() > 0]]
   [[open || !holding.arena]]

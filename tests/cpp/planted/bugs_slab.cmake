@@ -128,3 +128,39 @@ plant(a_slab_in_use_is_dropped image/supplied_slabs.cpp
   [[dropped.swap(idle_);]]
   [[dropped.swap(idle_); dropped.merge(in_use_);]]
   supplied_slabs)
+
+plant(blocks_in_use_are_not_waited_for memory/slab.cpp
+  [[blocks_live(slab) > 0]]
+  [[false]]
+  slab in_flight@host/stepped)
+plant(slabs_in_use_go_without_a_wait memory/slab.cpp
+  [[if (!*ended) {
+        source_->abandon(run);
+        continue;
+      }]]
+  [[]]
+  in_flight@host/stepped)
+plant(every_slab_is_waited_for memory/slab.cpp
+  [[if (!ended) ended = source_->ended();]]
+  [[ended = source_->ended();]]
+  slab)
+plant(pages_of_a_slab_in_use_are_unmapped transfer/page_slabs.cpp
+  [[at->second.mapping->abandon();]]
+  [[]]
+  in_flight@host/stepped)
+plant(pages_of_a_slab_that_stays_mapped_are_not_withheld transfer/page_slabs.cpp
+  [[if (run.mapping) run.mapping->abandon();]]
+  [[]]
+  in_flight@host/stepped)
+plant(a_pinned_slab_in_use_is_unpinned image/host_slabs.cpp
+  [[at->second->abandon();]]
+  [[]]
+  in_flight@host/stepped)
+plant(a_supplied_slab_in_use_is_unpinned image/supplied_slabs.cpp
+  [[at->second->abandon();]]
+  [[]]
+  in_flight@host/stepped)
+plant(a_slab_that_stays_is_not_lost image/supplied_slabs.cpp
+  [[++lost_;]]
+  [[]]
+  in_flight@host/stepped)

@@ -73,10 +73,6 @@ plant(a_torn_model_is_called_out swap/swap.cpp
   [[return state_ == State::torn;]]
   [[return false;]]
   faults)
-plant(kernels_of_others_are_not_waited_for swap/swap.cpp
-  [[GPUPOOL_CALL(driver_, context_synchronize);]]
-  [[]]
-  model_memory)
 
 plant(a_clean_page_is_zeroed swap/placement.cpp
   [[if (clean[i]) left.remove({i * page_bytes, (i + 1) * page_bytes});]]
@@ -143,8 +139,8 @@ plant(a_model_goes_before_its_copies swap/swap.cpp
   [[true]]
   in_flight@host/stepped)
 plant(a_model_goes_before_the_kernels_of_others swap/swap.cpp
-  [[over = driver_->context_synchronize() == Status::success;]]
-  [[over = true;]]
+  [[state_ == State::resident ? device_ended(*driver_) : in_.ended()]]
+  [[in_.ended() && out_.ended()]]
   in_flight@host/stepped)
 plant(the_image_of_a_copy_in_flight_goes swap/swap.cpp
   [[if (region->image_) region->image_->abandon();]]
