@@ -83,7 +83,7 @@ class CudaDriver final : public Driver {
     return in_context([&] { return cu_.cuMemSetAccess(address, bytes, &access, 1); });
   }
   Status host_register(void* memory, std::size_t bytes) noexcept override {
-    return in_context([&] { return cu_.cuMemHostRegister(memory, bytes, host_register_portable); });
+    return in_context([&] { return cu_.cuMemHostRegister(memory, bytes, host_register_flags); });
   }
   Status host_unregister(void* memory) noexcept override {
     return in_context([&] { return cu_.cuMemHostUnregister(memory); });

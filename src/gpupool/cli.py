@@ -181,5 +181,57 @@ def serve(config: Path, host: str | None, port: int | None) -> None:
     sys.exit(run(config, host=host, port=port))
 
 
+@main.command()
+@click.option(
+    "--device", required=True, help="cuda, cuda:<ordinal>, or host: ordinary memory, for tests."
+)
+@click.option(
+    "--limit-mib",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Leave out what moves more at once; twice as much memory is needed on each side.",
+)
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the table here and not where engines look for it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every figure, for machines.")
+def tune(device: str, limit_mib: int, runs: int, out: Path | None, as_json: bool) -> None:
+    """Measure the quickest way to move KV blocks on this device.
+
+    One driver call for each piece, one for many, or gpupool's kernels: which is best depends on the
+    size of a piece and on how many go at once. Engines started afterwards go by what is found. Run
+    it once on a new machine, and again after a new driver, while nothing else uses the device.
+    """
+    try:
+        from gpupool.kv.tuning import describe, measure
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: install gpupool with its kv extra, gpupool[kv]"
+        ) from None
+    try:
+        with click.progressbar(length=1, label="measuring", file=sys.stderr) as bar:
+
+            def progress(done: int, of: int) -> None:
+                bar.length = of
+                bar.update(done - bar.pos)
+
+            table = measure(device, limit_bytes=limit_mib << 20, runs=runs, progress=progress)
+        path = table.save(out)
+    except (GpupoolError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"the table cannot be written: {error}") from None
+    if as_json:
+        click.echo(msgspec.json.encode({"device": table.device, "figures": table.figures}))
+    else:
+        click.echo(describe(table))
+    click.echo(f"written to {path}", err=True)
+
+
 def _machine_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

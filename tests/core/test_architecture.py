@@ -53,7 +53,10 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         CORE | {"checks", "embedded", "model", "scrubbing", "session", "statistics", "trace"},
         set(),
     ),
-    "kv": (CORE | {"host_images", "kernels", "model"}, {"numpy"}),
+    "kv": (
+        CORE | {"host_images", "kernels", "model", "pool"},
+        {"msgspec", "numpy", "platformdirs", "torch"},
+    ),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),
@@ -62,7 +65,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "daemon"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
-    "cli": ({"", "errors", "daemon", "serve"}, {"click", "msgspec"}),
+    "cli": ({"", "errors", "daemon", "kv", "serve"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_core", "model", "pool"}, set()),
 }

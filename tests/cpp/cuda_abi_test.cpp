@@ -104,7 +104,8 @@ static_assert(cuda::event_blocking_sync == CU_EVENT_BLOCKING_SYNC);
 static_assert(cuda::event_disable_timing == CU_EVENT_DISABLE_TIMING);
 static_assert(cuda::capture_mode_global == CU_STREAM_CAPTURE_MODE_GLOBAL);
 static_assert(cuda::capture_mode_relaxed == CU_STREAM_CAPTURE_MODE_RELAXED);
-static_assert(cuda::host_register_portable == CU_MEMHOSTREGISTER_PORTABLE);
+static_assert(cuda::host_register_flags ==
+              (CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP));
 static_assert(sizeof(DevicePtr) == sizeof(CUdeviceptr));
 static_assert(sizeof(PageHandle) == sizeof(CUmemGenericAllocationHandle));
 

@@ -24,7 +24,7 @@ TEST(flags_are_those_that_are_meant) {
   const DriverPtr driver = open_cuda_driver(0);
   for (const Answer& answer : call_everything(*driver)) CHECK_OK(answer.status);
   CHECK_EQ(control().last_asked("cuStreamCreate"), cuda::stream_non_blocking);
-  CHECK_EQ(control().last_asked("cuMemHostRegister"), cuda::host_register_portable);
+  CHECK_EQ(control().last_asked("cuMemHostRegister"), cuda::host_register_flags);
   CHECK_EQ(control().last_asked("cuEventCreate"),
            cuda::event_disable_timing | cuda::event_blocking_sync);
   CHECK_EQ(control().last_asked("cuMemAddressReserve"), page_bytes);

@@ -25,7 +25,8 @@ from collections.abc import Iterable
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.cache import KvCache
-from gpupool.kv.mover import CopierMover, Mover
+from gpupool.kv.mover import Mover
+from gpupool.kv.planned_mover import planned_mover
 from gpupool.kv.store import KvIdentity, KvStore
 from gpupool.model import Model
 
@@ -46,9 +47,9 @@ class PagedKv:
         """Add a region of ``region_bytes`` to a model that is out, for blocks of ``layout``.
 
         Their copies take at most ``store_bytes`` of host memory, by default as much as all blocks
-        need; memory is taken as blocks are written. They are moved by ``mover``, by default the
-        driver's batched copies. Raises UsageError for a layout that reaches beyond the region or
-        a store without room for a block, and what ``Model.region`` does.
+        need; memory is taken as blocks are written. They are moved by ``mover``, by default as
+        ``gpupool tune`` found best on this device. Raises UsageError for a layout that reaches
+        beyond the region or a store without room for a block, and what ``Model.region`` does.
         """
         if layout.extent_bytes > region_bytes:
             raise UsageError(
@@ -61,7 +62,7 @@ class PagedKv:
         self.region = model.region("kv_cache", region_bytes, image=False)
         try:
             if mover is None:
-                mover = CopierMover(model.driver, layout, self.region.address, method="batch")
+                mover = planned_mover(model.driver, layout, self.region.address, region_bytes)
             self.cache = KvCache(store, mover, identity)
             model.add_keeper(self)
         except BaseException:

@@ -97,7 +97,7 @@ plant(copies_wait_for_the_default_stream driver/cuda.cpp
   [[0]]
   cuda_driver@cuda)
 plant(pinned_memory_is_of_one_context driver/cuda.cpp
-  [[host_register_portable]]
+  [[host_register_flags]]
   [[0]]
   cuda_driver@cuda)
 plant(events_take_times driver/cuda.cpp
