@@ -194,7 +194,10 @@ def test_tune_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(
         main,
-        [*"tune --device host --limit-mib 1 --runs 1 --out".split(), f"{tmp_path}/file/moves.json"],
+        [
+            *["tune", "--device", "host", "--limit-mib", "1", "--runs", "1", "--out"],
+            f"{tmp_path}/file/moves.json",
+        ],
     )
     assert done.exit_code == 1
     assert "the table cannot be written" in done.output
