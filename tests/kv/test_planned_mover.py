@@ -28,6 +28,7 @@ from gpupool.kv.mover import CopierMover, Mover
 from gpupool.kv.paged import PagedKv
 from gpupool.kv.planned_mover import PlannedMover
 
+TUNE = ["tune", "--device", "host", "--limit-mib", "1", "--runs", "1"]
 SIZES, COUNTS = (100, 1000, 5000), (4, 64)
 DIRECTIONS: tuple[Direction, ...] = ("to_host", "to_device")
 
@@ -163,17 +164,15 @@ def test_a_table_of_ways_that_are_not_here_is_refused() -> None:
     world.finish()
 
 
-def test_tune_writes_what_engines_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    arguments = ["tune", "--device", "host", "--limit-mib", "1", "--runs", "1"]
-    done = CliRunner().invoke(main, [*arguments, "--json"])
+def test_tune_writes_what_engines_look_for(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, [*TUNE, "--json"])
     assert done.exit_code == 0, done.output
     path = table_path("host")
     assert path.is_relative_to(tmp_path)
     figures = json.loads(done.stdout)["figures"]
     assert {f["method"] for f in figures} == {"each", "batch"}
     assert len(MoveTable.load(path, "host").figures) == len(figures)
-    done = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "here.json")])
+    done = CliRunner().invoke(main, [*TUNE, "--out", str(tmp_path / "here.json")])
     assert "to_device" in done.stdout
     assert (tmp_path / "here.json").exists()
 
@@ -192,12 +191,6 @@ def test_tune_says_what_is_wrong(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "unknown device 'gpu'" in done.output
     (tmp_path / "file").write_text("")
-    done = CliRunner().invoke(
-        main,
-        [
-            *["tune", "--device", "host", "--limit-mib", "1", "--runs", "1", "--out"],
-            f"{tmp_path}/file/moves.json",
-        ],
-    )
+    done = CliRunner().invoke(main, [*TUNE, "--out", str(tmp_path / "file" / "moves.json")])
     assert done.exit_code == 1
     assert "the table cannot be written" in done.output
