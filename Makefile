@@ -54,8 +54,9 @@ planted: $(STAMPS)/build-tools ## Plant bugs in csrc/, one at a time; the tests 
 	-ctest --test-dir build/cpp -R '^planted/' --no-tests=error --output-on-failure --parallel $(JOBS)
 	@cmake -D directory=$(CURDIR)/build/cpp/tests/cpp/planted -P tests/cpp/planted/count.cmake
 
-soak: test-cpp ## 100,000,000 random operations over 1,000 seeds
+soak: test-cpp $(STAMPS)/package $(STAMPS)/test ## 100,000,000 random operations over 1,000 seeds; 2,000 swaps of vLLM
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test
+	GPUPOOL_ENGINE_TURNS=3300 $(BIN)/python -m pytest -s tests/vllm_worker/test_engines.py
 
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ BUDGETS_MIN = {
     "kernels": 6,
     "kv": 3,
     "serve": 3,
-    "vllm_worker": 5,
+    "vllm_worker": 9,
 }
 TESTS = Path(__file__).parent
 
@@ -53,4 +54,5 @@ class Budgets:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Budgets(config.rootpath), "gpupool-budgets")
+    if "GPUPOOL_ENGINE_TURNS" not in os.environ:  # `make soak` takes as long as it takes
+        config.pluginmanager.register(Budgets(config.rootpath), "gpupool-budgets")
