@@ -27,6 +27,7 @@ from gpupool.kv.paged import PagedKv
 PAGE_BYTES = 2 << 20
 BLOCKS = 40
 LAYOUT = BlockLayout.of([(0, 1000, 1000), (BLOCKS * 1000, 3096, 3096)], blocks=BLOCKS)
+OTHER = BlockLayout.of([(0, 64, 64)], blocks=BLOCKS)
 
 
 class Kept:
@@ -237,7 +238,7 @@ def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:
     refused: list[Callable[[], None]] = [
         lambda: kept(region_bytes=LAYOUT.extent_bytes - 1),
         lambda: kept(store_bytes=10),
-        lambda: kept(mover=CopierMover(model.driver, _other(), 1 << 20, method="batch")),
+        lambda: kept(mover=lambda d, _, at, n: CopierMover(d, OTHER, at, method="batch")),
     ]
     for attempt in refused:
         with pytest.raises(UsageError):
@@ -247,7 +248,3 @@ def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:
     with model.resident(), pytest.raises(UsageError, match="while its model is out"):
         kept()
     pool.close()
-
-
-def _other() -> BlockLayout:
-    return BlockLayout.of([(0, 64, 64)], blocks=BLOCKS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_pool import MIB
+from msgspec.structs import replace
 
 from gpupool.serve import launch
 from gpupool.serve.config import ModelConfig, PoolConfig
@@ -42,6 +43,10 @@ def test_engine_command_line() -> None:
         "--worker-cls": "gpupool.vllm.Worker",
         "--kv-cache-memory-bytes": str(32 * MIB),
     }
+    limited = replace(model, kv_store_bytes=ByteSize(MIB))
+    command = launch.engine_command(limited, 1234, Path("/run/x/daemon.sock"))
+    pooled = json.loads(command[command.index("--additional-config") + 1])
+    assert pooled["gpupool"]["kv_store_bytes"] == MIB
     assert options[14:] == [
         "--enforce-eager",
         "--no-enable-prefix-caching",

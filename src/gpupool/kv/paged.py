@@ -20,8 +20,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from gpupool._core import Driver
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.cache import KvCache
@@ -42,13 +43,14 @@ class PagedKv:
         region_bytes: int,
         dtype: str,
         store_bytes: int | None = None,
-        mover: Mover | None = None,
+        mover: Callable[[Driver, BlockLayout, int, int], Mover] = planned_mover,
     ) -> None:
         """Add a region of ``region_bytes`` to a model that is out, for blocks of ``layout``.
 
         Their copies take at most ``store_bytes`` of host memory, by default as much as all blocks
-        need; memory is taken as blocks are written. They are moved by ``mover``, by default as
-        ``gpupool tune`` found best on this device. Raises UsageError for a layout that reaches
+        need; memory is taken as blocks are written. ``mover`` makes what moves them,
+        from the device, the layout, and the address and bytes of the region; by default that is
+        what ``gpupool tune`` found best on this device. Raises UsageError for a layout that reaches
         beyond the region or a store without room for a block, and what ``Model.region`` does.
         """
         if layout.extent_bytes > region_bytes:
@@ -61,9 +63,8 @@ class PagedKv:
         store = KvStore(model, identity, budget_bytes=store_bytes)
         self.region = model.region("kv_cache", region_bytes, image=False)
         try:
-            if mover is None:
-                mover = planned_mover(model.driver, layout, self.region.address, region_bytes)
-            self.cache = KvCache(store, mover, identity)
+            moves = mover(model.driver, layout, self.region.address, region_bytes)
+            self.cache = KvCache(store, moves, identity)
             model.add_keeper(self)
         except BaseException:
             model.remove_region(self.region)

@@ -66,6 +66,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
     model: Annotated[str, Meta(min_length=1)]
     kv_cache_bytes: ByteSize = field(name="kv_cache")
+    kv_store_bytes: ByteSize | None = field(name="kv_store", default=None)
+    """Host memory for copies of its KV blocks, at most."""
     args: dict[str, ArgValue] = {}
 
     @property

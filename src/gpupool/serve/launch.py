@@ -65,7 +65,9 @@ def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
 
 def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str]:
     """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`."""
-    pooled = {"gpupool": {"socket": str(socket_path), "model": model.name}}
+    pooled: dict[str, str | int] = {"socket": str(socket_path), "model": model.name}
+    if model.kv_store_bytes is not None:
+        pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model.model),
@@ -74,7 +76,7 @@ def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str
         *("--port", str(port)),
         *("--worker-cls", "gpupool.vllm.Worker"),
         *("--kv-cache-memory-bytes", str(int(model.kv_cache_bytes))),
-        *("--additional-config", json.dumps(pooled)),
+        *("--additional-config", json.dumps({"gpupool": pooled})),
     ]
     for name, value in model.args.items():
         command += _option(name.replace("_", "-"), value)
