@@ -119,6 +119,13 @@ InterfaceFields cuda_interface(const RegionHandle& h) {
   return fields;
 }
 
+std::vector<PageHandle> handles_of(const std::vector<PagePtr>& pages) {
+  std::vector<PageHandle> handles;
+  handles.reserve(pages.size());
+  for (const PagePtr& page : pages) handles.push_back(page->handle());
+  return handles;
+}
+
 std::vector<Run> to_runs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
   std::vector<Run> runs;
   runs.reserve(pairs.size());
@@ -521,6 +528,17 @@ void bind_swap(py::module_& m) {
       .def_property_readonly("copy_s", [](const SwapReport& r) { return 1e-9 * double(r.copy_ns); })
       .def_property_readonly("total_s",
                              [](const SwapReport& r) { return 1e-9 * double(r.total_ns); })
+      .def(
+          "__add__",
+          [](const SwapReport& a, const SwapReport& b) {
+            return SwapReport{a.map_ns + b.map_ns,
+                              a.copy_ns + b.copy_ns,
+                              a.total_ns + b.total_ns,
+                              a.copied_bytes + b.copied_bytes,
+                              a.filled_bytes + b.filled_bytes,
+                              a.pages + b.pages};
+          },
+          "Of one after the other.")
       .def_readonly("copied_bytes", &SwapReport::copied_bytes)
       .def_readonly("filled_bytes", &SwapReport::filled_bytes)
       .def_readonly("pages", &SwapReport::pages);
@@ -543,9 +561,16 @@ void bind_swap(py::module_& m) {
           "Host memory behind it, in whole pages of the system.")
       .def_property_readonly(
           "mapped_pages",
-          py::cpp_function([](const RegionHandle& h) { return h.memory->mapped_pages(*h.region); },
-                           NoGil()),
+          py::cpp_function(
+              [](const RegionHandle& h) { return h.memory->mapped_pages(*h.region).size(); },
+              NoGil()),
           "Pages behind it now; none while the model is out.")
+      .def_property_readonly(
+          "page_handles",
+          py::cpp_function(
+              [](const RegionHandle& h) { return handles_of(h.memory->mapped_pages(*h.region)); },
+              NoGil()),
+          "Page.handle of each of them, in order.")
       .def(
           "missing_image_bytes",
           [](const RegionHandle& h, std::size_t bytes) {
@@ -558,9 +583,7 @@ void bind_swap(py::module_& m) {
              std::size_t clean, int image_fd) {
             const auto gone =
                 h.memory->resize(*h.region, bytes, {pages.begin(), pages.end()}, clean, image_fd);
-            std::vector<PageHandle> handles;
-            for (const PagePtr& page : gone) handles.push_back(page->handle());
-            return handles;
+            return handles_of(gone);
           },
           py::arg("bytes"), py::arg("pages"), py::arg("clean"), py::arg("image_fd"), NoGil(),
           "Makes it `bytes` long; the handles of the pages that it no longer maps.")

@@ -55,10 +55,10 @@ std::size_t ModelMemory::missing_image_bytes(const Region& region, std::size_t b
   return region.image_ ? region.image_->missing_bytes(bytes) : 0;
 }
 
-std::size_t ModelMemory::mapped_pages(const Region& region) const {
+std::vector<PagePtr> ModelMemory::mapped_pages(const Region& region) const {
   std::lock_guard lock(mutex_);
   require_own(region);
-  return region.mapping_ ? region.mapping_->pages().size() : 0;
+  return region.mapping_ ? region.mapping_->pages() : std::vector<PagePtr>();
 }
 
 std::shared_ptr<Arena> ModelMemory::share_out(Region& region, std::size_t alignment) {

@@ -100,13 +100,13 @@ class ModelMemory {
   // the first `clean` read as zeros; one that shrinks waits for the device and returns the pages
   // it no longer maps. The image grows by `image_fd` (see missing_image_bytes) and never shrinks.
   // Throws UsageError, DriverError or std::system_error; the region is as before then, but for
-  // pages that could not be unmapped again: mapped_pages() says how many it has.
+  // pages that could not be unmapped again: mapped_pages() says what it has.
   std::vector<PagePtr> resize(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
                               std::size_t clean, int image_fd);
   // How long a descriptor must be for the image of a region of `bytes`; 0 if none is needed.
   [[nodiscard]] std::size_t missing_image_bytes(const Region& region, std::size_t bytes) const;
   // Pages behind a region now; none while the model is out.
-  [[nodiscard]] std::size_t mapped_pages(const Region& region) const;
+  [[nodiscard]] std::vector<PagePtr> mapped_pages(const Region& region) const;
 
   // Cuts the region into blocks for as long as the arena lives, which follows the region's size: to
   // make it smaller than the blocks in use is refused. Throws UsageError if it is cut already.

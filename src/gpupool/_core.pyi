@@ -360,6 +360,10 @@ class SwapReport:
     """
     What one swap took and moved.
     """
+    def __add__(self, arg0: SwapReport) -> SwapReport:
+        """
+        Of one after the other.
+        """
     @property
     def copied_bytes(self) -> int: ...
     @property
@@ -462,6 +466,11 @@ class Region:
     def mapped_pages(self) -> int:
         """
         Pages behind it now; none while the model is out.
+        """
+    @property
+    def page_handles(self) -> list[int]:
+        """
+        Page.handle of each of them, in order.
         """
     @property
     def saved_bytes(self) -> int:

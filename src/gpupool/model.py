@@ -63,9 +63,10 @@ class Model:
         if size_bytes < 1:
             raise UsageError("a region must have at least one byte")
         capacity_bytes = whole("capacity_bytes", capacity_bytes)
-        memory = self._residency.memory
-        if memory.resident:
+        if self._residency.resident:
             raise UsageError("a region can be added only while its model is out")
+        by_itself = image or kind is not Tag.kv_cache
+        memory = self._residency.saved if by_itself else self._residency.kept
         image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
         with host_memory(self._session, image_bytes) as fd:
             region = memory.add_region(kind, size_bytes, fd if image else None, capacity_bytes)
@@ -80,7 +81,7 @@ class Model:
         takes memory from it.
         """
         self._require_own(region)
-        self._residency.memory.remove_region(region)
+        self._residency.memory_of(region).remove_region(region)
         self._residency.regions = [r for r in self._residency.regions if r is not region]
         self._residency.footprint_changed()
         if region.image_bytes > 0:
@@ -205,7 +206,7 @@ class Model:
     @property
     def footprint_bytes(self) -> int:
         """Device memory the model needs to be resident, in whole pages."""
-        return self._residency.memory.pages_needed * self._session.page_bytes
+        return self._residency.pages_needed * self._session.page_bytes
 
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:

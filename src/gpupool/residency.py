@@ -1,34 +1,45 @@
-"""How a model's memory comes and goes: what its gate asks for, all or nothing."""
+"""How a model's memory comes and goes: what its gate asks for, all or nothing.
+
+Regions with an image and those without lie in memories of their own. So the pages of what is on the
+host already, weights above all, are given back before a keeper has saved the rest, and whoever
+waits for them can fill them meanwhile.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import NoReturn, Protocol, cast
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
 from gpupool.errors import DaemonUnavailableError, UsageError
-from gpupool.session import Session
+from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
 
 class Keeper(Protocol):
-    """Keeps over swaps what a region without an image holds, by copies of its own."""
+    """Keeps over swaps what regions without an image hold, by copies of its own."""
 
     def arrived(self) -> None:
         """The memory is there and reads as zeros: begin to bring back what was kept.
 
-        After an error the model leaves again, with ``settle`` and ``left``.
+        After an error the model leaves again.
         """
 
     def leaving(self) -> None:
-        """No step is open: keep what the memory holds. After an error the model stays."""
+        """No step is open, and none will be before ``left``. After an error the model stays."""
 
     def forsake(self) -> None:
-        """No step is open and none will be: nothing is to be kept. Instead of ``leaving``."""
+        """Instead of ``leaving`` if the model leaves for good: nothing is to be kept."""
 
-    def settle(self) -> None:
-        """Return when nothing is in flight any more. After an error the memory stays mapped."""
+    def save(self) -> None:
+        """Keep what the memory holds, and return when nothing is in flight any more.
+
+        After an error the memory stays mapped, and this is called again later. There is nothing to
+        save after a failed ``arrived``.
+        """
 
     def left(self) -> None:
         """The memory is gone."""
@@ -47,7 +58,9 @@ class Residency:
         self._name = name
         self._session = session
         self.before_swap_out = before_swap_out
-        self.memory = ModelMemory(session.driver, session.page_bytes)
+        self.saved = ModelMemory(session.driver, session.page_bytes)
+        """Of regions that swaps save by themselves, and of workspaces."""
+        self._kept: ModelMemory | None = None
         self.regions: list[Region] = []
         self.keepers: list[Keeper] = []
         self.swap_ins = 0
@@ -55,12 +68,38 @@ class Residency:
         self.last_swap_out: SwapReport | None = None
         self.closing = False
         self._declared = 0
-        self._stuck = False  # arrived in vain, and could not leave again
+        self._parted = False  # some of the memory is there, or all of it for nothing
+
+    @property
+    def kept(self) -> ModelMemory:
+        """Of regions that keepers save. Raises DriverError where it must be made and cannot."""
+        if self._kept is None:
+            self._kept = ModelMemory(self._session.driver, self._session.page_bytes)
+        return self._kept
+
+    def memory_of(self, region: Region) -> ModelMemory:
+        """Where a region of this model lies."""
+        by_itself = region.image_bytes > 0 or region.tag == Tag.workspace
+        return self.saved if by_itself else self.kept
+
+    @property
+    def pages_needed(self) -> int:
+        """To be resident."""
+        return self.saved.pages_needed + self._pages_kept
+
+    @property
+    def resident(self) -> bool:
+        """Whether any of the memory is there."""
+        return self.saved.resident or (self._kept is not None and self._kept.resident)
 
     @property
     def torn(self) -> bool:
         """Whether a failure left pages mapped; the next bring-in or give-up unmaps them."""
-        return self._stuck or self.memory.torn
+        return self._parted or any(m.torn for m in (self.saved, self._kept) if m is not None)
+
+    @property
+    def _pages_kept(self) -> int:
+        return 0 if self._kept is None else self._kept.pages_needed
 
     def footprint_changed(self) -> None:
         """The arbiter must be told anew."""
@@ -68,7 +107,7 @@ class Residency:
 
     def declare(self) -> None:
         """Tell the arbiter the footprint of the regions so far. Raises DoesNotFitError."""
-        pages = self.memory.pages_needed
+        pages = self.pages_needed
         if pages == 0:
             raise UsageError(f"model {self._name!r} has no region to be resident")
         if pages != self._declared:
@@ -82,16 +121,15 @@ class Residency:
     def bring_in(self, timeout_s: float) -> SwapReport:
         """Get pages and restore every region."""
         if self.torn:
-            self._swap_out()
+            self._leave()
         self.declare()
         with span(self._session.driver, f"lease wait {self._name}", {}):
             grant = self._session.acquire(timeout_s)
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
             with span(self._session.driver, f"swap in {self._name}", values):
-                report = self.memory.swap_in(grant.pages, grant.clean)
+                report = self._arrive(grant)
                 values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
-                self._let_arrive()
         except BaseException:
             if not self.torn:  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -105,7 +143,7 @@ class Residency:
 
     def give_up(self) -> SwapReport:
         """Save, unmap and give the pages back."""
-        if self.memory.resident and not self._stuck:
+        if self.resident and not self.torn:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
@@ -113,7 +151,7 @@ class Residency:
                     keeper.forsake()
                 else:
                     keeper.leaving()
-        return self._swap_out()
+        return self._leave()
 
     def close(self) -> None:
         """The model has left for good."""
@@ -125,19 +163,29 @@ class Residency:
     def drop(self) -> None:
         """Let host images and addresses go, now that the model is closed."""
         self.regions = []
-        self.memory = cast("ModelMemory", _NoMemory())
+        self.saved = self._kept = cast("ModelMemory", _NoMemory())
 
-    def _let_arrive(self) -> None:
+    def _arrive(self, grant: PageGrant) -> SwapReport:
+        # The clean ones first for what is zeroed throughout.
+        count = self._pages_kept
+        reports = []
         try:
+            if count > 0:
+                reports.append(self.kept.swap_in(grant.pages[:count], min(grant.clean, count)))
+            if len(grant.pages) > count:
+                rest = grant.pages[count:]
+                reports.append(self.saved.swap_in(rest, max(0, grant.clean - count)))
             for keeper in self.keepers:
                 keeper.arrived()
+            return reduce(add, reports)
         except BaseException:
-            self._stuck = True
-            with contextlib.suppress(Exception):  # the next bring-in or give-up tries again
-                self._unmap()
+            if self.resident:
+                self._parted = True
+                with contextlib.suppress(Exception):  # the next bring-in or give-up tries again
+                    self._unmap()
             raise
 
-    def _swap_out(self) -> SwapReport:
+    def _leave(self) -> SwapReport:
         values: Values = {}
         with span(self._session.driver, f"swap out {self._name}", values):
             report = self._unmap()
@@ -149,13 +197,30 @@ class Residency:
         return report
 
     def _unmap(self) -> SwapReport:
-        for keeper in self.keepers:
-            keeper.settle()
-        report = self.memory.swap_out()
-        self._stuck = False
+        """Also goes on where an attempt that failed has left off."""
+        kept = self._kept
+        keeps = kept is not None and (kept.resident or kept.torn)
+        reports = []
+        if self.saved.resident or self.saved.torn:
+            gone = self._mapped(self.saved) if keeps else []
+            reports.append(self.saved.swap_out())
+            self._parted = keeps
+            if gone:
+                self.footprint_changed()
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._session.release(gone)
+        if kept is not None and keeps:
+            for keeper in self.keepers:
+                keeper.save()
+            reports.append(kept.swap_out())
+        self._parted = False
         for keeper in self.keepers:
             keeper.left()
-        return report
+        return reduce(add, reports)
+
+    def _mapped(self, memory: ModelMemory) -> list[int]:
+        of = [region for region in self.regions if self.memory_of(region) is memory]
+        return [page for region in of for page in region.page_handles]
 
     def _bytes_of(self, tag: Tag) -> int:
         return sum(region.bytes for region in self.regions if region.tag == tag)

@@ -93,6 +93,7 @@ class SlabMachine(RuleBasedStateMachine):
             assert (caught.value.slab << 48) | (caught.value.block << 32) | (
                 caught.value.generation
             ) == handle
+            del caught  # its traceback has this frame, which has the slabs
 
     @rule()
     def trim(self) -> None:

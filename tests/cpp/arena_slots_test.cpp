@@ -38,7 +38,7 @@ struct Scene {
   }
   void resize(std::size_t bytes) {
     const std::size_t pages = (bytes + page_bytes - 1) / page_bytes;
-    const std::size_t had = memory.mapped_pages(*region);
+    const std::size_t had = memory.mapped_pages(*region).size();
     std::vector<PagePtr> more;
     if (pages > had) more = machine.acquire(1, pages - had);
     memory.resize(*region, bytes, more, 0, -1);
@@ -196,7 +196,7 @@ TEST(the_room_follows_the_size_of_the_region) {
   CHECK_EQ(address(block), scene.region->address() + page_bytes);
   CHECK_THROWS(UsageError, scene.resize(page_bytes));  // the block would be cut off
   CHECK_EQ(scene.region->bytes(), 3 * page_bytes);
-  CHECK_EQ(scene.memory.mapped_pages(*scene.region), 3);
+  CHECK_EQ(scene.memory.mapped_pages(*scene.region).size(), 3);
   scene.resize(page_bytes + 1024);
   CHECK(scene.allocate(1000) == nullptr);
   scene.free(block);

@@ -61,8 +61,8 @@ struct Scene {
     CHECK_EQ(region->bytes(), expected.size());
     CHECK_EQ(region->span_bytes(), in_pages(expected.size()) * page_bytes);
     CHECK_EQ(memory.pages_needed(), in_pages(expected.size()));
-    CHECK_EQ(memory.mapped_pages(*region), memory.resident() ? memory.pages_needed() : 0);
-    CHECK_EQ(machine.pool.owned(1).size(), memory.mapped_pages(*region));
+    CHECK_EQ(memory.mapped_pages(*region).size(), memory.resident() ? memory.pages_needed() : 0);
+    CHECK_EQ(machine.pool.owned(1).size(), memory.mapped_pages(*region).size());
     if (memory.resident())
       CHECK(machine.bench.read(region->address(), expected.size()) == expected);
   }
@@ -186,7 +186,8 @@ TEST(any_call_may_fail) {
         injected = scene.machine.plan->injected();
         scene.machine.plan->disarm();
         // Where only one call failed, the way back is open.
-        const bool stuck = scene.memory.mapped_pages(*scene.region) > scene.memory.pages_needed();
+        const bool stuck =
+            scene.memory.mapped_pages(*scene.region).size() > scene.memory.pages_needed();
         if (!persistent) CHECK(!stuck);
         if (failed) {
           CHECK_EQ(scene.region->bytes(), 3 * page_bytes);
@@ -238,10 +239,10 @@ TEST(a_stuck_page_goes_when_the_region_shrinks) {
   scene.machine.plan->arm(2, Status::unknown, true);  // the second map, and then the way back
   CHECK_THROWS(DriverError, scene.memory.resize(*scene.region, 3 * page_bytes, more, 0, -1));
   scene.machine.plan->disarm();
-  CHECK_EQ(scene.memory.mapped_pages(*scene.region), 2);
+  CHECK_EQ(scene.memory.mapped_pages(*scene.region).size(), 2);
   scene.give_back({more[1]});
   CHECK_EQ(scene.memory.resize(*scene.region, page_bytes - 1, {}, 0, -1).size(), 1);
-  CHECK_EQ(scene.memory.mapped_pages(*scene.region), 1);
+  CHECK_EQ(scene.memory.mapped_pages(*scene.region).size(), 1);
 }
 
 TEST(the_image_grows_and_stays) {

@@ -114,7 +114,7 @@ class SteppedModel {
       give_back(memory_->resize(*kv, bytes, more, clean, -1));
     } catch (...) {
       // What could not be unmapped again stays the model's until it leaves.
-      if (memory_->mapped_pages(*kv) <= had) give_back(more);
+      if (memory_->mapped_pages(*kv).size() <= had) give_back(more);
       throw;
     }
     content_[2].resize(kv->bytes() / 8, 0);

@@ -120,7 +120,7 @@ def test_layouts_of_vllm() -> None:
     """What the worker tells of an engine of one buffer, of keys and values, and of a hybrid."""
     interface = pytest.importorskip("vllm.v1.kv_cache_interface")
     torch = pytest.importorskip("torch")
-    from gpupool.vllm.compat import block_pieces
+    from gpupool.vllm.compat import block_layout
 
     full = interface.FullAttentionSpec(
         block_size=16, num_kv_heads=2, head_size=8, dtype=torch.float16
@@ -142,7 +142,8 @@ def test_layouts_of_vllm() -> None:
 
     tensor = interface.KVCacheTensor
     by_layer = config([tensor(blocks * stride, ["f0", "f1"], page * blocks, page)], [("f", full)])
-    layout = BlockLayout.merged(block_pieces(by_layer), blocks)
+    layout, dtype = block_layout(by_layer)
+    assert dtype == "float16"
     assert [(p.offset, p.stride, p.bytes) for p in layout.pieces] == [
         (0, page, page),
         (page * blocks, page, page),
@@ -154,7 +155,17 @@ def test_layouts_of_vllm() -> None:
         ],
         [("f", full), ("w", window)],
     )
-    layout = BlockLayout.merged(block_pieces(hybrid), blocks)
+    layout, _ = block_layout(hybrid)
     assert [(p.offset, p.stride, p.bytes) for p in layout.pieces] == [(0, stride, stride)]
+    pieces = [(0, stride, page), (page, stride, page), (page // 2, stride, page // 2)]
     with pytest.raises(UsageError, match="merged"):
-        BlockLayout.of(block_pieces(hybrid), blocks)
+        BlockLayout.of(pieces, blocks)
+    state = interface.MambaSpec(block_size=16, shapes=((4, 4),), dtypes=(torch.float16,))
+    mixed = config(
+        [
+            tensor(blocks * stride, ["f0"], page, stride),
+            tensor(blocks * stride, ["s0"], page, stride),
+        ],
+        [("f", full), ("s", state)],
+    )
+    assert block_layout(mixed) is None  # not in blocks of tokens

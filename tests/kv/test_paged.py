@@ -34,6 +34,7 @@ class Kept:
     """A model with weights and a KV cache, and what each of its blocks was last written with."""
 
     def __init__(self, pool: Pool, name: str, store_bytes: int | None = None) -> None:
+        self.pool = pool
         self.model: Model = pool.model(name, lease_timeout_s=20.0)
         self.model.region("weights", 3000)
         self.kv = PagedKv(
@@ -200,6 +201,30 @@ def test_a_model_that_cannot_leave_again_after_a_failed_arrival_leaves_later(
         assert a.model._residency.torn
         b.check()  # which has the pages that a gave up
         assert not a.model._residency.torn
+        a.check()
+
+
+def test_pages_of_what_is_saved_already_go_before_blocks_are_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that others can fill them meanwhile; after a failure the rest is saved the next time."""
+    with two(None, FaultPlan()) as (a, b):
+        a.step(random.Random(1))
+        save, free = a.kv.cache.save, []
+
+        def failing() -> int:
+            free.append(a.pool.free_bytes)
+            if len(free) == 1:
+                raise RuntimeError("planted")
+            return save()
+
+        monkeypatch.setattr(a.kv.cache, "save", failing)
+        with pytest.raises(RuntimeError, match="planted"):
+            a.model.swap_out()
+        assert not a.model.gate.is_resident  # in part
+        assert a.model._residency.torn
+        b.check()
+        assert free == [PAGE_BYTES, PAGE_BYTES]
         a.check()
 
 

@@ -15,6 +15,7 @@ from async_engine import FakeWorker, running, vllm_config
 from gpupool import adopt
 from gpupool.kv.cache import KvCache
 from gpupool.kv.paged import PagedKv
+from gpupool.vllm import compat
 from gpupool.vllm import worker as pool_worker
 from gpupool.vllm.block_use import BlockUse
 
@@ -48,12 +49,15 @@ def break_safeguard(name: str, worker: Any) -> None:
     elif name == "written":
         PagedKv.write = lambda self, blocks: None  # type: ignore[method-assign]
     elif name == "restored":
-        PagedKv.arrived = lambda self: self.cache.restore([], [])  # type: ignore[method-assign]
+        restore = KvCache.restore
+        KvCache.restore = lambda self, _: restore(self, [], [])  # type: ignore[method-assign]
         KvCache.require = lambda self, blocks: None  # type: ignore[method-assign]
     elif name == "fresh":  # what is in use is taken for given out anew
         BlockUse.all_blocks = lambda self: iter(())  # type: ignore[method-assign]
         forget = KvCache.forget
         KvCache.forget = lambda self, _: forget(self, range(24))  # type: ignore[method-assign]
+    elif name == "whole":  # none: state that is not in blocks of tokens is kept all the same
+        compat.block_layout = lambda _: None
     elif name == "runtime":
         always = property(lambda self: True, lambda self, value: None)
         adopt._Span.only_parameters = always  # type: ignore[assignment]

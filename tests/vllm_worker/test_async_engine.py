@@ -27,6 +27,11 @@ def test_tokens_are_those_of_an_undisturbed_run() -> None:
     assert sum(swaps) >= 240
 
 
+def test_state_that_is_not_in_blocks_is_kept_whole() -> None:
+    done = _run("3", "whole")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("safeguard", ["synchronize", "written", "restored", "fresh", "runtime"])
 def test_without_a_safeguard_it_fails(safeguard: str) -> None:
     done = _run("12", safeguard)

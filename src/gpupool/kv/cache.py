@@ -106,15 +106,11 @@ class KvCache:
                     return
             self._wait(in_use_until)  # rows of forgotten blocks are free then
 
-    def back(self) -> int:
-        """Look for room for unbacked blocks; how many still are. Raises DriverError."""
+    def back(self) -> None:
+        """Find room for unbacked blocks. Raises KvStoreFullError or DriverError."""
         with self._lock:
             missing = self._unbacked()
-            try:
-                self._reserve(missing)
-                return 0
-            except KvStoreFullError:
-                return len(missing)
+            self._reserve(missing)
 
     def forget(self, blocks: Iterable[int]) -> None:
         """What is in these blocks will never be read: the scheduler has given them up."""

@@ -59,6 +59,7 @@ class PagedKv:
                 f"{region_bytes}"
             )
         self._first: Iterable[int] = ()
+        self._there = False
         identity = KvIdentity(model.name, 0, dtype, layout)
         store = KvStore(model, identity, budget_bytes=store_bytes)
         self.region = model.region("kv_cache", region_bytes, image=False)
@@ -88,21 +89,25 @@ class PagedKv:
         """Begin to bring back what was saved, and return once it is enqueued."""
         first, self._first = self._first, ()
         self.cache.restore(first)
+        self._there = True
 
     def leaving(self) -> None:
-        """Save what was written since the last save. Raises KvStoreFullError or DriverError."""
-        self.cache.save()
+        """See that there is room for what was written. Raises KvStoreFullError or DriverError."""
+        self.cache.back()
 
     def forsake(self) -> None:
         """Nothing of it will be read."""
         self.cache.forget_all()
 
-    def settle(self) -> None:
-        """Return when nothing is in flight."""
+    def save(self) -> None:
+        """Save what was written since the last save. Raises DriverError."""
+        if self._there:
+            self.cache.save()
         self.cache.drain()
 
     def left(self) -> None:
         """The memory is gone."""
+        self._there = False
         self.cache.lost()
 
     def close(self) -> None:

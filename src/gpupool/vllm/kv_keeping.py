@@ -68,11 +68,11 @@ class KeptWhole:
     def forsake(self) -> None:
         """Nothing of it will be read."""
 
-    def settle(self) -> None:
-        """Nothing is in flight."""
+    def save(self) -> None:
+        """Its image has it."""
 
     def left(self) -> None:
-        """Its image has it."""
+        """Nothing to do."""
 
     def close(self) -> None:
         """Its image goes with the model."""
