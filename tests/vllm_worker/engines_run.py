@@ -89,7 +89,7 @@ def worker_of(one: Any) -> Any:
 def count_what_is_saved(worker: Any, saves: list[int]) -> None:
     """Hold what each swap-out copies of the KV cache against the blocks that were written."""
     kv, tables = worker._pool_kv._kv, worker._pool_tables
-    save = kv.leaving
+    save = kv.save
     observer = worker.pool_model.driver.observer
     row_bytes = kv.cache._identity.layout.row_bytes
 
@@ -101,7 +101,7 @@ def count_what_is_saved(worker: Any, saves: list[int]) -> None:
         saves.append(len(tables.written))
         tables.written.clear()
 
-    kv.leaving = counted
+    kv.save = counted
 
 
 class Driver:
