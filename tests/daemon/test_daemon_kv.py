@@ -1,0 +1,106 @@
+"""KV blocks and a daemon: pages on their way, host memory on its books, a store that is full."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from daemon_bench import PAGE_BYTES, Daemon, until
+
+from gpupool.daemon.client import DaemonSession
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.paged import PagedKv
+from gpupool.model import Model
+
+BLOCKS = 16
+BLOCK_BYTES = 64 << 10
+LAYOUT = BlockLayout.of([(0, BLOCK_BYTES, BLOCK_BYTES)], blocks=BLOCKS)
+
+
+def paged(daemon: Daemon, name: str, weights_pages: int, **more: Any) -> tuple[Model, PagedKv]:
+    """A model of this process, with some pages of weights and one of KV."""
+    session = DaemonSession(daemon.socket_path, name)
+    model = Model(name, session, lease_timeout_s=30.0)
+    model.region("weights", weights_pages * PAGE_BYTES)
+    return model, PagedKv(model, LAYOUT, region_bytes=PAGE_BYTES, dtype="int8", **more)
+
+
+def write(kv: PagedKv, block: int, byte: int) -> None:
+    kv.write([block])
+    ctypes.memset(kv.region.address + block * BLOCK_BYTES, byte, BLOCK_BYTES)
+
+
+def holds(kv: PagedKv, block: int, byte: int) -> bool:
+    kv.cache.require([block])
+    seen = ctypes.string_at(kv.region.address + block * BLOCK_BYTES, BLOCK_BYTES)
+    return seen == bytes([byte]) * BLOCK_BYTES
+
+
+def test_the_next_model_comes_while_blocks_are_saved(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four pages: a holds three of weights and one of KV, b needs one of each."""
+    a, of_a = paged(daemon, "a", 3)
+    b, of_b = paged(daemon, "b", 1)
+    with a.resident():
+        write(of_a, 3, 0x33)
+    b_is_in = threading.Event()
+    save, waited = of_a.save, []
+
+    def late() -> None:
+        waited.append(b_is_in.wait(30))
+        save()
+
+    monkeypatch.setattr(of_a, "save", late)
+    with b.resident():
+        b_is_in.set()
+        write(of_b, 3, 0x44)
+    with a.resident():
+        assert waited == [True]
+        assert holds(of_a, 3, 0x33)
+    with b.resident():
+        assert holds(of_b, 3, 0x44)
+    a.close()
+    b.close()
+    until(lambda: daemon.status().host_bytes == 0)
+
+
+def test_rows_are_on_the_books_while_they_are_kept(daemon: Daemon) -> None:
+    a, kv = paged(daemon, "a", 1)
+    before = daemon.status().host_bytes
+    with a.resident():
+        write(kv, 1, 1)
+        assert daemon.status().host_bytes > before
+    assert a.swap_out()
+    kv.cache.forget_all()
+    kv.cache._store.trim()
+    until(lambda: daemon.status().host_bytes == before)
+    a.close()
+
+
+def test_a_model_without_room_for_its_blocks_stays_and_others_wait(daemon: Daemon) -> None:
+    a, kv = paged(daemon, "a", 2, store_bytes=2 * BLOCK_BYTES)
+    b, _ = paged(daemon, "b", 2)
+    with a.resident():
+        for block in range(3):
+            write(kv, block, 0x50 + block)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(b.gate.open_step, 60)
+        until(lambda: daemon.status().models[0].stays)
+        status = daemon.status()
+        assert "do not fit into the host store" in status.models[0].stays
+        assert status.models[0].state == "resident"
+        assert status.refusals == []
+        with a.resident():
+            assert holds(kv, 2, 0x52)
+            kv.cache.forget([0])
+        waiting.result(60)  # asked again, a could leave
+    b.gate.close_step()
+    assert daemon.status().models[0].stays == ""
+    with a.resident():
+        assert holds(kv, 1, 0x51)
+    for model in (a, b):
+        model.close()
