@@ -150,7 +150,7 @@ class Arbiter:
         if lease.state not in (Residency.LEAVING, Residency.RESIDENT):
             raise UsageError(f"model {lease.name!r} gave memory back while {lease.state.value}")
         self._pages.give_back_all(key)
-        lease.stays = ""
+        lease.stays, lease.stays_until_s = "", 0.0
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
 

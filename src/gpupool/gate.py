@@ -30,6 +30,9 @@ class Resident(Protocol):
         Of a torn one it undoes what is left to undo.
         """
 
+    def leave_for_good(self) -> SwapReport:
+        """The same, with nothing to be kept that only a later bring-in would need."""
+
     @property
     def torn(self) -> bool:
         """Neither resident nor out, after an error that could not be undone at once."""
@@ -85,7 +88,7 @@ class Gate:
 
     @property
     def is_resident(self) -> bool:
-        """Whether the model's memory is in place. True may be outdated at once."""
+        """Whether the memory is in place. True may be outdated at once."""
         return self._state is _State.RESIDENT
 
     @property
@@ -112,9 +115,8 @@ class Gate:
                     self._open_step()
                     return
                 elif not self._changed.wait(max(0.0, deadline_s - self._clock())):
-                    raise LeaseTimeoutError(
-                        f"waited {limit_s:g} s for a model that is {self._state.value}"
-                    )
+                    state = self._state.value
+                    raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {state}")
 
     def close_step(self, *, counts: bool = True) -> None:
         """End a step; ``counts`` says whether it makes progress towards ``min_steps``."""
@@ -178,12 +180,21 @@ class Gate:
     ) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
-        With half of ``timeout_s`` gone a turn is cut short: ``min_steps`` no longer counts. False
-        if the model was out already, another thread saw to it, or ``is_stale`` says that what was
-        revoked has gone by itself. Raises LeaseTimeoutError if a step stays open for
-        ``timeout_s`` (None waits for ever), UsageError if this very thread holds it open, and
-        whatever giving up raises; the model is resident then, or torn.
+        With half of ``timeout_s`` gone ``min_steps`` no longer counts. False if the model was out
+        already, another thread saw to it, or ``is_stale`` says that what was revoked has gone by
+        itself. Raises LeaseTimeoutError if a step stays open for ``timeout_s`` (None waits for
+        ever), UsageError if it is this very thread's, and what giving up raises; the model is
+        resident then, or torn.
         """
+        return self._give_up(timeout_s, is_stale, self._resident.give_up, _State.OUT)
+
+    def _give_up(
+        self,
+        timeout_s: float | None,
+        is_stale: Callable[[], bool] | None,
+        leave: Callable[[], SwapReport],
+        then: _State,
+    ) -> bool:
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
             if threading.get_ident() in self._open_by:
@@ -209,8 +220,8 @@ class Gate:
                 self._changed.notify_all()
         after = None
         try:
-            self._resident.give_up()
-            after = _State.OUT
+            leave()
+            after = then
         finally:
             with self._changed:
                 self._state = after or self._after_error(_State.RESIDENT)
@@ -222,15 +233,13 @@ class Gate:
 
         Raises what ``give_up`` does; the gate is open then.
         """
-        while True:
-            self.give_up()
+        while not self._give_up(None, None, self._resident.leave_for_good, _State.CLOSED):
             with self._changed:
-                if self._state is _State.CLOSED:
-                    return False
-                if self._state is _State.OUT:  # else somebody came in between
-                    self._state = _State.CLOSED
+                if self._state in (_State.OUT, _State.CLOSED):
+                    closes, self._state = self._state is _State.OUT, _State.CLOSED
                     self._changed.notify_all()
-                    return True
+                    return closes
+        return True
 
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for

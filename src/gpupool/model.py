@@ -239,17 +239,13 @@ class Model:
         return self.gate.give_up()
 
     def close(self) -> None:
-        """Swap out and leave the pool; idempotent. What keepers keep of its memory is given up.
+        """Swap out and leave the pool; idempotent. What keepers have kept of its memory is lost.
 
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
-        self._residency.closing = True
-        try:
-            if self.gate.close():
-                self._residency.close()
-        finally:
-            self._residency.closing = False
+        if self.gate.close():
+            self._residency.close()
 
     def declare(self) -> None:
         """Say now whether the regions so far can ever fit the pool. Raises DoesNotFitError."""

@@ -31,9 +31,6 @@ class Keeper(Protocol):
     def leaving(self) -> None:
         """No step is open, and none will be before ``left``. After an error the model stays."""
 
-    def forsake(self) -> None:
-        """Instead of ``leaving`` if the model leaves for good: nothing is to be kept."""
-
     def save(self) -> None:
         """Keep what the memory holds, and return when nothing is in flight any more.
 
@@ -43,6 +40,12 @@ class Keeper(Protocol):
 
     def left(self) -> None:
         """The memory is gone."""
+
+    def settle(self) -> None:
+        """Instead of ``save`` if the model leaves for good: only let nothing be in flight."""
+
+    def forsake(self) -> None:
+        """Instead of ``left`` if the model has left for good."""
 
     def close(self) -> None:
         """The model is closed: what was kept may go. Never fails for want of the daemon."""
@@ -66,7 +69,6 @@ class Residency:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
-        self.closing = False
         self._declared = 0
         self._parted = False  # some of the memory is there, or all of it for nothing
 
@@ -147,11 +149,14 @@ class Residency:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
-                if self.closing:
-                    keeper.forsake()
-                else:
-                    keeper.leaving()
+                keeper.leaving()
         return self._leave()
+
+    def leave_for_good(self) -> SwapReport:
+        """Unmap and give the pages back; what keepers would have saved is lost once it is gone."""
+        if self.resident and not self.torn and self.before_swap_out is not None:
+            self.before_swap_out()
+        return self._leave(for_good=True)
 
     def close(self) -> None:
         """The model has left for good."""
@@ -185,10 +190,10 @@ class Residency:
                     self._unmap()
             raise
 
-    def _leave(self) -> SwapReport:
+    def _leave(self, *, for_good: bool = False) -> SwapReport:
         values: Values = {}
         with span(self._session.driver, f"swap out {self._name}", values):
-            report = self._unmap()
+            report = self._unmap(for_good=for_good)
             values.update(pages=report.pages, bytes=report.copied_bytes)
         self.last_swap_out = report
         # The memory is given up all the same; the next acquire says what is wrong.
@@ -196,7 +201,7 @@ class Residency:
             self._session.give_back(report)
         return report
 
-    def _unmap(self) -> SwapReport:
+    def _unmap(self, *, for_good: bool = False) -> SwapReport:
         """Also goes on where an attempt that failed has left off."""
         kept = self._kept
         keeps = kept is not None and (kept.resident or kept.torn)
@@ -211,11 +216,11 @@ class Residency:
                     self._session.release(gone)
         if kept is not None and keeps:
             for keeper in self.keepers:
-                keeper.save()
+                keeper.settle() if for_good else keeper.save()
             reports.append(kept.swap_out())
         self._parted = False
         for keeper in self.keepers:
-            keeper.left()
+            keeper.forsake() if for_good else keeper.left()
         return reduce(add, reports)
 
     def _mapped(self, memory: ModelMemory) -> list[int]:

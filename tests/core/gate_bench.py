@@ -31,6 +31,9 @@ class FakeModel:
     def give_up(self) -> None:
         self._do("out")
 
+    def leave_for_good(self) -> None:
+        self._do("out")
+
     def set_idle(self, idle: bool) -> None:
         self.idle.append(idle)
 

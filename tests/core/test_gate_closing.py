@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from gate_bench import PATIENCE_S, FakeModel, gate_of, revoke_is_waiting, thread_running, wait_until
 
 from gpupool.errors import DriverError, UsageError
-from gpupool.gate import Gate
 
 
-def test_somebody_who_comes_in_while_the_gate_closes_is_sent_out_again() -> None:
-    class LateGuest(Gate):
-        def give_up(self, *arguments: Any, **more: Any) -> bool:
-            left = super().give_up(*arguments, **more)
-            if left and model.calls.count("in") == 1:
-                with self.hold():
-                    pass
-            return left
-
+def test_closing_and_leaving_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody comes in between, to read what was not kept."""
     model = FakeModel()
-    gate = LateGuest(model, lease_timeout_s=PATIENCE_S)
+    gate = gate_of(model)
     with gate.hold():
         pass
+    left: list[str] = []
+    monkeypatch.setattr(model, "give_up", lambda: left.append("kept"))
+    monkeypatch.setattr(model, "leave_for_good", lambda: left.append("for good"))
     assert gate.close() is True
-    assert model.calls == ["in", "out", "in", "out"]
-    assert not gate.is_resident
+    assert left == ["for good"]
+    assert gate._state.value == "closed"
 
 
 def test_nobody_comes_through_a_closed_gate() -> None:

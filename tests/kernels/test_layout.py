@@ -142,7 +142,7 @@ def test_layouts_of_vllm() -> None:
 
     tensor = interface.KVCacheTensor
     by_layer = config([tensor(blocks * stride, ["f0", "f1"], page * blocks, page)], [("f", full)])
-    layout, dtype = block_layout(by_layer)
+    layout, dtype = block_layout(by_layer, blocks * stride)
     assert dtype == "float16"
     assert [(p.offset, p.stride, p.bytes) for p in layout.pieces] == [
         (0, page, page),
@@ -155,7 +155,7 @@ def test_layouts_of_vllm() -> None:
         ],
         [("f", full), ("w", window)],
     )
-    layout, _ = block_layout(hybrid)
+    layout, _ = block_layout(hybrid, blocks * stride)
     assert [(p.offset, p.stride, p.bytes) for p in layout.pieces] == [(0, stride, stride)]
     pieces = [(0, stride, page), (page, stride, page), (page // 2, stride, page // 2)]
     with pytest.raises(UsageError, match="merged"):
@@ -168,4 +168,4 @@ def test_layouts_of_vllm() -> None:
         ],
         [("f", full), ("s", state)],
     )
-    assert block_layout(mixed) is None  # not in blocks of tokens
+    assert block_layout(mixed, blocks * stride) is None  # not in blocks of tokens

@@ -14,6 +14,7 @@ import gpupool.kv.paged
 from gpupool import Model, Pool
 from gpupool._core import FaultPlan, open_host_driver, with_faults
 from gpupool.errors import (
+    DriverError,
     GpupoolError,
     KvStoreFullError,
     LeaseTimeoutError,
@@ -252,6 +253,26 @@ def test_a_model_stays_while_its_store_is_full() -> None:
             a.kv.write(range(6))  # and closes all the same
 
 
+def test_a_close_that_fails_loses_no_block() -> None:
+    for call in range(1, 40):
+        plan = FaultPlan()
+        with two(None, plan) as (a, b):
+            a.step(random.Random(call))
+            with a.model.resident():
+                pass
+            plan.arm(call, 2, persistent=True)
+            try:
+                a.model.close()
+            except DriverError:
+                plan.disarm()
+                a.check()
+            else:
+                plan.disarm()
+                b.step(random.Random(call))
+                return
+    raise AssertionError("no close came through")
+
+
 def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:
     pool = Pool(device="host", budget_bytes=PAGE_BYTES, page_bytes=PAGE_BYTES)
     model = pool.model("a")
@@ -263,6 +284,7 @@ def test_blocks_beyond_the_region_are_refused_and_nothing_is_left() -> None:
     refused: list[Callable[[], None]] = [
         lambda: kept(region_bytes=LAYOUT.extent_bytes - 1),
         lambda: kept(store_bytes=10),
+        lambda: kept(store_bytes=4096 * (BLOCKS - 1), fills_up=True),
         lambda: kept(mover=lambda d, _, at, n: CopierMover(d, OTHER, at, method="batch")),
     ]
     for attempt in refused:

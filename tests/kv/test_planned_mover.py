@@ -161,6 +161,9 @@ def test_a_table_of_ways_that_are_not_here_is_refused() -> None:
         PlannedMover(
             world.layout, {"each": world.cache._mover}, table_of(random.Random(1), ["kernel"])
         )
+    one_way = MoveTable("host", [Figure("to_host", "each", 4096, 16, 1e-6)])
+    with pytest.raises(UsageError, match="run gpupool tune"):
+        PlannedMover(world.layout, {"each": world.cache._mover}, one_way)
     world.finish()
 
 

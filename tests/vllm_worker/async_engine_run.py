@@ -57,7 +57,7 @@ def break_safeguard(name: str, worker: Any) -> None:
         forget = KvCache.forget
         KvCache.forget = lambda self, _: forget(self, range(24))  # type: ignore[method-assign]
     elif name == "whole":  # none: state that is not in blocks of tokens is kept all the same
-        compat.block_layout = lambda _: None
+        compat.block_layout = lambda *_: None
     elif name == "runtime":
         always = property(lambda self: True, lambda self, value: None)
         adopt._Span.only_parameters = always  # type: ignore[assignment]

@@ -100,6 +100,13 @@ def test_finished_requests_are_forgotten() -> None:
     assert tables.live_requests == 0
 
 
+def test_without_a_prefix_cache_blocks_of_finished_requests_are_given_up() -> None:
+    tables = BlockTables([4], 0, keeps_finished=False)
+    tables.step(_scheduled(new=[("a", [1, 2], 0), ("b", [3], 0)]))
+    use = tables.step(_scheduled(finished={"a"}, cached=[("b", None, 1)]))
+    assert (use.fresh, use.written) == ({1, 2}, {3})
+
+
 @given(
     tokens=st.integers(1, 8),
     hit=st.integers(0, 3),

@@ -71,13 +71,15 @@ class MoveList:
     def poll(self) -> None:
         """Find out what has arrived. Raises DriverError; what arrived before is noted."""
         reached = self.done
-        for move in self._moves:
-            if move.mark is None:
-                continue
-            if not move.mark.done():
-                break
-            reached = move.number
-        self.end(reached)
+        try:
+            for move in self._moves:
+                if move.mark is None:
+                    continue
+                if not move.mark.done():
+                    break
+                reached = move.number
+        finally:
+            self.end(reached)
 
     def end(self, number: int) -> None:
         """All moves up to ``number`` have ended."""

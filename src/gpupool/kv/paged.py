@@ -43,12 +43,14 @@ class PagedKv:
         region_bytes: int,
         dtype: str,
         store_bytes: int | None = None,
+        fills_up: bool = False,
         mover: Callable[[Driver, BlockLayout, int, int], Mover] = planned_mover,
     ) -> None:
         """Add a region of ``region_bytes`` to a model that is out, for blocks of ``layout``.
 
         Their copies take at most ``store_bytes`` of host memory, by default as much as all blocks
-        need; memory is taken as blocks are written. ``mover`` makes what moves them,
+        need; memory is taken as blocks are written. With ``fills_up``, as where nobody forgets any
+        block, less than that is refused. ``mover`` makes what moves them,
         from the device, the layout, and the address and bytes of the region; by default that is
         what ``gpupool tune`` found best on this device. Raises UsageError for a layout that reaches
         beyond the region or a store without room for a block, and what ``Model.region`` does.
@@ -62,6 +64,12 @@ class PagedKv:
         self._there = False
         identity = KvIdentity(model.name, 0, dtype, layout)
         store = KvStore(model, identity, budget_bytes=store_bytes)
+        if fills_up and store.rows_max < layout.blocks:
+            raise UsageError(
+                f"a KV store of {store_bytes} bytes has room for {store.rows_max} blocks of "
+                f"{layout.row_bytes} bytes, and a prefix cache comes to fill all {layout.blocks}: "
+                "give it more, or switch prefix caching off"
+            )
         self.region = model.region("kv_cache", region_bytes, image=False)
         try:
             moves = mover(model.driver, layout, self.region.address, region_bytes)
@@ -95,15 +103,20 @@ class PagedKv:
         """See that there is room for what was written. Raises KvStoreFullError or DriverError."""
         self.cache.back()
 
-    def forsake(self) -> None:
-        """Nothing of it will be read."""
-        self.cache.forget_all()
-
     def save(self) -> None:
         """Save what was written since the last save. Raises DriverError."""
         if self._there:
             self.cache.save()
         self.cache.drain()
+
+    def settle(self) -> None:
+        """Return when nothing is in flight. Raises DriverError."""
+        self.cache.drain()
+
+    def forsake(self) -> None:
+        """The memory is gone, and nothing of it will be read."""
+        self.cache.forget_all()
+        self.left()
 
     def left(self) -> None:
         """The memory is gone."""

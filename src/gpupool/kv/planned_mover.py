@@ -55,7 +55,8 @@ class PlannedMover:
         self._ways = dict(ways)
         self._table = table
         for direction in ("to_host", "to_device"):
-            if not set(table.methods(direction)) <= set(ways):
+            known = set(table.methods(direction))
+            if not known or not known <= set(ways):
                 raise UsageError(
                     f"the table of {table.device} has {table.methods(direction)} "
                     f"and there is {sorted(ways)} here: run gpupool tune"

@@ -112,6 +112,11 @@ class KvStore:
         return self._identity
 
     @property
+    def rows_max(self) -> int:
+        """How many rows the budget has room for."""
+        return self._slabs_max * self._rows_per_slab
+
+    @property
     def row_bytes(self) -> int:
         """The bytes of one block."""
         return self._identity.layout.row_bytes

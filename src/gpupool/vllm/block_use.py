@@ -13,9 +13,9 @@ class BlockUse:
     """What one step does with blocks."""
 
     fresh: set[int] = field(default_factory=set)
-    """Given to a request anew: nothing of what is in them will be read."""
+    """Given up, or given to a request anew: nothing of what is in them will be read."""
     written: set[int] = field(default_factory=set)
-    """All that the step may write to; those of ``fresh`` too."""
+    """All that the step may write to."""
     tables: list[list[int]] = field(default_factory=list)
     """What it may read, as it is now."""
 
@@ -31,8 +31,15 @@ class BlockTables:
     block table, which covers draft and lookahead tokens too. It reads the whole table.
     """
 
-    def __init__(self, block_tokens: list[int], draft_tokens: int) -> None:
-        """``block_tokens`` per KV cache group; ``draft_tokens`` may be computed and rejected."""
+    def __init__(
+        self, block_tokens: list[int], draft_tokens: int, *, keeps_finished: bool = True
+    ) -> None:
+        """``block_tokens`` per KV cache group; ``draft_tokens`` may be computed and rejected.
+
+        Without ``keeps_finished`` the blocks of finished requests are fresh at once: no prefix
+        cache has them.
+        """
+        self._keeps_finished = keeps_finished
         self._block_tokens = block_tokens
         self._draft_tokens = draft_tokens
         self._tables: dict[str, list[list[int]]] = {}
@@ -46,7 +53,9 @@ class BlockTables:
         """Note a scheduler output, before it runs."""
         use = BlockUse()
         for request_id in scheduled.finished_req_ids:
-            self._tables.pop(request_id, None)
+            table = self._tables.pop(request_id, [])
+            if not self._keeps_finished:
+                use.fresh.update(block for group in table for block in group)
         for new in scheduled.scheduled_new_reqs:
             self._tables[new.req_id] = [[] for _ in self._block_tokens]
             self._use(use, new.req_id, new.block_ids, new.num_computed_tokens)

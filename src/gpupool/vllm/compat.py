@@ -62,14 +62,23 @@ def step_timeout_s() -> float:
     return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
 
 
-def block_layout(kv_cache_config: Any) -> tuple[BlockLayout, str] | None:
-    """Where block b of the KV cache lies in the backing allocation, and the dtype of its values.
+def block_layout(kv_cache_config: Any, size_bytes: int) -> tuple[BlockLayout, str] | None:
+    """Where block b of the KV cache lies in ``size_bytes`` of memory, and the dtype of its values.
 
-    None if that cannot be told, as for state that is not addressed by token blocks (Mamba, linear
-    attention).
+    None where not all of the state is in blocks of tokens that are written once (Mamba and linear
+    attention, rings, an encoder's, sinks), where a hit may be computed anew, or where the pieces
+    that vLLM tells of are not all there is of a block, as with heads outside of blocks.
     """
-    from vllm.v1.kv_cache_interface import AttentionSpec, UniformTypeKVCacheSpecs
+    from vllm.v1.kv_cache_interface import (
+        ChunkedLocalAttentionSpec,
+        FullAttentionSpec,
+        MLAAttentionSpec,
+        SlidingWindowSpec,
+        UniformTypeKVCacheSpecs,
+    )
 
+    # Not their subclasses: each of these has rules of its own for what a step writes.
+    plain = (FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec, ChunkedLocalAttentionSpec)
     specs: dict[str, Any] = {}
     for group in kv_cache_config.kv_cache_groups:
         spec = group.kv_cache_spec
@@ -81,21 +90,36 @@ def block_layout(kv_cache_config: Any) -> tuple[BlockLayout, str] | None:
     for tensor in kv_cache_config.kv_cache_tensors:
         for index, layer in enumerate(tensor.layers):
             spec = specs.get(layer)
-            if not isinstance(spec, AttentionSpec):
+            if spec is None or type(spec) not in plain or spec.prefix_replay_tokens > 0:
                 return None
             offset = tensor.offset + index * tensor.layer_stride
             pieces.append((offset, tensor.block_stride, spec.page_size_bytes))
             dtypes.add(str(spec.dtype).removeprefix("torch."))
     if not pieces:
         return None
-    # Groups of layers lie over each other: a block belongs to one of them at a time.
-    layout = BlockLayout.merged(pieces, kv_cache_config.num_blocks)
+    try:
+        # Groups of layers lie over each other: a block belongs to one of them at a time.
+        layout = BlockLayout.merged(pieces, kv_cache_config.num_blocks)
+    except UsageError:
+        return None
+    if layout.row_bytes * layout.blocks != size_bytes or layout.extent_bytes != size_bytes:
+        return None
     return layout, "+".join(sorted(dtypes))
 
 
 def block_tokens(kv_cache_config: Any) -> list[int]:
     """Tokens in a block, per KV cache group."""
     return [int(group.kv_cache_spec.block_size) for group in kv_cache_config.kv_cache_groups]
+
+
+def draft_tokens(vllm_config: Any) -> int:
+    """Tokens that count as computed and may be taken back: drafts, or a canvas of diffusion."""
+    return int(getattr(vllm_config, "num_speculative_tokens", 0) or 0)
+
+
+def caches_prefixes(vllm_config: Any) -> bool:
+    """Whether blocks of finished requests may be read again."""
+    return bool(getattr(vllm_config.cache_config, "enable_prefix_caching", True))
 
 
 def unsupported(vllm_config: Any) -> str | None:

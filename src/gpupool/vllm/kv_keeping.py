@@ -62,17 +62,20 @@ class KeptWhole:
         """It has been restored with the rest."""
 
     def leaving(self) -> None:
-        """Any byte may have been written."""
+        """Any byte may have been written. Raises DriverError."""
         self.region.mark_written([(0, self.region.bytes)])
-
-    def forsake(self) -> None:
-        """Nothing of it will be read."""
 
     def save(self) -> None:
         """Its image has it."""
 
     def left(self) -> None:
         """Nothing to do."""
+
+    def settle(self) -> None:
+        """Nothing is in flight."""
+
+    def forsake(self) -> None:
+        """Its image goes with the model."""
 
     def close(self) -> None:
         """Its image goes with the model."""

@@ -67,7 +67,7 @@ class PoolWorker:
             session,
             lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
             min_steps=min_steps,
-            before_swap_out=lambda: self.synchronize_device(),
+            before_swap_out=self._pool_wait_for_device,
         )
         self._pool_kv_store_bytes = joined.kv_store_bytes
         self._pool_kv_cache_config: Any = None
@@ -117,9 +117,11 @@ class PoolWorker:
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         if kv_cache_config.kv_cache_groups and self._pool_kv is None:
             raise UsageError("this version of vLLM allocates its KV cache in an unknown way")
-        speculative = self.vllm_config.speculative_config
-        drafts = 0 if speculative is None else int(speculative.num_speculative_tokens)
-        self._pool_tables = BlockTables(compat.block_tokens(kv_cache_config), drafts)
+        self._pool_tables = BlockTables(
+            compat.block_tokens(kv_cache_config),
+            compat.draft_tokens(self.vllm_config),
+            keeps_finished=compat.caches_prefixes(self.vllm_config),
+        )
 
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, then leave: the engine is ready, and the next one may need the room."""
@@ -145,9 +147,9 @@ class PoolWorker:
     def _pool_take_kv_cache(self, size_bytes: int) -> torch.Tensor:
         if self._pool_kv is not None:
             raise UsageError("an engine with more than one KV allocation cannot be pooled")
-        blocks = compat.block_layout(self._pool_kv_cache_config)
+        blocks = compat.block_layout(self._pool_kv_cache_config, size_bytes)
         if blocks is None:
-            logger.info("gpupool: the state of this model is saved whole at each swap")
+            logger.warning("gpupool: the KV cache of this model is saved whole at each swap")
             self._pool_kv = KeptWhole(self.pool_model, size_bytes)
         else:
             layout, dtype = blocks
@@ -158,6 +160,8 @@ class PoolWorker:
                     region_bytes=size_bytes,
                     dtype=dtype,
                     store_bytes=self._pool_kv_store_bytes,
+                    # What a prefix cache has is never given up: such a model would stay for good.
+                    fills_up=compat.caches_prefixes(self.vllm_config),
                 )
             )
         self.pool_model.gate.open_step()  # closed by _pool_kept_from_allocation
@@ -178,13 +182,13 @@ class PoolWorker:
         """Run a step with the memory in place."""
         gate = self.pool_model.gate
         use = self._pool_tables.step(scheduler_output)
+        if self._pool_kv is not None:
+            self._pool_kv.announce(use)
         if not _touches_memory(scheduler_output):
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
             gate.set_idle(self._pool_tables.live_requests == 0)
             return output
         gate.set_idle(False)
-        if self._pool_kv is not None:
-            self._pool_kv.announce(use)
         gate.open_step()
         try:
             if self._pool_kv is not None:
@@ -208,6 +212,13 @@ class PoolWorker:
         finally:
             self._pool_unsampled -= 1
             self.pool_model.gate.close_step()
+
+    def _pool_wait_for_device(self) -> None:
+        """On any thread, whose current device need not be the engine's."""
+        model = self.pool_model
+        on_cuda = model.device_kind == "cuda"
+        with torch.cuda.device(model.device_ordinal) if on_cuda else nullcontext():
+            self.synchronize_device()
 
     # Doors.
 
