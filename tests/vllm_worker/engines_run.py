@@ -42,8 +42,8 @@ KV_BYTES = (4 * MIB, 3 * MIB // 8, 4 * MIB)
 class CountedTables(BlockTables):
     """Notes, besides, in which blocks the scheduled tokens lie."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self.written: set[int] = set()
         self.resumed = 0
 
