@@ -63,6 +63,8 @@ def test_the_next_model_comes_while_blocks_are_saved(
         assert holds(of_a, 3, 0x33)
     with b.resident():
         assert holds(of_b, 3, 0x44)
+        needs = {"a": 4 * PAGE_BYTES, "b": 2 * PAGE_BYTES}  # also of who is out
+        until(lambda: {m.name: m.footprint_bytes for m in daemon.status().models} == needs)
     a.close()
     b.close()
     until(lambda: daemon.status().host_bytes == 0)
