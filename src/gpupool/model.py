@@ -223,8 +223,9 @@ class Model:
                 yield
             finally:  # also after an error: part may have been written
                 if writes:
-                    self.mark_written("weights")
-                    self.mark_written("kv_cache")
+                    for region in (*self.regions("weights"), *self.regions("kv_cache")):
+                        if region.image_bytes > 0:  # else its keeper is told, block by block
+                            region.mark_written([(0, region.bytes)])
 
     def mark_written(self, tag: str) -> None:
         """All regions of one tag are to be saved whole at the next swap-out.

@@ -156,6 +156,15 @@ def test_after_a_failing_call_everything_is_still_there(persistent: bool) -> Non
     assert failed >= 40
 
 
+def test_a_block_that_writes_anywhere_leaves_blocks_to_their_keeper() -> None:
+    with two(None, FaultPlan()) as (a, b):
+        a.step(random.Random(1))
+        with a.model.resident(writes=True):
+            pass
+        b.check()
+        a.check()
+
+
 def test_a_failed_arrival_leaves_the_model_out_and_its_blocks_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,9 +48,9 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
     """As much of a configuration as the worker looks at."""
     return SimpleNamespace(
         additional_config={"gpupool": gpupool},
-        speculative_config=None,
+        num_speculative_tokens=0,
         parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
-        cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20),
+        cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),
         kv_transfer_config=None,
     )
 

@@ -244,6 +244,11 @@ def test_what_is_not_written_once_is_kept_whole(specs: tuple[Any, ...]) -> None:
     assert compat.block_layout(groups_of(*specs), BLOCKS * page) is None
 
 
-def test_drafts_and_canvases_may_be_taken_back() -> None:
-    assert compat.draft_tokens(SimpleNamespace(num_speculative_tokens=5)) == 5
-    assert compat.draft_tokens(SimpleNamespace(num_speculative_tokens=None)) == 0
+def test_what_is_asked_of_a_configuration_is_there(checkpoint: Path) -> None:
+    config = config_of(checkpoint)
+    assert compat.draft_tokens(config) == 0
+    config.diffusion_config = SimpleNamespace(canvas_length=5)
+    assert compat.draft_tokens(config) == 5  # a canvas may be taken back as drafts may
+    assert compat.caches_prefixes(config)
+    config.cache_config.enable_prefix_caching = False
+    assert not compat.caches_prefixes(config)

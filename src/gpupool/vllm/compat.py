@@ -114,12 +114,12 @@ def block_tokens(kv_cache_config: Any) -> list[int]:
 
 def draft_tokens(vllm_config: Any) -> int:
     """Tokens that count as computed and may be taken back: drafts, or a canvas of diffusion."""
-    return int(getattr(vllm_config, "num_speculative_tokens", 0) or 0)
+    return int(vllm_config.num_speculative_tokens)
 
 
 def caches_prefixes(vllm_config: Any) -> bool:
     """Whether blocks of finished requests may be read again."""
-    return bool(getattr(vllm_config.cache_config, "enable_prefix_caching", True))
+    return vllm_config.cache_config.enable_prefix_caching is not False
 
 
 def unsupported(vllm_config: Any) -> str | None:
