@@ -22,6 +22,9 @@ class Lease:
     key: int
     name: str
     pages: int = 0
+    """What it needs to be resident."""
+    ahead: int = 0
+    """Pages of it that have come back already while the model leaves."""
     state: Residency = Residency.OUT
     since_s: float = 0.0
     used_s: float = 0.0
@@ -150,6 +153,7 @@ class Arbiter:
         if lease.state not in (Residency.LEAVING, Residency.RESIDENT):
             raise UsageError(f"model {lease.name!r} gave memory back while {lease.state.value}")
         self._pages.give_back_all(key)
+        lease.ahead = 0
         lease.stays, lease.stays_until_s = "", 0.0
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
@@ -164,6 +168,8 @@ class Arbiter:
         self._require_held(lease)
         if pages < 1:
             raise UsageError("a lease is extended by at least one page")
+        if lease.ahead:
+            raise UsageError(f"model {lease.name!r} asked for pages while it gave others back")
         if pages > self._pages.free_pages:
             raise PoolFullError(
                 f"model {lease.name!r} asked for {pages} pages more and {self._pages.free_pages} "
@@ -173,17 +179,21 @@ class Arbiter:
         lease.pages += pages
         return granted
 
-    def shrink(self, key: int, pages: list[int]) -> None:
+    def shrink(self, key: int, pages: list[int], *, leaving: bool = False) -> None:
         """Some of the model's pages are not mapped any more.
 
+        It needs so many fewer, unless it is ``leaving``: then they only go ahead of the rest.
         Raises UsageError unless it holds them all and at least one more.
         """
         lease = self._leases[key]
         self._require_held(lease)
-        if len(pages) >= lease.pages:
+        if len(pages) >= lease.pages - lease.ahead:
             raise UsageError(f"model {lease.name!r} cannot give up all pages and be resident")
         self._pages.give_back(key, pages)
-        lease.pages -= len(pages)
+        if leaving:
+            lease.ahead += len(pages)
+        else:
+            lease.pages -= len(pages)
 
     def take_back(self, key: int, extended: list[int]) -> None:
         """Undo an ``extend``, of whose pages some may be withheld and so no longer the model's."""
@@ -248,7 +258,9 @@ class Arbiter:
 
     def _view(self) -> PoolView:
         models = tuple(
-            ModelView(m.key, m.pages, m.state, m.since_s, m.used_s, m.idle, m.stays_until_s)
+            ModelView(
+                m.key, m.pages - m.ahead, m.state, m.since_s, m.used_s, m.idle, m.stays_until_s
+            )
             for m in self._leases.values()
         )
         return PoolView(self._pages.free_pages, models)

@@ -14,7 +14,7 @@ from operator import add
 from typing import NoReturn, Protocol, cast
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag
-from gpupool.errors import DaemonUnavailableError, GpupoolError, UsageError
+from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
@@ -70,7 +70,6 @@ class Residency:
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
         self._declared = 0
-        self._went_first = False  # some pages, before the rest
         self._parted = False  # some of the memory is there, or all of it for nothing
 
     @property
@@ -200,10 +199,6 @@ class Residency:
         # The memory is given up all the same; the next acquire says what is wrong.
         with contextlib.suppress(DaemonUnavailableError):
             self._session.give_back(report)
-        if self._went_first and not for_good:
-            self._went_first = False
-            with contextlib.suppress(GpupoolError):
-                self.declare()  # the lease was for less in the end than the model needs
         return report
 
     def _unmap(self, *, for_good: bool = False) -> SwapReport:
@@ -216,10 +211,8 @@ class Residency:
             reports.append(self.saved.swap_out())
             self._parted = keeps
             if gone:
-                self.footprint_changed()
-                self._went_first = True
                 with contextlib.suppress(DaemonUnavailableError):
-                    self._session.release(gone)
+                    self._session.release(gone, leaving=True)
         if kept is not None and keeps:
             for keeper in self.keepers:
                 keeper.settle() if for_good else keeper.save()

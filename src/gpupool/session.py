@@ -72,8 +72,12 @@ class Session(Protocol):
         nothing has changed then.
         """
 
-    def release(self, handles: Sequence[int]) -> None:
-        """Pages of the lease, named by ``Page.handle``, are not mapped any more."""
+    def release(self, handles: Sequence[int], *, leaving: bool = False) -> None:
+        """Pages of the lease, named by ``Page.handle``, are not mapped any more.
+
+        The lease is for so many fewer, unless the model is ``leaving``: then they only go ahead of
+        the rest.
+        """
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""

@@ -157,7 +157,8 @@ class Arbitration(RuleBasedStateMachine):
             return
         lease = self.arbiter.lease(key)
         free = self.pages.free_pages
-        if lease.state not in (Residency.LEAVING, Residency.RESIDENT) or pages == 0:
+        held = lease.state in (Residency.LEAVING, Residency.RESIDENT)
+        if not held or pages == 0 or lease.ahead:
             with pytest.raises(UsageError):
                 self.arbiter.extend(key, pages)
         elif pages > free:
@@ -166,16 +167,18 @@ class Arbitration(RuleBasedStateMachine):
         else:
             assert len(self.arbiter.extend(key, pages)) == pages
 
-    @rule(data=st.data())
-    def shrink(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), leaving=st.booleans())
+    def shrink(self, data: st.DataObject, leaving: bool) -> None:
         if (key := self.pick(data, Residency.LEAVING, Residency.RESIDENT)) is not None:
             owned = self.pages.owned(key)
             gone = data.draw(st.lists(st.sampled_from(owned), unique=True))
             if len(gone) == len(owned):
                 with pytest.raises(UsageError):
-                    self.arbiter.shrink(key, gone)
+                    self.arbiter.shrink(key, gone, leaving=leaving)
             else:
-                self.arbiter.shrink(key, gone)
+                needs = self.arbiter.lease(key).pages
+                self.arbiter.shrink(key, gone, leaving=leaving)
+                assert self.arbiter.lease(key).pages == needs - (0 if leaving else len(gone))
 
     @rule(data=st.data())
     def refuse_to_leave(self, data: st.DataObject) -> None:
@@ -215,7 +218,8 @@ class Arbitration(RuleBasedStateMachine):
             assert state is Residency.RESIDENT
             assert idle or self.now_s >= since_s + TURN_S
         if outcome.revoked:
-            coming = sum(m.pages for m in self.arbiter.leases() if m.state is Residency.LEAVING)
+            leaving = [m.key for m in self.arbiter.leases() if m.state is Residency.LEAVING]
+            coming = sum(len(self.pages.owned(key)) for key in leaving)
             first = self.arbiter.lease(self.line[0])
             assert first.pages <= self.pages.free_pages + coming, "revoked in vain"
 
@@ -225,7 +229,8 @@ class Arbitration(RuleBasedStateMachine):
         for lease in self.arbiter.leases():
             owned = len(self.pages.owned(lease.key))
             resident = lease.state in (Residency.RESIDENT, Residency.LEAVING)
-            assert owned == (lease.pages if resident else 0)
+            assert owned == (lease.pages - lease.ahead if resident else 0)
+            assert resident or lease.fenced or lease.ahead == 0
             held += owned
         assert held + self.pages.free_pages == BUDGET_PAGES
 

@@ -193,3 +193,18 @@ def test_memory_released_goes_to_who_waits() -> None:
     assert bench.tell(second, p.Acquire()) == []
     bench.tell(first, p.Release(granted.pages[:1]))
     assert isinstance(second.take()[0], p.Granted)
+
+
+def test_pages_that_go_ahead_of_a_model_stay_in_its_footprint() -> None:
+    bench = Bench(turn_s=100.0)
+    first, second = bench.worker("a", 3), bench.worker("b", 2)
+    (granted,) = bench.tell(first, p.Idle(False), p.Acquire())
+    bench.tell(first, p.Release(granted.pages[:1], leaving=True))
+    (refused,) = bench.tell(first, p.Extend(1))
+    assert refused.kind == "refused"
+    assert bench.ledger() == (2, 2, 0)
+    assert isinstance(bench.tell(second, p.Acquire())[0], p.Granted)
+    assert bench.tell(first, p.Yielded(None), p.Acquire()) == []  # two are free, and it needs three as before
+    bench.tell(second, p.Yielded(None))
+    (granted,) = first.take()
+    assert len(granted.pages) == 3

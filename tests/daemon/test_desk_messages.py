@@ -31,6 +31,7 @@ _messages = st.one_of(
     st.builds(
         p.Release,
         st.lists(st.integers(0, PAGES) | st.sampled_from(_PAGES_EDGE), max_size=2),
+        st.booleans(),
     ),
     st.just(p.Cancel()),
     st.builds(p.Arrived, _figures),

@@ -167,13 +167,13 @@ class DaemonSession:
             try:
                 return PageGrant([self._page(page) for page in ids])
             except BaseException:
-                self._release(ids)
+                self._release(ids, leaving=False)
                 raise
 
-    def release(self, handles: Sequence[int]) -> None:
+    def release(self, handles: Sequence[int], *, leaving: bool = False) -> None:
         """Pages of the lease, named by ``Page.handle``, are not mapped any more."""
         ids = {page.handle: number for number, page in self._pages.items()}
-        self._release([ids[handle] for handle in handles])
+        self._release([ids[handle] for handle in handles], leaving)
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
@@ -221,9 +221,9 @@ class DaemonSession:
             self._link.fail("the pool daemon does not answer")
         return answer
 
-    def _release(self, ids: list[int]) -> None:
+    def _release(self, ids: list[int], leaving: bool) -> None:
         for start in range(0, len(ids), p.RELEASED_MAX):
-            self._link.send(p.Release(ids[start : start + p.RELEASED_MAX]))
+            self._link.send(p.Release(ids[start : start + p.RELEASED_MAX], leaving))
 
     def _page(self, page: int) -> Page:
         if page not in self._pages:

@@ -183,7 +183,7 @@ class Desk:
             case p.Extend():
                 self._extend(worker, key, message.pages)
             case p.Release():
-                self._arbiter.shrink(key, message.pages)
+                self._arbiter.shrink(key, message.pages, leaving=message.leaving)
             case p.Arrived():
                 if not worker.arriving:
                     raise ProtocolError("a model arrives once after each grant")

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
 RELEASED_MAX = 4096  # pages named in one Release
@@ -126,6 +126,8 @@ class Release(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     """These pages of the lease, but not all it has, are not mapped any more."""
 
     pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
+    leaving: bool = False
+    """They go ahead of the rest; else the model needs so many fewer."""
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

@@ -219,13 +219,13 @@ class EmbeddedArbiter:
                 self._came_back()
             raise
 
-    def release(self, key: int, handles: Sequence[int]) -> None:
+    def release(self, key: int, handles: Sequence[int], *, leaving: bool) -> None:
         """Pages of the lease, named by their handles, are not mapped any more."""
         wanted = set(handles)
         with self._changed:
             held = self.pages.owned(key)
             gone = [page for page in held if self.pages.page(page).handle in wanted]
-            self._arbiter.shrink(key, gone)
+            self._arbiter.shrink(key, gone, leaving=leaving)
             self._came_back()
 
     def arrived(self, key: int, report: SwapReport) -> None:

@@ -62,9 +62,9 @@ class EmbeddedSession:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
         return self._arbiter.extend(self.key, pages)
 
-    def release(self, handles: Sequence[int]) -> None:
+    def release(self, handles: Sequence[int], *, leaving: bool = False) -> None:
         """Pages of the lease are not mapped any more."""
-        self._arbiter.release(self.key, handles)
+        self._arbiter.release(self.key, handles, leaving=leaving)
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""

@@ -25,6 +25,7 @@ class ModelView:
 
     key: int
     pages: int
+    """What it holds, or needs if it holds none."""
     state: Residency
     since_s: float
     """When it entered its state."""
