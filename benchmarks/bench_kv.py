@@ -5,8 +5,8 @@
 Blocks of each size, in shuffled order on both sides, by each method in turn: `each`, one driver
 call for every block; `batch`, one for many (CUDA 12.8); on a GPU also `kernel`, gpupool's Triton
 kernels, and `vllm`, its swap_blocks_batch, if it is installed. `raw` is one copy of as many bytes,
-the most that any can reach. Gigabytes (10^9 bytes) per second from the first call until all has
-arrived, medians of the runs; in each run every method takes its turn. A case whose bytes differ
+the most that any can reach. Gigabytes (10^9 bytes) per second from being told the blocks until all
+has arrived, medians of the runs; in each run every method takes its turn. A case whose bytes differ
 afterwards ends the benchmark.
 """
 
@@ -16,191 +16,112 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-import gpupool
-from gpupool._core import BlockCopier
-from gpupool.errors import DriverError
+from gpupool.kv.bench import DIRECTIONS, Bench, open_bench
+from gpupool.kv.blocks import Blocks, Words
 
 KIB = 1 << 10
 MIB = 1 << 20
-PAGE_BYTES = 2 * MIB
-NOT_SUPPORTED = 801
-DIRECTIONS = ("to_host", "to_device")
-Move = Callable[[str, np.ndarray, np.ndarray], None]  # direction, device and host addresses
 
 
-@dataclass(frozen=True)
-class Place:
-    """Memory on both sides, for blocks of any size."""
+class VllmMover:
+    """vLLM's swap_blocks_batch, which takes addresses as gpupool's ways take block ids."""
 
-    device_address: int
-    host_address: int
-    bytes: int
-    copier: BlockCopier
+    def __init__(self, bench: Bench, block_bytes: int) -> None:
+        """Move blocks of that size."""
+        import torch
+        from vllm import _custom_ops
 
-    def raw(self, direction: str, size_bytes: int) -> None:
-        """One copy."""
-        self.spans(direction, [self.device_address], [self.host_address], [size_bytes], "each")
+        self.row_bytes = block_bytes
+        self._base_address = bench.address
+        self._swap = _custom_ops.swap_blocks_batch
+        self._torch = torch
 
-    def spans(self, direction: str, device: Any, host: Any, sizes: Any, method: str) -> None:
-        """As many copies as there are sizes."""
-        move = self.copier.to_host if direction == "to_host" else self.copier.to_device
-        move(device, host, sizes, method=method)
-        self.copier.synchronize()
+    def to_host(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: each block to the row at its address."""
+        self._move(self._addresses(blocks), rows.astype(np.int64))
 
+    def to_device(self, blocks: Blocks, rows: Words) -> None:
+        """Enqueue: the row at each address to its block."""
+        self._move(rows.astype(np.int64), self._addresses(blocks))
 
-def methods(place: Place, device: str, block_bytes: int) -> dict[str, Move]:
-    """Every method that this machine has."""
+    def mark(self) -> Any:
+        """Nobody asks for one here."""
+        raise NotImplementedError
 
-    def by_driver(method: str) -> Move:
-        def move(direction: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-            sizes = np.full(len(ours), block_bytes, np.uint64)
-            place.spans(direction, ours.data, theirs.data, sizes.data, method)
+    def synchronize(self) -> None:
+        """Wait for all that was enqueued."""
+        self._torch.cuda.synchronize()
 
-        return move
+    def _addresses(self, blocks: Blocks) -> Blocks:
+        return self._base_address + blocks * self.row_bytes
 
-    found = {"each": by_driver("each"), "batch": by_driver("batch")}
-    if device.startswith("cuda"):
-        found["kernel"] = _by_kernel(place, device, block_bytes)
-        if importlib.util.find_spec("vllm") is not None:
-            found["vllm"] = _by_vllm(block_bytes)
-    return found
-
-
-def _by_kernel(place: Place, device: str, block_bytes: int) -> Move:
-    import torch
-
-    from gpupool.kernels.layout import BlockLayout
-    from gpupool.kernels.memory import RowsAt
-    from gpupool.kernels.move import BlockMover
-
-    layout = BlockLayout.of([(0, block_bytes, block_bytes)], place.bytes // block_bytes)
-    mover = BlockMover(layout, (place.device_address, place.bytes), device=device)
-
-    def move(direction: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-        ids = (ours - np.uint64(place.device_address)) // np.uint64(block_bytes)
-        launch = mover.gather if direction == "to_host" else mover.scatter
-        rows = RowsAt(torch.from_numpy(theirs.astype(np.int64)))
-        launch(torch.from_numpy(ids.astype(np.int64)), rows)
-        torch.cuda.synchronize()
-
-    return move
-
-
-def _by_vllm(block_bytes: int) -> Move:
-    import torch
-    from vllm import _custom_ops as ops
-
-    def move(direction: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-        on_device, on_host = (torch.from_numpy(a.astype(np.int64)) for a in (ours, theirs))
-        source, target = (on_device, on_host) if direction == "to_host" else (on_host, on_device)
-        ops.swap_blocks_batch(source, target, torch.full_like(source, block_bytes))
-        torch.cuda.synchronize()
-
-    return move
+    def _move(self, source: Blocks, target: Blocks) -> None:
+        on_source, on_target = (self._torch.from_numpy(a) for a in (source, target))
+        sizes = self._torch.full_like(on_source, self.row_bytes)
+        self._swap(on_source, on_target, sizes)
 
 
 def measure(
     device: str, sizes_kib: list[int], counts: list[int], limit_mib: int, runs: int
 ) -> dict[str, Any]:
     """Every size with every count whose bytes are within the limit."""
-    most = max(
-        (size * KIB * count for size in sizes_kib for count in counts
-         if size * KIB * count <= limit_mib * MIB),
-        default=0,
-    )  # fmt: skip
-    if most == 0:
+    cases = [
+        (size * KIB, count)
+        for size in sizes_kib
+        for count in counts
+        if size * KIB * count <= limit_mib * MIB
+    ]
+    if not cases:
         raise click.UsageError("no case is within the limit: raise --limit-mib")
-    room_bytes = -(-2 * most // PAGE_BYTES) * PAGE_BYTES  # so that blocks are not all neighbours
-    pool = gpupool.Pool(device=device, budget_bytes=room_bytes, page_bytes=PAGE_BYTES)
-    model = pool.model("bench")
-    region = model.region("workspace", room_bytes)
-    pinned = pool.slabs([room_bytes], slab_bytes=room_bytes, slabs_max=1, pinned=True)
-    handle = pinned.allocate(room_bytes)
-    results = []
-    with model.resident():
-        place = Place(
-            region.address, pinned.address_of(handle), room_bytes, BlockCopier(pool.driver)
-        )
-        for size_kib in sizes_kib:
-            offered = methods(place, device, size_kib * KIB)
-            for count in counts:
-                if size_kib * KIB * count <= limit_mib * MIB:
-                    results += _case(place, offered, size_kib * KIB, count, runs)
-        del place
-    pinned.free(handle)
-    pool.close()
+    results: list[dict[str, Any]] = []
+    with open_bench(device, max(size * count for size, count in cases)) as bench:
+        for block_bytes, count in cases:
+            results += _case(bench, device, block_bytes, count, runs)
     return {"device": device, "runs": runs, "results": results}
 
 
 def _case(
-    place: Place, offered: dict[str, Move], block_bytes: int, count: int, runs: int
+    bench: Bench, device: str, block_bytes: int, count: int, runs: int
 ) -> list[dict[str, Any]]:
-    generator = np.random.default_rng(block_bytes * 65537 + count)
-    slots = place.bytes // block_bytes
-    ours, theirs = (
-        np.uint64(base)
-        + generator.choice(slots, count, replace=False).astype(np.uint64) * np.uint64(block_bytes)
-        for base in (place.device_address, place.host_address)
-    )
+    ways = bench.ways(block_bytes)
+    if device.startswith("cuda") and importlib.util.find_spec("vllm") is not None:
+        ways["vllm"] = VllmMover(bench, block_bytes)
+    move = bench.move(block_bytes, count)
+    bench.check(ways, move)
+    whole_bytes = block_bytes * count
+    raw, one = bench.whole(whole_bytes)
     found = []
     for direction in DIRECTIONS:
-        taken_s: dict[str, list[float]] = {"raw": []} | {name: [] for name in offered}
+        taken_s: dict[str, list[float]] = {"raw": []} | {name: [] for name in ways}
         for run in range(runs + 1):  # the first warms up
-            for name in list(taken_s):
-                begun_s = time.perf_counter()
-                try:
-                    if name == "raw":
-                        place.raw(direction, block_bytes * count)
-                    else:
-                        offered[name](direction, ours, theirs)
-                except DriverError as error:
-                    if error.status != NOT_SUPPORTED:
-                        raise
-                    del taken_s[name]  # this driver has no batches
-                    continue
+            for name, seconds in taken_s.items():
+                took_s = (
+                    one.seconds(raw, direction)
+                    if name == "raw"
+                    else move.seconds(ways[name], direction)
+                )
                 if run > 0:
-                    taken_s[name].append(time.perf_counter() - begun_s)
+                    seconds.append(took_s)
+        raw_s = statistics.median(taken_s["raw"])
         for name, seconds in taken_s.items():
-            if name != "raw":
-                _check(place, offered[name], ours, theirs, block_bytes)
+            median_s = statistics.median(seconds)
             found.append(
                 {
                     "direction": direction,
                     "method": name,
                     "block_bytes": block_bytes,
                     "count": count,
-                    "gbps": block_bytes * count / statistics.median(seconds) / 1e9,
-                    "of_raw": statistics.median(taken_s["raw"]) / statistics.median(seconds),
+                    "gbps": whole_bytes / median_s / 1e9,
+                    "of_raw": raw_s / median_s,
                 }
             )
     return found
-
-
-def _check(
-    place: Place, move: Move, ours: np.ndarray, theirs: np.ndarray, block_bytes: int
-) -> None:
-    """What goes to the device and comes back in another order is what it was."""
-    import ctypes
-
-    host = np.frombuffer((ctypes.c_char * place.bytes).from_address(place.host_address), np.uint8)
-    rows = [int(a) - place.host_address for a in theirs[:8]]
-    stamp = np.random.default_rng(1).integers(0, 256, (len(rows), block_bytes), np.uint8)
-    for row, content in zip(rows, stamp, strict=True):
-        host[row : row + block_bytes] = content
-    move("to_device", ours[: len(rows)], theirs[: len(rows)])
-    move("to_host", ours[: len(rows)][::-1].copy(), theirs[: len(rows)])
-    for row, content in zip(rows, stamp[::-1], strict=True):
-        if not np.array_equal(host[row : row + block_bytes], content):
-            raise SystemExit("blocks arrived with other bytes than they left with")
 
 
 def plot(found: dict[str, Any], path: str) -> None:

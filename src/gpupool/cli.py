@@ -221,9 +221,10 @@ def tune(device: str, limit_mib: int, runs: int, out: Path | None, as_json: bool
                 bar.update(done - bar.pos)
 
             table = measure(device, limit_bytes=limit_mib << 20, runs=runs, progress=progress)
-        path = table.save(out)
-    except (GpupoolError, RuntimeError) as error:
+    except (GpupoolError, RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from None
+    try:
+        path = table.save(out)
     except OSError as error:
         raise click.ClickException(f"the table cannot be written: {error}") from None
     if as_json:

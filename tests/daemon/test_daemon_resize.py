@@ -204,7 +204,7 @@ def test_pages_that_go_ahead_of_a_model_stay_in_its_footprint() -> None:
     assert refused.kind == "refused"
     assert bench.ledger() == (2, 2, 0)
     assert isinstance(bench.tell(second, p.Acquire())[0], p.Granted)
-    assert bench.tell(first, p.Yielded(None), p.Acquire()) == []  # two are free, and it needs three as before
+    assert bench.tell(first, p.Yielded(None), p.Acquire()) == []  # two of three are free
     bench.tell(second, p.Yielded(None))
     (granted,) = first.take()
     assert len(granted.pages) == 3

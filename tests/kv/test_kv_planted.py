@@ -97,7 +97,11 @@ BUGS: dict[str, tuple[ModuleType, str, str]] = {
         "                        self._move"),
     "what an error left counts as arrived": (moves, "if move.mark is not None:\n", "if True:\n"),
     "what went is thought to be there": (cache, "] = State.AWAY", "] = State.SAVED"),
-    "unbacked blocks go": (cache, "self._reserve(self._unbacked())", "pass"),
+    "unbacked blocks go": (
+        cache,
+        "self._reserve(self._unbacked())\n                    blocks = ",
+        "blocks = ",
+    ),
     # where things are
     "rows are mixed up": (mover, "rows[:, None] + self._places", "rows[::-1, None] + self._places"),
     "pieces are mixed up": (mover, "layout.row_offsets, np", "layout.row_offsets[::-1], np"),

@@ -20,8 +20,9 @@ from kv_world import World
 import gpupool
 import gpupool.kv.move_table
 from gpupool.cli import main
-from gpupool.errors import UsageError
+from gpupool.errors import GpupoolError, UsageError
 from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.bench import open_bench
 from gpupool.kv.blocks import Blocks, Words
 from gpupool.kv.move_table import Direction, Figure, MoveTable, table_path
 from gpupool.kv.mover import CopierMover, Mover
@@ -197,3 +198,29 @@ def test_tune_says_what_is_wrong(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*TUNE, "--out", str(tmp_path / "file" / "moves.json")])
     assert done.exit_code == 1
     assert "the table cannot be written" in done.output
+
+
+def test_measuring_that_fails_is_not_the_table_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError("no room for a pinned slab")
+
+    monkeypatch.setattr("gpupool.kv.tuning.open_bench", no_room)
+    done = CliRunner().invoke(main, TUNE)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "Error: no room for a pinned slab"
+
+
+@pytest.mark.parametrize("wrong", ["to_host", "to_device"])
+def test_a_way_that_moves_wrong_bytes_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, wrong: Direction
+) -> None:
+    with open_bench("host", 64 << 10) as bench:
+        ways = bench.ways(4096)
+        move = bench.move(4096, 16)
+        bench.check(ways, move)
+        moved = getattr(ways["batch"], wrong)
+        monkeypatch.setattr(ways["batch"], wrong, lambda b, r: moved(b, r[[1, 0, *range(2, 16)]]))
+        with pytest.raises(GpupoolError, match=r"^batch: blocks of 4096 bytes arrived with other"):
+            bench.check(ways, move)

@@ -109,8 +109,7 @@ class KvCache:
     def back(self) -> None:
         """Find room for unbacked blocks. Raises KvStoreFullError or DriverError."""
         with self._lock:
-            missing = self._unbacked()
-            self._reserve(missing)
+            self._reserve(self._unbacked())
 
     def forget(self, blocks: Iterable[int]) -> None:
         """What is in these blocks will never be read: the scheduler has given them up."""

@@ -33,10 +33,16 @@ def movers(
 
 
 def device_name(driver: Driver) -> str:
-    """By which its table is kept: ``host``, or what CUDA calls the device."""
+    """By which its table is kept: ``host``, or what CUDA calls the device.
+
+    Raises UsageError on a GPU without torch, which knows that.
+    """
     if driver.kind == "host":
         return "host"
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UsageError("torch, which names the GPU, is missing: install its CUDA build") from None
 
     name: str = torch.cuda.get_device_name(driver.ordinal)
     return name
@@ -98,7 +104,8 @@ class PlannedMover:
 def planned_mover(driver: Driver, layout: BlockLayout, base_address: int, size_bytes: int) -> Mover:
     """By the device's table if ``gpupool tune`` has left one; else by batched copies.
 
-    Raises UsageError for a table that is not of this device, and DriverError.
+    So too on a GPU without torch, on which there can be no table. Raises UsageError for a table
+    that is not of this device, and DriverError.
     """
     if driver.kind == "cuda" and importlib.util.find_spec("torch") is None:
         return CopierMover(driver, layout, base_address, method="batch")

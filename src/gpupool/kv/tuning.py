@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from gpupool.errors import DriverError, UsageError
-from gpupool.kernels.layout import BlockLayout
-from gpupool.kv.blocks import Blocks, Words
-from gpupool.kv.move_table import Direction, Figure, MoveTable
-from gpupool.kv.mover import Mover
-from gpupool.kv.planned_mover import device_name, movers
-from gpupool.pool import Pool
+from gpupool.errors import UsageError
+from gpupool.kv.bench import DIRECTIONS, Bench, open_bench
+from gpupool.kv.move_table import Figure, MoveTable
+from gpupool.kv.planned_mover import device_name
+from gpupool.pool import MIB
 
 KIB = 1 << 10
-MIB = 1 << 20
 PIECE_BYTES = (4 * KIB, 16 * KIB, 24 * KIB, 28 * KIB, 32 * KIB, 64 * KIB, 256 * KIB)
 PIECES = (16, 256, 4096)
-_PAGE_BYTES = 2 * MIB
-_NOT_SUPPORTED = 801  # CUDA before 12.8 has no batches
 
 
 def measure(
@@ -35,63 +27,35 @@ def measure(
 ) -> MoveTable:
     """Move so many pieces of each size, all over memory, by every way that the device has.
 
-    Medians of ``runs`` after one that warms up; what would be more than ``limit_bytes`` is left
-    out. Takes twice that of device and of pinned host memory. ``progress`` hears how many of the
-    cases are done. Raises UsageError if none is within the limit, and what opening a device and
-    moving on it raises.
+    Medians of ``runs``; what would be more than ``limit_bytes`` is left out. Takes twice that of
+    device and of pinned host memory. ``progress`` hears how many of the cases are done. Raises
+    UsageError if none is within the limit, GpupoolError if a way moves wrong bytes, and what
+    opening a device and moving on it raises.
     """
     cases = [(size, n) for size in piece_bytes for n in pieces if size * n <= limit_bytes]
     if not cases:
         raise UsageError(f"no move is within {limit_bytes} bytes: raise the limit")
-    room_bytes = -(-2 * max(size * n for size, n in cases) // _PAGE_BYTES) * _PAGE_BYTES
-    pool = Pool(device=device, budget_bytes=room_bytes, page_bytes=_PAGE_BYTES)
-    try:
-        model = pool.model("tune")
-        region = model.region("workspace", room_bytes)
-        pinned = pool.slabs([room_bytes], slab_bytes=room_bytes, slabs_max=1, pinned=True)
-        handle = pinned.allocate(room_bytes)
-        figures: list[Figure] = []
-        with model.resident():
-            for done, (size, count) in enumerate(cases):
-                progress(done, len(cases))
-                slots = room_bytes // size
-                layout = BlockLayout.of([(0, size, size)], blocks=slots)
-                shuffled = np.random.default_rng(count)
-                blocks = shuffled.choice(slots, count, replace=False).astype(np.int64)
-                rows = shuffled.choice(slots, count, replace=False).astype(np.uint64)
-                rows = np.uint64(pinned.address_of(handle)) + rows * np.uint64(size)
-                ways = movers(pool.driver, layout, region.address, room_bytes)
-                for name, way in ways.items():
-                    figures += _figures(name, way, size, blocks, rows, runs)
-            progress(len(cases), len(cases))
-        del ways, way
-        pinned.free(handle)
-        return MoveTable(device_name(pool.driver), figures)
-    finally:
-        pool.close()
+    figures: list[Figure] = []
+    with open_bench(device, max(size * n for size, n in cases)) as bench:
+        name = device_name(bench.driver)
+        for done, (size, count) in enumerate(cases):
+            progress(done, len(cases))
+            figures += _figures(bench, size, count, runs)
+        progress(len(cases), len(cases))
+    return MoveTable(name, figures)
 
 
-def _figures(
-    method: str, way: Mover, piece_bytes: int, blocks: Blocks, rows: Words, runs: int
-) -> Iterator[Figure]:
-    try:
-        way.to_host(blocks[:1], rows[:1])
-    except DriverError as error:
-        if error.status != _NOT_SUPPORTED:
-            raise
-        return
-    way.synchronize()
-    directions: tuple[Direction, ...] = ("to_host", "to_device")
-    for direction in directions:
-        move = way.to_host if direction == "to_host" else way.to_device
-        taken_s: list[float] = []
-        for _ in range(runs + 1):
-            begun_s = time.perf_counter()
-            move(blocks, rows)
-            way.synchronize()
-            taken_s.append(time.perf_counter() - begun_s)
-        median_s = statistics.median(taken_s[1:])
-        yield Figure(direction, method, piece_bytes, len(blocks), median_s)
+def _figures(bench: Bench, size: int, count: int, runs: int) -> Iterator[Figure]:
+    ways = bench.ways(size)
+    move = bench.move(size, count)
+    bench.check(ways, move)  # also warms up
+    for direction in DIRECTIONS:
+        taken_s: dict[str, list[float]] = {method: [] for method in ways}
+        for _ in range(runs):
+            for method, way in ways.items():  # in turn, so that noise falls on all alike
+                taken_s[method].append(move.seconds(way, direction))
+        for method, seconds in taken_s.items():
+            yield Figure(direction, method, size, count, statistics.median(seconds))
 
 
 def describe(table: MoveTable) -> str:
