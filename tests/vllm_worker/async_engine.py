@@ -49,6 +49,8 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(
         additional_config={"gpupool": gpupool},
         num_speculative_tokens=0,
+        speculative_config=None,
+        scheduler_config=SimpleNamespace(async_scheduling=True),
         parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
         cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),
         kv_transfer_config=None,

@@ -107,6 +107,23 @@ def test_without_a_prefix_cache_blocks_of_finished_requests_are_given_up() -> No
     assert (use.fresh, use.written) == ({1, 2}, {3})
 
 
+def test_blocks_that_are_others_by_now_are_not_given_up() -> None:
+    """As those that slid out of a window, or were taken from a preempted request."""
+    tables = BlockTables([4], 0, keeps_finished=False)
+    tables.step(_scheduled(new=[("a", [1, 2], 0)]))
+    tables.step(_scheduled(new=[("b", [1], 0)]))
+    assert tables.step(_scheduled(finished={"a"})).fresh == {2}
+    assert tables.step(_scheduled(finished={"b"})).fresh == {1}
+
+
+def test_a_resumed_request_gives_up_what_it_had() -> None:
+    tables = BlockTables([4], 0, keeps_finished=False)
+    tables.step(_scheduled(new=[("a", [1, 2], 0)]))
+    use = tables.step(_scheduled(cached=[("a", [2, 9], 0)], resumed={"a"}))
+    assert (use.fresh, use.written) == ({1, 2, 9}, {2, 9})
+    assert tables.step(_scheduled(finished={"a"})).fresh == {2, 9}
+
+
 @given(
     tokens=st.integers(1, 8),
     hit=st.integers(0, 3),

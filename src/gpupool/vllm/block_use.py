@@ -34,12 +34,14 @@ class BlockTables:
     def __init__(
         self, block_tokens: list[int], draft_tokens: int, *, keeps_finished: bool = True
     ) -> None:
-        """``block_tokens`` per KV cache group; ``draft_tokens`` may be computed and rejected.
+        """``block_tokens`` per KV cache group; ``draft_tokens`` of those computed may be again.
 
         Without ``keeps_finished`` the blocks of finished requests are fresh at once: no prefix
-        cache has them.
+        cache has them. Only those that nobody was given since: the scheduler does not tell which
+        blocks slid out of a window or were taken from a request that it preempted.
         """
         self._keeps_finished = keeps_finished
+        self._given_to: dict[int, str] = {}  # without keeps_finished
         self._block_tokens = block_tokens
         self._draft_tokens = draft_tokens
         self._tables: dict[str, list[list[int]]] = {}
@@ -53,15 +55,15 @@ class BlockTables:
         """Note a scheduler output, before it runs."""
         use = BlockUse()
         for request_id in scheduled.finished_req_ids:
-            table = self._tables.pop(request_id, [])
-            if not self._keeps_finished:
-                use.fresh.update(block for group in table for block in group)
+            self._give_up(use, request_id)
         for new in scheduled.scheduled_new_reqs:
+            self._give_up(use, new.req_id)
             self._tables[new.req_id] = [[] for _ in self._block_tokens]
             self._use(use, new.req_id, new.block_ids, new.num_computed_tokens)
         cached = scheduled.scheduled_cached_reqs
         for index, request_id in enumerate(cached.req_ids):
             if request_id in cached.resumed_req_ids or request_id not in self._tables:
+                self._give_up(use, request_id)
                 self._tables[request_id] = [[] for _ in self._block_tokens]
             added = cached.new_block_ids[index] or ()
             self._use(use, request_id, added, cached.num_computed_tokens[index])
@@ -76,6 +78,13 @@ class BlockTables:
         use.fresh.difference_update(sources)
         return use
 
+    def _give_up(self, use: BlockUse, request_id: str) -> None:
+        """The request has none of its blocks any more, some of which may be others' by now."""
+        for block in chain.from_iterable(self._tables.pop(request_id, [])):
+            if self._given_to.get(block) == request_id:
+                del self._given_to[block]
+                use.fresh.add(block)
+
     def _use(self, use: BlockUse, request_id: str, added: Any, computed_tokens: int) -> None:
         first = max(0, computed_tokens - self._draft_tokens)
         for index, (table, tokens) in enumerate(
@@ -84,6 +93,8 @@ class BlockTables:
             before = len(table)
             if added:
                 table.extend(added[index])
+                if not self._keeps_finished:
+                    self._given_to.update(dict.fromkeys(added[index], request_id))
             use.tables.append(table)
             use.written.update(table[first // tokens :])
             # What was in the table before may hold what is computed once, as of an encoder.

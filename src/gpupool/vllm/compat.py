@@ -113,7 +113,15 @@ def block_tokens(kv_cache_config: Any) -> list[int]:
 
 
 def draft_tokens(vllm_config: Any) -> int:
-    """Tokens that count as computed and may be taken back: drafts, or a canvas of diffusion."""
+    """How many of the tokens that a step is told are computed it may compute again.
+
+    They are drafts that count as accepted until they are known not to be, as when steps are
+    scheduled ahead, or what a drafting model writes back, or a canvas of diffusion.
+    """
+    drafts = vllm_config.speculative_config
+    ahead = vllm_config.scheduler_config.async_scheduling is not False
+    if drafts is not None and drafts.method in ("ngram", "suffix") and not ahead:
+        return 0  # looked up in the text, by no model
     return int(vllm_config.num_speculative_tokens)
 
 
