@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from traffic import traffic
 from vllm import LLM
 
 from gpupool.errors import BehindGateError
+from gpupool.kv.states import State
 from gpupool.vllm import pool_worker
 from gpupool.vllm.block_use import BlockTables, BlockUse
 
@@ -33,23 +35,36 @@ ENGINES = 3
 CONCURRENT = 8
 # vLLM's CPU build cannot rewind a seeded generator after a chunk of a prompt, so one engine samples
 # and the others prefill long prompts in chunks. One of these has too little for eight requests and
-# must preempt.
+# must preempt, and has no prefix cache.
 SAMPLES = 0
 STEP_TOKENS = (4096, 192, 192)
 KV_BYTES = (4 * MIB, 3 * MIB // 8, 4 * MIB)
+CACHES_PREFIXES = (True, False, True)
 
 
 class CountedTables(BlockTables):
-    """Notes, besides, in which blocks the scheduled tokens lie."""
+    """Notes, besides, in which blocks the scheduled tokens lie, and what steps there are."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.written: set[int] = set()
         self.resumed = 0
+        self.chunks = 0  # of prompts, after the first
+        self.hits = 0  # blocks of prefixes
+        self.hits_away = 0  # that were on the host alone
+        self.states: Any = None  # of the blocks of a pooled engine
 
     def step(self, scheduled: Any) -> BlockUse:
         use = super().step(scheduled)
+        self.written -= use.fresh
         cached = scheduled.scheduled_cached_reqs
+        for new in scheduled.scheduled_new_reqs:
+            size = self._block_tokens[0]
+            hit = self._tables[new.req_id][0][: new.num_computed_tokens // size]
+            self.hits += len(hit)
+            if self.states is not None:
+                self.hits_away += int(sum(self.states[hit] == State.AWAY))
+        self.chunks += sum(count > 1 for count in self._later(scheduled))
         self.resumed += len(cached.resumed_req_ids)
         at = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
         at |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -57,6 +72,12 @@ class CountedTables(BlockTables):
             for table, tokens in zip(self._tables[name], self._block_tokens, strict=True):
                 self.written.update(table[t // tokens] for t in range(at[name], at[name] + count))
         return use
+
+    @staticmethod
+    def _later(scheduled: Any) -> list[int]:
+        resumed = scheduled.scheduled_cached_reqs.resumed_req_ids
+        names = [n for n in scheduled.scheduled_cached_reqs.req_ids if n not in resumed]
+        return [scheduled.num_scheduled_tokens[name] for name in names]
 
 
 def engine(directory: Path, index: int, pooled: bool) -> Any:
@@ -77,7 +98,7 @@ def engine(directory: Path, index: int, pooled: bool) -> Any:
         max_num_seqs=16,
         kv_cache_memory_bytes=KV_BYTES[index],
         block_size=32,
-        enable_prefix_caching=True,
+        enable_prefix_caching=CACHES_PREFIXES[index],
         **more,
     ).llm_engine
 
@@ -102,6 +123,51 @@ def count_what_is_saved(worker: Any, saves: list[int]) -> None:
         tables.written.clear()
 
     kv.save = counted
+    tables.states = kv.cache._state
+
+
+class MidSwap:
+    """What is to be done to an engine while its blocks are on their way, and if they stay, when
+    they would have been: a stock engine has the same done at those points.
+    """
+
+    def __init__(self, one: Any) -> None:
+        """Watch that engine."""
+        self.leaving: list[Callable[[], None]] = []  # before it is scheduled again
+        self.arriving: list[Callable[[], None]] = []  # once a step is scheduled and not yet run
+        self.in_flight = [0, 0]  # of each, what was done with copies in flight
+        worker = worker_of(one)
+        if worker_pools := hasattr(worker, "pool_model"):
+            mover = worker._pool_kv._kv.cache._mover
+            mover.to_host = self._with(mover.to_host, 0)
+            mover.to_device = self._with(mover.to_device, 1)
+        execute = worker.execute_model
+
+        def executed(scheduled: Any) -> Any:
+            if not worker_pools:
+                self.act(1)
+                return execute(scheduled)
+            output = execute(scheduled)
+            self.act(1)
+            return output
+
+        worker.execute_model = executed
+
+    def act(self, which: int) -> int:
+        """Do it now; how much there was."""
+        waiting = (self.leaving, self.arriving)[which]
+        done = 0
+        while waiting:
+            waiting.pop()()
+            done += 1
+        return done
+
+    def _with(self, move: Callable[..., None], which: int) -> Callable[..., None]:
+        def moving(*arguments: Any) -> None:
+            move(*arguments)
+            self.in_flight[which] += self.act(which)
+
+        return moving
 
 
 class Driver:
@@ -110,6 +176,7 @@ class Driver:
     def __init__(self, engines: list[Any], directory: Path, seed: int) -> None:
         adapters = sorted(directory.glob("adapter*"))
         self.engines = engines
+        self.swaps = [MidSwap(one) for one in engines]
         self._rng = random.Random(seed)
         self._coming = [
             traffic(i, seed, adapters if i == 2 else [], seeded=i == SAMPLES)
@@ -121,9 +188,12 @@ class Driver:
         self.counts: Counter[str] = Counter()
 
     def turn(self, *, more: bool) -> None:
-        """A few steps of one engine; sometimes another, which is out then, loses a request."""
+        """A few steps of one engine; sometimes it loses a request as it leaves or comes back."""
         index = self._rng.randrange(ENGINES)
-        one, live = self.engines[index], self._live[index]
+        one, live, swap = self.engines[index], self._live[index], self.swaps[index]
+        swap.act(0)  # if it has not left since
+        if live and self._rng.random() < 0.04:
+            swap.arriving.append(self._abort(index))
         while more and len(live) < CONCURRENT:
             asked = next(self._coming[index])
             prompt = {"prompt_token_ids": asked.prompt}
@@ -132,12 +202,19 @@ class Driver:
         for _ in range(self._rng.choice((1, 1, 2, 3))):
             if live:
                 self._step(one, live)
-        other = self._live[(index + 1) % ENGINES]
-        if other and self._rng.random() < 0.04:
-            name = self._rng.choice(sorted(other))
-            self.engines[(index + 1) % ENGINES].abort_request([name])
-            self._note(name, other.pop(name))
-            self.counts["aborted"] += 1
+        if live and self._rng.random() < 0.04:
+            swap.leaving.append(self._abort(index))
+
+    def _abort(self, index: int) -> Callable[[], None]:
+        name = self._rng.choice(sorted(self._live[index]))
+
+        def aborting() -> None:
+            if name in self._live[index]:
+                self.engines[index].abort_request([name])
+                self._note(name, self._live[index].pop(name))
+                self.counts["aborted"] += 1
+
+        return aborting
 
     @property
     def busy(self) -> bool:
@@ -145,6 +222,8 @@ class Driver:
 
     def _step(self, one: Any, live: dict[str, Any]) -> None:
         for output in one.step():
+            if output.request_id not in live:
+                continue  # aborted in the middle of this step
             samples = live[output.request_id]
             samples.update((sample.index, sample) for sample in output.outputs)
             if output.finished:
@@ -196,7 +275,10 @@ def main() -> None:
         except BehindGateError:
             found["refused"] = True
         found["swaps"] = sum(worker_of(one).pool_model.swap_ins for one in engines)
-        found["resumed"] = sum(worker_of(one)._pool_tables.resumed for one in engines)
+        tables = [worker_of(one)._pool_tables for one in engines]
+        for what in ("resumed", "chunks", "hits", "hits_away"):
+            found[what] = sum(getattr(table, what) for table in tables)
+        found["in flight"] = [sum(s.in_flight[i] for s in driver.swaps) for i in (0, 1)]
         found["blocks saved"] = sum(saves)
     print(json.dumps(found))
 
