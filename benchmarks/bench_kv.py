@@ -71,19 +71,24 @@ def measure(
     device: str, sizes_kib: list[int], counts: list[int], limit_mib: int, runs: int
 ) -> dict[str, Any]:
     """Every size with every count whose bytes are within the limit."""
-    cases = [
-        (size * KIB, count)
-        for size in sizes_kib
-        for count in counts
-        if size * KIB * count <= limit_mib * MIB
-    ]
+    asked = [(size * KIB, count) for size in sizes_kib for count in counts]
+    cases = [(size, count) for size, count in asked if size * count <= limit_mib * MIB]
     if not cases:
         raise click.UsageError("no case is within the limit: raise --limit-mib")
     results: list[dict[str, Any]] = []
     with open_bench(device, max(size * count for size, count in cases)) as bench:
         for block_bytes, count in cases:
             results += _case(bench, device, block_bytes, count, runs)
-    return {"device": device, "runs": runs, "results": results}
+    left_out = [
+        {"block_bytes": size, "count": count} for size, count in asked if (size, count) not in cases
+    ]
+    return {
+        "device": device,
+        "runs": runs,
+        "limit_mib": limit_mib,
+        "left_out": left_out,
+        "results": results,
+    }
 
 
 def _case(
@@ -173,10 +178,10 @@ def plot(found: dict[str, Any], path: str) -> None:
 )
 @click.option(
     "--limit-mib",
-    default=512,
-    show_default=True,
+    default=None,
     type=click.IntRange(1),
-    help="Cases of more bytes are left out; memory is twice that on each side.",
+    help="Cases of more bytes are left out; memory is twice that on each side.  [default: 512 on "
+    "the host device, 12800 on a GPU, which is all of them]",
 )
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--json", "json_path", help="Write the figures to a file, or - for the terminal.")
@@ -185,7 +190,7 @@ def main(
     device: str,
     sizes_kib: tuple[int, ...],
     counts: tuple[int, ...],
-    limit_mib: int,
+    limit_mib: int | None,
     runs: int,
     json_path: str | None,
     plot_path: str | None,
@@ -193,6 +198,8 @@ def main(
     """Run and report."""
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs matplotlib: pip install 'gpupool[bench]'")
+    if limit_mib is None:
+        limit_mib = 512 if device == "host" else 12_800
     found = measure(device, sorted(sizes_kib), sorted(counts), limit_mib, runs)
     if json_path == "-":
         json.dump(found, sys.stdout, indent=2)
@@ -206,6 +213,8 @@ def main(
                 f"{row['direction']:10} {row['block_bytes'] // KIB:5} {row['count']:7} "
                 f"{row['method']:>7} {row['gbps']:8.2f} {row['of_raw']:7.2f}"
             )
+        if found["left_out"]:
+            print(f"{len(found['left_out'])} cases of more than {limit_mib} MiB were left out")
     if plot_path is not None:
         plot(found, plot_path)
 

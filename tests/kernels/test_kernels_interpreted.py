@@ -16,7 +16,7 @@ import gpupool
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(FOLDER.glob("test_*.py"))
-LEAST_CASES = 2000
+LEAST_MOVES, LEAST_DIGESTS = 2000, 250
 
 
 def start(file: Path, folder: Path) -> subprocess.Popen[str]:
@@ -51,5 +51,8 @@ def test_all_pass_and_compare_enough(tmp_path: Path, capsys: pytest.CaptureFixtu
         cases += Counter(json.loads((tmp_path / f"{file.stem}.json").read_text()))
     with capsys.disabled():
         print(f"\nkernels compared with their references {cases.total()} times: {dict(cases)}")
-    assert cases.total() >= LEAST_CASES
-    assert cases.keys() == {"gather", "scatter", "copy", "digest"}
+    moves = [cases[move] for move in ("gather", "scatter", "copy")]
+    assert sum(moves) >= LEAST_MOVES
+    assert min(moves) >= LEAST_MOVES // 4
+    assert cases["digest"] >= LEAST_DIGESTS
+    assert cases.total() == sum(moves) + cases["digest"]

@@ -156,6 +156,11 @@ class World:
         assert observer is not None
         return observer.amounts()
 
+    def calls(self, name: str) -> int:
+        observer = self.driver.observer
+        assert observer is not None
+        return observer.calls()[name].calls
+
     # What may be done.
 
     def swap_in(self, first: Iterable[int] = ()) -> None:

@@ -84,23 +84,25 @@ def test_memory_that_is_refused_in_between_leaves_nothing(nth: int) -> None:
     store.reserve(np.arange(12))
 
 
-def test_the_pools_refusal_is_passed_on() -> None:
+@pytest.mark.parametrize("kind", [RefusedError, DaemonUnavailableError])
+def test_the_pools_refusal_is_passed_on(kind: type[Exception]) -> None:
     store, memories = store_of()
 
     def refused(size_bytes: int) -> int:
-        raise RefusedError(f"{size_bytes} bytes: raise the host budget")
+        raise kind(f"{size_bytes} bytes: raise the host budget")
 
     memories.host_memory = refused  # type: ignore[method-assign]
     with pytest.raises(KvStoreFullError, match="raise the host budget"):
         store.reserve(blocks(1))
 
 
-def test_memory_that_cannot_be_registered_goes_back() -> None:
+@pytest.mark.parametrize(("code", "error"), [(2, KvStoreFullError), (999, DriverError)])
+def test_memory_that_cannot_be_registered_goes_back(code: int, error: type[Exception]) -> None:
     for nth in range(1, 4):
         plan = FaultPlan()
         store, memories = store_of(plan=plan)
-        plan.arm(nth, 2)
-        with pytest.raises(DriverError):
+        plan.arm(nth, code)
+        with pytest.raises(error):
             store.reserve(np.arange(12))
         plan.disarm()
         assert memories.bytes == 0

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from kv_life import Life
-from kv_world import World
+from kv_world import BLOCKS, World
 
 import gpupool
 import gpupool.kv.move_table
@@ -25,9 +25,9 @@ from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.bench import open_bench
 from gpupool.kv.blocks import Blocks, Words
 from gpupool.kv.move_table import Direction, Figure, MoveTable, table_path
-from gpupool.kv.mover import CopierMover, Mover
+from gpupool.kv.mover import NOT_SUPPORTED, CopierMover, Mover
 from gpupool.kv.paged import PagedKv
-from gpupool.kv.planned_mover import PlannedMover
+from gpupool.kv.planned_mover import PlannedMover, planned_mover
 
 TUNE = ["tune", "--device", "host", "--limit-mib", "1", "--runs", "1"]
 SIZES, COUNTS = (100, 1000, 5000), (4, 64)
@@ -154,6 +154,31 @@ def test_lives_with_ways_that_change() -> None:
         life.run(60)
         asked += found
     assert min(asked["each"], asked["batch"]) > 200
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_a_driver_without_batches_is_asked_for_one_only_once(tuned: bool) -> None:
+    if tuned:  # with another driver
+        figures = [Figure(d, "batch", 4096, 16, 1e-6) for d in DIRECTIONS]
+        MoveTable("host", figures).save()
+    world = World(1)
+    region, layout = world.region, world.layout
+    world.cache._mover = planned_mover(world.driver, layout, region.address, region.bytes)
+    world.swap_in()
+    world.write(list(range(BLOCKS)))
+    world.plan.arm(2 if tuned else 1, NOT_SUPPORTED)  # a change of ways waits for the last first
+    world.save()
+    assert world.plan.injected == 1
+    world.plan.disarm()
+    batches = world.calls("copy_batch_to_host")
+    for _ in range(2):
+        world.write(list(range(BLOCKS)))
+        world.swap_out()
+        world.swap_in()
+        world.read(list(range(BLOCKS)))
+    assert world.calls("copy_batch_to_host") == batches
+    assert world.calls("copy_batch_to_device") == 0
+    world.finish()
 
 
 def test_a_table_of_ways_that_are_not_here_is_refused() -> None:

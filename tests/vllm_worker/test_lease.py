@@ -49,6 +49,19 @@ def test_a_step_waits_no_longer_than_vllm_does(monkeypatch: pytest.MonkeyPatch) 
             assert not b.worker.pool_model.gate.is_resident
 
 
+def test_a_cache_that_is_kept_whole_does_not_go_beyond_its_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compat, "block_layout", lambda *_: None)
+    config = _config("a")
+    config.additional_config["gpupool"]["kv_store_bytes"] = 64
+    with (
+        pytest.raises(UsageError, match="raise kv_store_bytes, which is 64"),
+        running(PooledWorker, config, seed=1, requests=1, tokens=4),
+    ):
+        pass
+
+
 def test_a_thread_in_a_step_of_one_model_cannot_wait_for_another() -> None:
     with (
         running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,

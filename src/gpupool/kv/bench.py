@@ -15,7 +15,7 @@ from gpupool.errors import DriverError, GpupoolError, UsageError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import Blocks, Words
 from gpupool.kv.move_table import Direction
-from gpupool.kv.mover import CopierMover, Mover
+from gpupool.kv.mover import NOT_SUPPORTED, CopierMover, Mover
 from gpupool.kv.planned_mover import movers
 from gpupool.pool import MIB, Pool
 
@@ -23,7 +23,6 @@ DIRECTIONS: tuple[Direction, ...] = ("to_host", "to_device")
 _PAGE_BYTES = 2 * MIB
 _CHECKED_BYTES = 16 * MIB
 _WORD_BYTES = 8
-_NOT_SUPPORTED = 801  # CUDA before 12.8 has no batches
 
 
 class Move(NamedTuple):
@@ -106,7 +105,7 @@ class Bench:
             way.to_host(np.zeros(1, np.int64), np.array([self.host_address], np.uint64))
             way.synchronize()
         except DriverError as error:
-            if error.status != _NOT_SUPPORTED:
+            if error.status != NOT_SUPPORTED:
                 raise
             return False
         return True

@@ -26,8 +26,8 @@ WINDOW_BYTES = 1 << 30  # about a step: what a swap-out may have to wait for
 class KvCache:
     """Keeps the blocks of a device's KV cache and their host copies apart and true.
 
-    Thread safe: who waits for a move holds up nobody else. The device memory is there from
-    ``restore`` to ``lost``.
+    Thread safe: who waits for a move holds up nobody else, unless the mover itself waits, as a
+    PlannedMover does when it changes ways. The device memory is there from ``restore`` to ``lost``.
     """
 
     def __init__(

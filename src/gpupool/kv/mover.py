@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from gpupool._core import BlockCopier, CopyMark, Driver
+from gpupool.errors import DriverError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import Blocks, Words
+
+NOT_SUPPORTED = 801  # CUDA before 12.8 has no batches
 
 
 class Mark(Protocol):
@@ -54,15 +58,15 @@ class CopierMover:
         layout: BlockLayout,
         base_address: int,
         *,
-        method: Literal["batch", "each"],
+        method: Literal["batch", "each", "batch if there is"],
     ) -> None:
         """Move blocks of ``layout`` from ``base_address`` on, over a stream of its own.
 
         ``batch`` makes one driver call for many pieces, which CUDA before 12.8 has not; ``each``
-        one for every piece. Raises DriverError.
+        one for every piece; ``batch if there is`` whichever the driver has. Raises DriverError.
         """
         self._copier = BlockCopier(driver)
-        self._method = method
+        self._method: str = method
         self._row_bytes = layout.row_bytes
         pieces = layout.pieces
         self._starts = np.array([base_address + piece.offset for piece in pieces], np.uint64)
@@ -77,11 +81,11 @@ class CopierMover:
 
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address. Raises DriverError."""
-        self._copier.to_host(*self._spans(blocks, rows), method=self._method)
+        self._copy(self._copier.to_host, blocks, rows)
 
     def to_device(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: the row at each address to its block. Raises DriverError."""
-        self._copier.to_device(*self._spans(blocks, rows), method=self._method)
+        self._copy(self._copier.to_device, blocks, rows)
 
     def mark(self) -> CopyMark:
         """A mark behind all that was enqueued. Raises DriverError."""
@@ -90,6 +94,19 @@ class CopierMover:
     def synchronize(self) -> None:
         """Wait for all that was enqueued. Raises DriverError."""
         self._copier.synchronize()
+
+    def _copy(self, copy: Callable[..., Any], blocks: Blocks, rows: Words) -> None:
+        spans = self._spans(blocks, rows)
+        if self._method == "batch if there is":
+            try:
+                copy(*spans, method="batch")
+            except DriverError as error:
+                if error.status != NOT_SUPPORTED:
+                    raise
+                self._method = "each"  # the driver will never have it, and nothing is in flight
+            else:
+                return
+        copy(*spans, method=self._method)
 
     def _spans(self, blocks: Blocks, rows: Words) -> tuple[memoryview, memoryview, memoryview]:
         device = self._starts + blocks.astype(np.uint64)[:, None] * self._strides

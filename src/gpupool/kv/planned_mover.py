@@ -102,16 +102,18 @@ class PlannedMover:
 
 
 def planned_mover(driver: Driver, layout: BlockLayout, base_address: int, size_bytes: int) -> Mover:
-    """By the device's table if ``gpupool tune`` has left one; else by batched copies.
+    """By the device's table if ``gpupool tune`` has left one; else by copies, batched if can be.
 
     So too on a GPU without torch, on which there can be no table. Raises UsageError for a table
     that is not of this device, and DriverError.
     """
+    copies = CopierMover(driver, layout, base_address, method="batch if there is")
     if driver.kind == "cuda" and importlib.util.find_spec("torch") is None:
-        return CopierMover(driver, layout, base_address, method="batch")
+        return copies
     device = device_name(driver)
     path = table_path(device)
     if not path.exists():
-        return CopierMover(driver, layout, base_address, method="batch")
+        return copies
     table = MoveTable.load(path, device)
-    return PlannedMover(layout, movers(driver, layout, base_address, size_bytes), table)
+    ways = movers(driver, layout, base_address, size_bytes)
+    return PlannedMover(layout, ways | {"batch": copies}, table)

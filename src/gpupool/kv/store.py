@@ -16,6 +16,7 @@ import numpy as np
 from gpupool._core import Driver, SlabAllocator, SuppliedSlabs
 from gpupool.errors import (
     DaemonUnavailableError,
+    DriverError,
     HostMemoryError,
     KvStoreFullError,
     RefusedError,
@@ -28,6 +29,7 @@ from gpupool.kv.blocks import Blocks, Flags, Words
 SLAB_BYTES = 64 << 20
 _ALIGNMENT = 16  # of rows: what a kernel reads and writes at once
 _ROWS_MAX = 1 << 16  # in a slab
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
 class StoreSession(HostMemorySource, Protocol):
@@ -140,9 +142,10 @@ class KvStore:
     def reserve(self, blocks: Blocks) -> None:
         """A row for each of the blocks, which have none: all or none.
 
-        Raises KvStoreFullError where the budget, the pool's budget of host memory or the system has
-        no room, DriverError where the memory cannot be registered, UsageError for a block that has
-        a row; nothing has changed then.
+        Raises KvStoreFullError where the budget, the pool's budget of host memory, the system or
+        the driver has no room or the daemon that has it is gone, DriverError where memory cannot be
+        registered for another reason, UsageError for a block that has a row; nothing has changed
+        then.
         """
         with self._lock:
             if self._closed:
@@ -254,8 +257,12 @@ class KvStore:
         try:
             with host_memory(self._session, self._slab_bytes) as fd:
                 self._source.supply(fd)
-        except (RefusedError, HostMemoryError, OSError) as error:
+        except (RefusedError, HostMemoryError, OSError, DaemonUnavailableError) as error:
             raise self._full(rows, str(error)) from error
+        except DriverError as error:
+            if error.status != _OUT_OF_MEMORY:
+                raise
+            raise self._full(rows, f"the driver pins no more ({error})") from error
 
     def _full(self, rows: int, why: str) -> KvStoreFullError:
         held = self._usable + self._source.lost

@@ -13,7 +13,7 @@ from gpupool.pool import MIB
 
 KIB = 1 << 10
 PIECE_BYTES = (4 * KIB, 16 * KIB, 24 * KIB, 28 * KIB, 32 * KIB, 64 * KIB, 256 * KIB)
-PIECES = (16, 256, 4096)
+PIECES = (16, 256, 4096, 32_768)
 
 
 def measure(

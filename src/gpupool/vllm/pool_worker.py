@@ -149,6 +149,12 @@ class PoolWorker:
             raise UsageError("an engine with more than one KV allocation cannot be pooled")
         blocks = compat.block_layout(self._pool_kv_cache_config, size_bytes)
         if blocks is None:
+            limit = self._pool_kv_store_bytes
+            if limit is not None and limit < size_bytes:
+                raise UsageError(
+                    f"the KV cache of this model can only be saved whole, which takes {size_bytes} "
+                    f"bytes of host memory: raise kv_store_bytes, which is {limit}"
+                )
             logger.warning("gpupool: the KV cache of this model is saved whole at each swap")
             self._pool_kv = KeptWhole(self.pool_model, size_bytes)
         else:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from kernel_worlds import World, rows_of, settings_for, worlds
 
 from gpupool.errors import UsageError
 from gpupool.kernels.layout import BlockLayout
@@ -60,6 +63,25 @@ def refused(memory: Memory, move: Move, first: Any, second: Any, message: str) -
 )
 def test_wrong_blocks(memory: Memory, move: Move, ids: Any, message: str) -> None:
     refused(memory, move, ids, memory.rows, message)
+
+
+@settings_for(100)
+@given(worlds(), st.data())
+def test_a_repeated_block_is_refused_wherever_it_is(world: World, data: st.DataObject) -> None:
+    assume(world.layout.blocks > 1)
+    ids = data.draw(st.permutations(range(world.layout.blocks)))
+    ids = ids[: data.draw(st.integers(1, len(ids) - 1))]
+    ids.insert(data.draw(st.integers(0, len(ids))), data.draw(st.sampled_from(ids)))
+    rows, _ = data.draw(rows_of(world, len(ids)))
+    around_blocks, around_rows = world.around_blocks.clone(), world.around_rows.clone()
+    for move in (GATHER, SCATTER):
+        with pytest.raises(UsageError, match="is named twice"):
+            move(world.mover, ids, rows)
+    other = next(block for block in range(world.layout.blocks) if block not in ids)
+    with pytest.raises(UsageError, match="is named twice"):
+        world.mover.copy([other] * len(ids), ids)
+    assert torch.equal(world.around_blocks, around_blocks)
+    assert torch.equal(world.around_rows, around_rows)
 
 
 @pytest.mark.parametrize("move", [GATHER, SCATTER])

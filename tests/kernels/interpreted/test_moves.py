@@ -11,7 +11,7 @@ from kernel_worlds import World, block_lists, rows_of, settings_for, worlds
 
 from gpupool.kernels import reference
 
-SETTINGS = settings_for(600)
+SETTINGS = settings_for(700)
 
 
 def expected_around(world: World) -> tuple[torch.Tensor, torch.Tensor]:
