@@ -1,12 +1,22 @@
-"""Time budgets: each group of tests says how long it may take, and a run says how long it took."""
+"""Time budgets: each group of tests says how long it may take, and a run says how long it took.
+
+And what Hypothesis draws is the same in every run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ModuleNotFoundError):  # what runs on a GPU machine does without
+    from hypothesis import settings
+
+    settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+    settings.load_profile("suite")
 
 # Minutes on two slow cores with nothing else to do, several times what is needed. Tests that take
 # a group further than this belong in a target of their own (see `make help`).

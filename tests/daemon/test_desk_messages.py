@@ -140,7 +140,7 @@ class AnyMessagesInAnyOrder(RuleBasedStateMachine):
 
 TestAnyMessagesInAnyOrder = AnyMessagesInAnyOrder.TestCase
 TestAnyMessagesInAnyOrder.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
+    max_examples=60, stateful_step_count=40, deadline=None
 )
 
 
@@ -173,7 +173,7 @@ _fields = st.dictionaries(
 _tags = st.sampled_from([m.__struct_config__.tag for m in p.ClientMessage.__args__])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, deadline=None)
 @given(
     st.binary(max_size=400)
     | st.builds(lambda t, f: msgspec.msgpack.encode({"type": t} | f), _tags, _fields)

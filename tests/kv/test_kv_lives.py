@@ -90,9 +90,7 @@ class CachingOnThreads(Caching):
 TestCaching = Caching.TestCase
 TestCachingOnThreads = CachingOnThreads.TestCase
 for case in (TestCaching, TestCachingOnThreads):
-    case.settings = settings(
-        max_examples=40, stateful_step_count=40, deadline=None, derandomize=True
-    )
+    case.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 del case
 
 

@@ -6,11 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-# The same examples in each run, and no timing: the machine may be busy.
-settings.register_profile("serve", derandomize=True, deadline=None)
-settings.load_profile("serve")
 
 
 def write_shard(path: Path, data: bytes = b"\0" * 16) -> None:
