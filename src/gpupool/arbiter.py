@@ -6,56 +6,13 @@ The daemon and the embedded pool drive the same object; it is not thread safe.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from gpupool._core import PagePool
 from gpupool.errors import DoesNotFitError, DriverError, PoolFullError, UsageError
+from gpupool.leases import Granted, Lease, Outcome
 from gpupool.schedule.turns import Decision, ModelView, PoolView, Residency, decide
 
 _STAYS_S = 1.0  # until a model that cannot leave is asked again
-
-
-@dataclass
-class Lease:
-    """One model's standing with the arbiter."""
-
-    key: int
-    name: str
-    pages: int = 0
-    """What it needs to be resident."""
-    ahead: int = 0
-    """Pages of it that have come back already while the model leaves."""
-    state: Residency = Residency.OUT
-    since_s: float = 0.0
-    used_s: float = 0.0
-    idle: bool = True
-    asked_s: float = 0.0
-    fenced: bool = False
-    """Its process is gone or going; its pages come back with ``remove``."""
-    stays: str = ""
-    """Why it could not leave when it was asked last; empty if it could."""
-    stays_until_s: float = 0.0
-    """When it will be asked again."""
-
-
-@dataclass(frozen=True)
-class Granted:
-    """The model may swap in, on these pages."""
-
-    key: int
-    pages: list[int]
-    waited_s: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What follows from one look at the state."""
-
-    granted: list[Granted] = field(default_factory=list)
-    revoked: list[int] = field(default_factory=list)
-    failed: list[tuple[int, DriverError]] = field(default_factory=list)
-    """Models whose pages the device could not create; they are out again."""
-    wake_at_s: float | None = None
 
 
 class Arbiter:
@@ -116,21 +73,40 @@ class Arbiter:
             )
         lease.pages = pages
 
-    def request(self, key: int, now_s: float) -> None:
-        """The model wants to be resident."""
+    def request(self, key: int, now_s: float, begins_with: int = 0) -> None:
+        """The model wants to be resident, and can begin with so many of its pages."""
         lease = self._leases[key]
         if lease.state is not Residency.OUT or lease.pages == 0:
             raise UsageError(f"model {lease.name!r} asked for memory while {lease.state.value}")
+        if not 0 <= begins_with < lease.pages:
+            raise UsageError(f"model {lease.name!r} cannot begin with all of its pages or more")
+        lease.begins_with = begins_with
         lease.asked_s = now_s
         self._enter(lease, Residency.WAITING, now_s)
 
-    def cancel(self, key: int, now_s: float) -> bool:
-        """Take a request back; False if it was granted already."""
+    def cancel(self, key: int, now_s: float, *, mapped: bool = False) -> bool:
+        """Take a request back; False if it was granted already.
+
+        What it began with comes back, or with ``yielded`` if it is still ``mapped``.
+        """
         lease = self._leases[key]
         if lease.state is not Residency.WAITING:
             return False
-        self._enter(lease, Residency.OUT, now_s)
+        if not mapped:
+            self._pages.give_back_all(key)
+            lease.held = 0
+        self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
         return True
+
+    def undo(self, granted: Granted, now_s: float) -> None:
+        """Pages that were granted cannot be had after all: they are free again.
+
+        The model is out, or leaving if it has begun.
+        """
+        lease = self._leases[granted.key]
+        self._pages.give_back(granted.key, granted.pages)
+        lease.held -= len(granted.pages)
+        self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
 
     def set_idle(self, key: int, idle: bool, now_s: float) -> None:
         """Whether the model has unfinished requests."""
@@ -153,7 +129,7 @@ class Arbiter:
         if lease.state not in (Residency.LEAVING, Residency.RESIDENT):
             raise UsageError(f"model {lease.name!r} gave memory back while {lease.state.value}")
         self._pages.give_back_all(key)
-        lease.ahead = 0
+        lease.held = 0
         lease.stays, lease.stays_until_s = "", 0.0
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
@@ -168,7 +144,7 @@ class Arbiter:
         self._require_held(lease)
         if pages < 1:
             raise UsageError("a lease is extended by at least one page")
-        if lease.ahead:
+        if lease.held < lease.pages:
             raise UsageError(f"model {lease.name!r} asked for pages while it gave others back")
         if pages > self._pages.free_pages:
             raise PoolFullError(
@@ -177,6 +153,7 @@ class Arbiter:
             )
         granted = self._pages.acquire(key, pages)
         lease.pages += pages
+        lease.held += pages
         return granted
 
     def shrink(self, key: int, pages: list[int], *, leaving: bool = False) -> None:
@@ -187,12 +164,11 @@ class Arbiter:
         """
         lease = self._leases[key]
         self._require_held(lease)
-        if len(pages) >= lease.pages - lease.ahead:
+        if len(pages) >= lease.held:
             raise UsageError(f"model {lease.name!r} cannot give up all pages and be resident")
         self._pages.give_back(key, pages)
-        if leaving:
-            lease.ahead += len(pages)
-        else:
+        lease.held -= len(pages)
+        if not leaving:
             lease.pages -= len(pages)
 
     def take_back(self, key: int, extended: list[int]) -> None:
@@ -200,6 +176,7 @@ class Arbiter:
         held = set(self._pages.owned(key))
         self._pages.give_back(key, [page for page in extended if page in held])
         self._leases[key].pages -= len(extended)
+        self._leases[key].held -= len(extended)
 
     @staticmethod
     def _require_held(lease: Lease) -> None:
@@ -240,30 +217,48 @@ class Arbiter:
 
     def _apply(self, decision: Decision, outcome: Outcome, now_s: float) -> None:
         for key in decision.grant:
-            lease = self._leases[key]
-            try:
-                pages = self._pages.acquire(key, lease.pages)
-            except DriverError as error:
-                self._enter(lease, Residency.OUT, now_s)
-                outcome.failed.append((key, error))
-                continue
-            except UsageError:
-                continue  # slabs took some since the policy looked; it waits on
-            self._enter(lease, Residency.RESIDENT, now_s)
-            lease.used_s = now_s
-            outcome.granted.append(Granted(key, pages, now_s - lease.asked_s))
+            if granted := self._acquire(key, self._leases[key].pages, outcome, now_s):
+                self._enter(self._leases[key], Residency.RESIDENT, now_s)
+                self._leases[key].used_s = now_s
+                outcome.granted.append(granted)
+        if decision.begin is not None:
+            begins_with = self._leases[decision.begin].begins_with
+            if begun := self._acquire(decision.begin, begins_with, outcome, now_s):
+                outcome.begun.append(begun)
         for key in decision.revoke:
             self._enter(self._leases[key], Residency.LEAVING, now_s)
             outcome.revoked.append(key)
 
+    def _acquire(self, key: int, until: int, outcome: Outcome, now_s: float) -> Granted | None:
+        """So many pages for a model, counting those that it has."""
+        lease = self._leases[key]
+        try:
+            pages = self._pages.acquire(key, until - lease.held)
+        except DriverError as error:
+            self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
+            outcome.failed.append((key, error))
+            return None
+        except UsageError:
+            return None  # slabs took some since the policy looked; it waits on
+        lease.held = until
+        return Granted(key, pages, now_s - lease.asked_s)
+
     def _view(self) -> PoolView:
-        models = tuple(
-            ModelView(
-                m.key, m.pages - m.ahead, m.state, m.since_s, m.used_s, m.idle, m.stays_until_s
-            )
-            for m in self._leases.values()
+        return PoolView(self._pages.free_pages, tuple(map(self._seen, self._leases.values())))
+
+    @staticmethod
+    def _seen(lease: Lease) -> ModelView:
+        waits = lease.state is Residency.WAITING
+        return ModelView(
+            lease.key,
+            lease.pages - lease.held if waits else lease.held,
+            lease.state,
+            lease.since_s,
+            lease.used_s,
+            lease.idle,
+            lease.stays_until_s,
+            lease.begins_with if waits and lease.held == 0 else 0,
         )
-        return PoolView(self._pages.free_pages, models)
 
     @staticmethod
     def _enter(lease: Lease, state: Residency, now_s: float) -> None:

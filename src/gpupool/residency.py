@@ -13,8 +13,8 @@ from functools import reduce
 from operator import add
 from typing import NoReturn, Protocol, cast
 
-from gpupool._core import ModelMemory, Region, SwapReport, Tag
-from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool._core import ModelMemory, Page, Region, SwapReport, Tag
+from gpupool.errors import DaemonUnavailableError, GpupoolError, UsageError
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
@@ -125,12 +125,13 @@ class Residency:
         if self.torn:
             self._leave()
         self.declare()
+        early = _Early(self)
         with span(self._session.driver, f"lease wait {self._name}", {}):
-            grant = self._session.acquire(timeout_s)
+            grant = self._session.acquire(timeout_s, early)
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
             with span(self._session.driver, f"swap in {self._name}", values):
-                report = self._arrive(grant)
+                report = self._arrive(grant, early)
                 values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
         except BaseException:
             if not self.torn:  # else they are still mapped, and go back once they are not
@@ -170,16 +171,15 @@ class Residency:
         self.regions = []
         self.saved = self._kept = cast("ModelMemory", _NoMemory())
 
-    def _arrive(self, grant: PageGrant) -> SwapReport:
+    def _arrive(self, grant: PageGrant, early: _Early) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
-        count = self._pages_kept
-        reports = []
+        count, pages = self._pages_kept, grant.pages[early.taken :]
+        reports = [early.report] if early.report is not None else []
         try:
             if count > 0:
-                reports.append(self.kept.swap_in(grant.pages[:count], min(grant.clean, count)))
-            if len(grant.pages) > count:
-                rest = grant.pages[count:]
-                reports.append(self.saved.swap_in(rest, max(0, grant.clean - count)))
+                reports.append(self.kept.swap_in(pages[:count], min(grant.clean, count)))
+            if len(pages) > count:
+                reports.append(self.saved.swap_in(pages[count:], max(0, grant.clean - count)))
             for keeper in self.keepers:
                 keeper.arrived()
             return reduce(add, reports)
@@ -228,6 +228,43 @@ class Residency:
 
     def _bytes_of(self, tag: Tag) -> int:
         return sum(region.bytes for region in self.regions if region.tag == tag)
+
+
+class _Early:
+    """What is saved by itself, weights above all, can be there before what keepers bring."""
+
+    def __init__(self, residency: Residency) -> None:
+        self._of = residency
+        self.report: SwapReport | None = None
+        """Of what has begun."""
+        self._stuck = False
+
+    @property
+    def pages(self) -> int:
+        """How many it takes; 0 if there is nothing to begin with."""
+        return self._of.saved.pages_needed if self._of._pages_kept > 0 else 0
+
+    @property
+    def taken(self) -> int:
+        """How many of the pages granted are in use already, from the first on."""
+        return 0 if self.report is None else self.pages
+
+    def begin(self, pages: list[Page]) -> None:
+        """Bring it in. Raises DriverError."""
+        with span(self._of._session.driver, f"swap in {self._of._name}, early", {}):
+            self.report = self._of.saved.swap_in(pages)
+
+    def undo(self) -> bool:
+        """Unmap it again; False if the driver does not let it be."""
+        self.report = None
+        saved = self._of.saved
+        try:
+            if (saved.resident or saved.torn) and not self._stuck:
+                saved.swap_out()
+        except GpupoolError:
+            # The next bring-in or give-up tries again, and then the pages go back.
+            self._stuck = self._of._parted = True
+        return not self._stuck
 
 
 class _NoMemory:

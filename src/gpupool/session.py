@@ -25,6 +25,36 @@ class Revocable(Protocol):
         """When the memory was last used, by ``time.monotonic``."""
 
 
+class Early(Protocol):
+    """What of a swap-in can be done on a part of the pages, while others still leave."""
+
+    @property
+    def pages(self) -> int:
+        """How many it takes; 0 if there is nothing to begin with."""
+
+    def begin(self, pages: list[Page]) -> None:
+        """Use these. After an error it has not begun, unless ``undo`` is False."""
+
+    def undo(self) -> bool:
+        """Let go of the pages; False if the driver does not let them be unmapped."""
+
+
+class _NothingEarly:
+    """Everything is done when all pages are there."""
+
+    pages = 0
+
+    def begin(self, pages: list[Page]) -> None:
+        """Never asked for."""
+
+    def undo(self) -> bool:
+        """There is nothing to undo."""
+        return True
+
+
+NOTHING_EARLY: Early = _NothingEarly()
+
+
 class PageGrant(NamedTuple):
     """Pages to be mapped in this order; the first ``clean`` of them read as zeros."""
 
@@ -58,11 +88,12 @@ class Session(Protocol):
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
         """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
 
-    def acquire(self, timeout_s: float) -> PageGrant:
-        """Wait for the lease; the declared number of pages.
+    def acquire(self, timeout_s: float, early: Early = NOTHING_EARLY) -> PageGrant:
+        """Wait for the lease; the declared number of pages, and first those that ``early`` has.
 
-        Raises LeaseTimeoutError, DaemonUnavailableError, or DriverError when the device cannot
-        provide the pages; nothing is held then.
+        Raises LeaseTimeoutError, DaemonUnavailableError, what ``early.begin`` does, or DriverError
+        when the device cannot provide the pages; nothing is held then, but for what ``early``
+        cannot undo.
         """
 
     def extend(self, pages: int) -> PageGrant:

@@ -110,7 +110,9 @@ class Arbitration(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pages = PagePool(open_host_driver(), BUDGET_PAGES * PAGE_BYTES, PAGE_BYTES)
+        self.plan = FaultPlan()
+        driver = with_faults(open_host_driver(), self.plan)
+        self.pages = PagePool(driver, BUDGET_PAGES * PAGE_BYTES, PAGE_BYTES)
         self.arbiter = Arbiter(self.pages, TURN_S)
         self.now_s = 0.0
         self.line: list[int] = []
@@ -131,14 +133,21 @@ class Arbitration(RuleBasedStateMachine):
     def request(self, data: st.DataObject) -> None:
         if (key := self.pick(data, Residency.OUT)) is not None:
             self.now_s += 0.01
-            self.arbiter.request(key, self.now_s)
+            begins_with = data.draw(st.integers(0, self.arbiter.lease(key).pages - 1))
+            self.arbiter.request(key, self.now_s, begins_with)
             self.line.append(key)
 
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), mapped=st.booleans())
+    def cancel(self, data: st.DataObject, mapped: bool) -> None:
         if (key := self.pick(data, Residency.WAITING)) is not None:
-            assert self.arbiter.cancel(key, self.now_s)
+            begun = self.pages.owned(key)
+            assert self.arbiter.cancel(key, self.now_s, mapped=mapped)
+            assert self.pages.owned(key) == (begun if mapped else [])
             self.line.remove(key)
+
+    @rule(nth=st.integers(1, 3))
+    def fail_to_create(self, nth: int) -> None:
+        self.plan.arm(nth, 2)
 
     @rule(data=st.data(), idle=st.booleans())
     def set_idle(self, data: st.DataObject, idle: bool) -> None:
@@ -158,13 +167,14 @@ class Arbitration(RuleBasedStateMachine):
         lease = self.arbiter.lease(key)
         free = self.pages.free_pages
         held = lease.state in (Residency.LEAVING, Residency.RESIDENT)
-        if not held or pages == 0 or lease.ahead:
+        if not held or pages == 0 or lease.held < lease.pages:
             with pytest.raises(UsageError):
                 self.arbiter.extend(key, pages)
         elif pages > free:
             with pytest.raises(PoolFullError):
                 self.arbiter.extend(key, pages)
         else:
+            self.plan.disarm()
             assert len(self.arbiter.extend(key, pages)) == pages
 
     @rule(data=st.data(), leaving=st.booleans())
@@ -205,14 +215,24 @@ class Arbitration(RuleBasedStateMachine):
     def decide(self, passed_s: float) -> None:
         self.now_s += passed_s
         before = {m.key: (m.state, m.since_s, m.idle) for m in self.arbiter.leases()}
+        had = {m.key: self.pages.owned(m.key) for m in self.arbiter.leases()}
         outcome = self.arbiter.decide(self.now_s)
-        assert outcome.failed == []
+        self.plan.disarm()
+        for key, _ in outcome.failed:
+            self.line.remove(key)
+            assert self.pages.owned(key) == had[key]
+            state = self.arbiter.lease(key).state
+            assert state is (Residency.LEAVING if had[key] else Residency.OUT)
         granted = [g.key for g in outcome.granted]
         assert granted == self.line[: len(granted)], "somebody was overtaken"
         del self.line[: len(granted)]
         for grant in outcome.granted:
-            assert sorted(grant.pages) == self.pages.owned(grant.key)
-            assert len(grant.pages) == self.arbiter.lease(grant.key).pages
+            assert sorted(grant.pages + had[grant.key]) == self.pages.owned(grant.key)
+            assert len(self.pages.owned(grant.key)) == self.arbiter.lease(grant.key).pages
+        for begun in outcome.begun:
+            assert begun.key == self.line[0]
+            assert had[begun.key] == []
+            assert len(begun.pages) == self.arbiter.lease(begun.key).begins_with
         for key in outcome.revoked:
             state, since_s, idle = before[key]
             assert state is Residency.RESIDENT
@@ -221,16 +241,19 @@ class Arbitration(RuleBasedStateMachine):
             leaving = [m.key for m in self.arbiter.leases() if m.state is Residency.LEAVING]
             coming = sum(len(self.pages.owned(key)) for key in leaving)
             first = self.arbiter.lease(self.line[0])
-            assert first.pages <= self.pages.free_pages + coming, "revoked in vain"
+            has = first.held + self.pages.free_pages
+            assert first.pages <= has + coming, "revoked in vain"
 
     @invariant()
     def memory_accounted_is_memory_held(self) -> None:
         held = 0
         for lease in self.arbiter.leases():
             owned = len(self.pages.owned(lease.key))
-            resident = lease.state in (Residency.RESIDENT, Residency.LEAVING)
-            assert owned == (lease.pages - lease.ahead if resident else 0)
-            assert resident or lease.fenced or lease.ahead == 0
+            assert owned == lease.held <= lease.pages or (lease.pages == 0 and owned == 0)
+            if lease.state is Residency.WAITING:
+                assert owned in (0, lease.begins_with)
+                assert owned == 0 or lease.key == self.line[0], "only the first in line begins"
+            assert owned == 0 or lease.state is not Residency.OUT
             held += owned
         assert held + self.pages.free_pages == BUDGET_PAGES
 

@@ -30,7 +30,9 @@ def pools(draw: st.DrawFn) -> PoolView:
                 free -= pages
         since_s, used_s = draw(st.integers(0, 10)), draw(st.integers(0, 10))
         stays_s = draw(st.sampled_from((0, 0, 5, 13)))
-        models.append(ModelView(key, pages, state, since_s, used_s, draw(st.booleans()), stays_s))
+        begins_with = draw(st.integers(0, pages)) if state is WAITING else 0
+        idle = draw(st.booleans())
+        models.append(ModelView(key, pages, state, since_s, used_s, idle, stays_s, begins_with))
     return PoolView(free, tuple(models))
 
 
@@ -68,6 +70,22 @@ def test_a_revoke_makes_room_for_the_first_in_line(view: PoolView, now_s: int) -
     assert room < first.pages <= room + pages_of(view, decision.revoke)
     last = decision.revoke[-1:]
     assert first.pages > room + pages_of(view, decision.revoke) - pages_of(view, last)
+
+
+@given(pools(), st.integers(0, 12))
+def test_only_the_first_in_line_begins_and_only_while_room_is_made(
+    view: PoolView, now_s: int
+) -> None:
+    decision = decide(view, now_s, TURN_S)
+    left = view.free_pages - pages_of(view, decision.grant)
+    rest = in_line(view)[len(decision.grant) :]
+    leaving = tuple(m.key for m in view.models if m.state is LEAVING) + decision.revoke
+    begins = (
+        bool(rest)
+        and 0 < rest[0].begins_with <= left
+        and rest[0].pages <= left + pages_of(view, leaving)
+    )
+    assert decision.begin == (rest[0].key if begins else None)
 
 
 @given(pools(), st.integers(0, 12))

@@ -53,9 +53,10 @@ class Bench:
         self.faults = FaultPlan()
         driver = with_faults(open_host_driver(), self.faults)
         self.pages = PagePool(driver, pages * PAGE_BYTES, PAGE_BYTES)
+        self.arbiter = Arbiter(self.pages, turn_s)
         self.desk = Desk(
             pages=self.pages,
-            arbiter=Arbiter(self.pages, turn_s),
+            arbiter=self.arbiter,
             device="host",
             version="1",
             host_budget_bytes=1 << 20,
@@ -97,6 +98,9 @@ class Bench:
             after = reply.next_after
             if not after:
                 return msgspec.structs.replace(reply.status, models=models)
+
+    def key_of(self, name: str) -> int:
+        return next(lease.key for lease in self.arbiter.leases() if lease.name == name)
 
     def worker(self, name: str, pages: int) -> FakePeer:
         peer = FakePeer()

@@ -178,8 +178,8 @@ class Puppet:
         """The next swap-in, its pages granted, says so and goes on: its copying is cut short."""
         acquire = self._session.acquire
 
-        def acquire_and_say(timeout_s: float) -> Any:
-            pages = acquire(timeout_s)
+        def acquire_and_say(timeout_s: float, early: Any) -> Any:
+            pages = acquire(timeout_s, early)
             say({"stopped": True})
             return pages
 

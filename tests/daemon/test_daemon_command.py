@@ -104,7 +104,7 @@ def test_what_the_status_looks_like() -> None:
     def model(name: str, state: str, swaps: int) -> ModelStatus:
         times = [0.1] * swaps
         return ModelStatus(
-            name, 4321, state, "", 3 << 30, 5 << 29, 1 << 29, swaps, 0, times, [], [], []
+            name, 4321, state, "", 3 << 30, 0, 5 << 29, 1 << 29, swaps, 0, times, [], [], []
         )
 
     status = Status(

@@ -26,14 +26,15 @@ _messages = st.one_of(
     st.builds(p.Declare, st.integers(0, PAGES + 1), st.just(1), st.just(1)),
     st.builds(p.HostMemoryUnused, st.sampled_from([0, 1, 4096, 2**53])),
     st.just(p.Acquire()),
-    st.just(p.Acquire()),
+    st.builds(p.Acquire, st.integers(0, PAGES)),
+    st.builds(p.Acquire, st.integers(1, 2)),
     st.builds(p.Extend, st.sampled_from([0, 1, 1, 2, PAGES + 1, *_PAGES_EDGE])),
     st.builds(
         p.Release,
         st.lists(st.integers(0, PAGES) | st.sampled_from(_PAGES_EDGE), max_size=2),
         st.booleans(),
     ),
-    st.just(p.Cancel()),
+    st.builds(p.Cancel, st.booleans()),
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Yielded, st.none() | _figures),
@@ -120,12 +121,12 @@ class AnyMessagesInAnyOrder(RuleBasedStateMachine):
         assert status.pages_free + status.pages_granted + status.pages_fenced == PAGES
         assert status.host_bytes == sum(self.host_bytes.values())
         assert len({m.name for m in status.models}) == len(status.models)
-        held = sum(
-            m.footprint_bytes // PAGE_BYTES
-            for m in status.models
-            if m.state in ("resident", "leaving")
-        )
-        assert held == status.pages_granted + status.pages_fenced
+        held_bytes = sum(m.held_bytes for m in status.models)
+        assert held_bytes == (status.pages_granted + status.pages_fenced) * PAGE_BYTES
+        for m in status.models:
+            owned = len(self.bench.pages.owned(self.bench.key_of(m.name)))
+            assert m.held_bytes == owned * PAGE_BYTES <= m.footprint_bytes
+            assert m.state in ("resident", "leaving", "waiting") or owned == 0
         for peer in self.peers:
             if peer.lost and self.bench.desk.holds_pages(cast(Peer, peer)):
                 assert peer.kills >= 1

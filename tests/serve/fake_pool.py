@@ -27,6 +27,7 @@ def model_status(name: str, pid: int, swap_in_s: list[float] | None = None) -> M
         state="out",
         stays="",
         footprint_bytes=96 * MIB,
+        held_bytes=0,
         weights_bytes=64 * MIB,
         kv_cache_bytes=32 * MIB,
         swap_ins=len(swaps),

@@ -25,7 +25,7 @@ from gpupool.errors import (
     UsageError,
 )
 from gpupool.pool import open_driver
-from gpupool.session import PageGrant, Revocable
+from gpupool.session import NOTHING_EARLY, Early, PageGrant, Revocable
 
 
 def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
@@ -51,6 +51,7 @@ class _Answer(Enum):
     """What became of an Acquire."""
 
     GRANTED = "granted"
+    BEGUN = "as much of it as one can begin with"
     CANCELLED = "cancelled"
     NONE = "none in time"
 
@@ -123,25 +124,29 @@ class DaemonSession:
         with self._asking:
             self._link.request(p.Declare(pages, weights_bytes, kv_cache_bytes), p.Ok)
 
-    def acquire(self, timeout_s: float) -> PageGrant:
-        """Wait for the lease; the declared number of pages.
+    def acquire(self, timeout_s: float, early: Early = NOTHING_EARLY) -> PageGrant:
+        """Wait for the lease; the declared number of pages, and first those that ``early`` has.
 
-        Raises LeaseTimeoutError, DaemonUnavailableError, or DriverError when the device cannot
-        provide the pages; nothing is held then.
+        Raises LeaseTimeoutError, DaemonUnavailableError, what ``early.begin`` does, or DriverError
+        when the device cannot provide the pages; nothing is held then, but for what ``early``
+        cannot undo.
         """
         ids: list[int] = []
+        deadline_s = time.monotonic() + timeout_s
         with self._asking:
-            self._link.send(p.Acquire())
-            try:
-                answer = self._collect(ids, timeout_s)
-            except GpupoolError:
-                raise  # refused or lost: nothing is held
-            except BaseException:  # interrupted, as by Ctrl-C
-                if self._withdraw(ids) is _Answer.GRANTED:
-                    self._link.send(p.Yielded(None))
-                raise
+            self._link.send(p.Acquire(early.pages))
+            answer = self._await(ids, early, deadline_s, early.pages)
+            if answer is _Answer.BEGUN:
+                try:
+                    early.begin([self._page(page) for page in ids[: early.pages]])
+                except BaseException:
+                    self._end(self._withdraw(ids, early), early)
+                    raise
+                answer = self._await(ids, early, deadline_s)
             if answer is _Answer.NONE:
-                answer = self._withdraw(ids)
+                answer = self._withdraw(ids, early)
+                if not early.undo():
+                    answer = _Answer.CANCELLED
             if answer is _Answer.CANCELLED:
                 raise LeaseTimeoutError(
                     f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
@@ -149,7 +154,7 @@ class DaemonSession:
             try:
                 return PageGrant([self._page(page) for page in ids])
             except BaseException:
-                self._link.send(p.Yielded(None))
+                self._end(answer, early)
                 raise
 
     def extend(self, pages: int) -> PageGrant:
@@ -162,7 +167,7 @@ class DaemonSession:
         ids: list[int] = []
         with self._asking:
             self._link.send(p.Extend(min(pages, p.PAGES_MAX)))
-            if self._collect(ids, REPLY_TIMEOUT_S) is not _Answer.GRANTED:
+            if self._collect(ids, time.monotonic() + REPLY_TIMEOUT_S) is not _Answer.GRANTED:
                 self._link.fail("the pool daemon does not answer")
             try:
                 return PageGrant([self._page(page) for page in ids])
@@ -196,9 +201,23 @@ class DaemonSession:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
-    def _collect(self, ids: list[int], timeout_s: float) -> _Answer:
-        """Add the pages of a grant to ``ids`` until it is whole or its time is over."""
-        deadline_s = time.monotonic() + timeout_s
+    def _await(self, ids: list[int], early: Early, deadline_s: float, enough: int = 0) -> _Answer:
+        """The answer to an Acquire; after an error nothing is held."""
+        try:
+            return self._collect(ids, deadline_s, enough)
+        except DaemonUnavailableError:
+            early.undo()
+            raise
+        except GpupoolError:  # refused: what it began with is expected back
+            if ids:
+                self._end(_Answer.GRANTED, early)
+            raise
+        except BaseException:  # interrupted, as by Ctrl-C
+            self._end(self._withdraw(ids, early), early)
+            raise
+
+    def _collect(self, ids: list[int], deadline_s: float, enough: int = 0) -> _Answer:
+        """Add the pages of a grant to ``ids`` until it is whole, or enough, or its time is over."""
         while True:
             reply = self._link.reply(deadline_s - time.monotonic())
             if reply is None:
@@ -212,14 +231,29 @@ class DaemonSession:
             ids.extend(message.pages)
             if message.last:
                 return _Answer.GRANTED
+            if 0 < enough <= len(ids):
+                return _Answer.BEGUN
 
-    def _withdraw(self, ids: list[int]) -> _Answer:
+    def _withdraw(self, ids: list[int], early: Early) -> _Answer:
         """Take an Acquire back. A grant may be on its way; either it or the Ok comes next."""
-        self._link.send(p.Cancel())
-        answer = self._collect(ids, REPLY_TIMEOUT_S)
+        unmapped = early.undo()
+        self._link.send(p.Cancel(mapped=not unmapped))
+        try:
+            answer = self._collect(ids, time.monotonic() + REPLY_TIMEOUT_S)
+        except DaemonUnavailableError:
+            raise
+        except GpupoolError:
+            if ids:
+                self._end(_Answer.GRANTED, early)
+            raise
         if answer is _Answer.NONE:
             self._link.fail("the pool daemon does not answer")
         return answer
+
+    def _end(self, answer: _Answer, early: Early) -> None:
+        """Give back what was granted, unless it is mapped still."""
+        if answer is _Answer.GRANTED and early.undo():
+            self._link.send(p.Yielded(None))
 
     def _release(self, ids: list[int], leaving: bool) -> None:
         for start in range(0, len(ids), p.RELEASED_MAX):

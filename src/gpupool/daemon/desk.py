@@ -6,7 +6,7 @@ import os
 from collections import deque
 
 from gpupool._core import PagePool
-from gpupool.arbiter import Arbiter, Granted
+from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.peers import Peer
@@ -19,6 +19,7 @@ from gpupool.errors import (
     ProtocolError,
     RefusedError,
 )
+from gpupool.leases import Granted
 
 _REFUSALS_MAX = 32  # so that all of them and one model's history fit a packet
 _GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
@@ -114,7 +115,9 @@ class Desk:
                 worker.peer.say(p.Revoke(self._revoke_timeout_s))
             for key, error in outcome.failed:
                 self._refuse(self._workers[key], error)
+                self._expect_back(self._workers[key], key, now_s)
             granted = [self._grant(grant, now_s) for grant in outcome.granted]
+            granted += [self._grant(begun, now_s, last=False) for begun in outcome.begun]
             if all(granted) and not outcome.failed:
                 break
             # What did not go out is free for the next in line.
@@ -176,10 +179,11 @@ class Desk:
                 worker.kv_cache_bytes = message.kv_cache_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
-                self._arbiter.request(key, now_s)
+                self._arbiter.request(key, now_s, message.begins_with)
             case p.Cancel():
-                if self._arbiter.cancel(key, now_s):
+                if self._arbiter.cancel(key, now_s, mapped=message.mapped):
                     worker.peer.say(p.Ok())
+                    self._expect_back(worker, key, now_s)
             case p.Extend():
                 self._extend(worker, key, message.pages)
             case p.Release():
@@ -204,19 +208,25 @@ class Desk:
             case _:
                 raise ProtocolError(f"a worker does not say {type(message).__name__}")
 
-    def _grant(self, granted: Granted, now_s: float) -> bool:
-        """Send the pages of a lease; False if they cannot be exported, which undoes the grant."""
+    def _grant(self, granted: Granted, now_s: float, *, last: bool = True) -> bool:
+        """Send pages of a lease; False if they cannot be exported, which undoes the grant."""
         worker = self._workers[granted.key]
         try:
             exported = self._export(worker, granted.pages)
         except DriverError as error:
-            self._arbiter.yielded(granted.key, now_s)
+            self._arbiter.undo(granted, now_s)
             self._refuse(worker, error)
+            self._expect_back(worker, granted.key, now_s)
             return False
         worker.waited_s = granted.waited_s
-        worker.arriving = True
-        self._send_pages(worker, granted.pages, exported)
+        worker.arriving = last
+        self._send_pages(worker, granted.pages, exported, last=last)
         return True
+
+    def _expect_back(self, worker: Worker, key: int, now_s: float) -> None:
+        """What a model began with, and cannot go on with."""
+        if self._arbiter.is_leaving(key):
+            worker.kill_at_s = now_s + self._revoke_timeout_s
 
     def _extend(self, worker: Worker, key: int, count: int) -> None:
         pages = self._arbiter.extend(key, count)
@@ -225,7 +235,7 @@ class Desk:
         except DriverError:
             self._arbiter.shrink(key, pages)
             raise
-        self._send_pages(worker, pages, exported)
+        self._send_pages(worker, pages, exported, last=True)
 
     def _export(self, worker: Worker, pages: list[int]) -> dict[int, int]:
         """Descriptors of the pages that the worker has not seen. Raises DriverError."""
@@ -240,12 +250,14 @@ class Desk:
             raise
         return exported
 
-    def _send_pages(self, worker: Worker, granted: list[int], exported: dict[int, int]) -> None:
+    def _send_pages(
+        self, worker: Worker, granted: list[int], exported: dict[int, int], *, last: bool
+    ) -> None:
         for start in range(0, len(granted), _GRANT_PAGES_MAX):
             pages = granted[start : start + _GRANT_PAGES_MAX]
             new = [page for page in pages if page in exported]
-            last = start + len(pages) == len(granted)
-            worker.peer.say(p.Granted(pages, new, last), [exported[page] for page in new])
+            ends = last and start + len(pages) == len(granted)
+            worker.peer.say(p.Granted(pages, new, ends), [exported[page] for page in new])
         worker.seen_pages.update(exported)
 
     def _refuse(self, worker: Worker, error: GpupoolError) -> None:

@@ -45,6 +45,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     stays: str
     """Why it could not leave when it was asked last; empty if it could."""
     footprint_bytes: int
+    """What it needs to be resident."""
+    held_bytes: int
+    """Of it, what it has: less than all while it comes or goes."""
     weights_bytes: int
     kv_cache_bytes: int
     swap_ins: int
@@ -109,11 +112,20 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 
 class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Asks for the lease; answered by Granted, Refused, or Ok to a Cancel."""
+    """Asks for the lease; answered by Granted, Refused, or Ok to a Cancel.
+
+    A model that can use a part of its pages before the rest is granted ``begins_with`` of them, not
+    the last, while others still leave. After Refused it says Yielded when they are unmapped.
+    """
+
+    begins_with: Pages = 0
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Takes an Acquire back; answered by Ok unless Granted or Refused came first."""
+    """Takes an Acquire back; answered by Ok unless the last Granted or Refused came first."""
+
+    mapped: bool = False
+    """What it began with is still mapped: it comes back with Yielded."""
 
 
 class Extend(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

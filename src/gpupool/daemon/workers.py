@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from gpupool.arbiter import Lease
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.protocol import HISTORY, ModelStatus, SwapFigures
+from gpupool.leases import Lease
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Worker:
             state=lease.state.value if lease.pages else "starting",
             stays=lease.stays,
             footprint_bytes=lease.pages * page_bytes,
+            held_bytes=lease.held * page_bytes,
             weights_bytes=self.weights_bytes,
             kv_cache_bytes=self.kv_cache_bytes,
             swap_ins=self.swap_ins,

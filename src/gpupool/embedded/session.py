@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
-from gpupool.session import PageGrant, Revocable
+from gpupool.session import NOTHING_EARLY, Early, PageGrant, Revocable
 
 if TYPE_CHECKING:
     from gpupool.embedded.arbiter import EmbeddedArbiter
@@ -54,8 +54,11 @@ class EmbeddedSession:
         detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
         self._arbiter.declare(self.key, pages, detail)
 
-    def acquire(self, timeout_s: float) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
+    def acquire(self, timeout_s: float, early: Early = NOTHING_EARLY) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then.
+
+        Nothing begins early: the thread that waits is the one that makes others leave.
+        """
         return self._arbiter.acquire(self.key, timeout_s)
 
     def extend(self, pages: int) -> PageGrant:

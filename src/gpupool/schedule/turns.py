@@ -35,6 +35,8 @@ class ModelView:
     """No request is unfinished."""
     stays_until_s: float = 0.0
     """It cannot leave before."""
+    begins_with: int = 0
+    """A waiting model can use so many pages before the rest of them; 0 if it has them or cannot."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class PoolView:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whom to grant their pages now, whom to revoke, and when to decide again at the latest."""
+    """Whom to grant their pages now, whom to revoke, and when to decide again at the latest.
+
+    ``begin`` is to be granted what it can begin with; it goes on waiting for the rest.
+    """
 
     grant: tuple[int, ...] = ()
+    begin: int | None = None
     revoke: tuple[int, ...] = ()
     wake_at_s: float | None = None
 
@@ -60,6 +66,8 @@ def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
     Nobody overtakes the first in line, so nobody starves: with n models waiting, each is granted
     after at most n turns (and the time its predecessors take to leave). A model is revoked only
     when the room made suffices, idle models before busy ones, and a busy one only after its turn.
+    While they leave, the first in line may begin with a part of its pages. It alone holds pages
+    while it waits, and those who leave wait for nobody, so there is no deadlock.
     """
     free = view.free_pages
     grants: list[int] = []
@@ -73,10 +81,11 @@ def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
             continue
         leaving = sum(m.pages for m in view.models if m.state is Residency.LEAVING)
         missing = model.pages - free - leaving
+        begin = model.key if 0 < model.begins_with <= free else None
         if missing <= 0:
-            return Decision(tuple(grants))
+            return Decision(tuple(grants), begin)
         victims, wake_at_s = _victims(view, missing, now_s, turn_s)
-        return Decision(tuple(grants), victims, wake_at_s)
+        return Decision(tuple(grants), begin if victims else None, victims, wake_at_s)
     return Decision(tuple(grants))
 
 

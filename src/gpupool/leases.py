@@ -1,0 +1,56 @@
+"""A model's standing with the arbiter, and what follows from a look at all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpupool.errors import DriverError
+from gpupool.schedule.turns import Residency
+
+
+@dataclass
+class Lease:
+    """One model's standing with the arbiter."""
+
+    key: int
+    name: str
+    pages: int = 0
+    """What it needs to be resident."""
+    begins_with: int = 0
+    """How many of them it can use before the rest; 0 if it needs all at once."""
+    held: int = 0
+    """How many it has now: all, or some while it waits for the rest or leaves."""
+    state: Residency = Residency.OUT
+    since_s: float = 0.0
+    used_s: float = 0.0
+    idle: bool = True
+    asked_s: float = 0.0
+    fenced: bool = False
+    """Its process is gone or going; its pages come back with ``remove``."""
+    stays: str = ""
+    """Why it could not leave when it was asked last; empty if it could."""
+    stays_until_s: float = 0.0
+    """When it will be asked again."""
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The model may swap in, on these pages and those that it has."""
+
+    key: int
+    pages: list[int]
+    waited_s: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What follows from one look at the state."""
+
+    granted: list[Granted] = field(default_factory=list)
+    begun: list[Granted] = field(default_factory=list)
+    """Those that may begin on these pages and wait for the rest."""
+    revoked: list[int] = field(default_factory=list)
+    failed: list[tuple[int, DriverError]] = field(default_factory=list)
+    """Models whose pages the device could not create; they are out again, or leaving if they had
+    begun."""
+    wake_at_s: float | None = None
