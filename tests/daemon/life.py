@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,5 +82,3 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     stamps.check()
     gate.close_step()
     model.close()
-    del gate, model, session, stamps, reluctance
-    gc.collect()

@@ -39,6 +39,7 @@ def run_mortal(socket_path: str, moment: str, nth: int, owner: str) -> None:
 
     death.arm(moment, nth)
     life.live(Path(socket_path), stage, owner)
+    gc.collect()  # it may die as it gives back what a closed model has left, too
 
 
 def run_daemon(socket_path: str, pages: int, moment: str, nth: int) -> None:

@@ -75,6 +75,14 @@ class Puppet:
         (region,) = self._model.regions(tag)
         return sorted(set(ctypes.string_at(region.address, region.span_bytes)))
 
+    def look(self, tag: str) -> None:
+        """Hold on to the host image."""
+        (region,) = self._model.regions(tag)
+        self._view = memoryview(region.image())  # type: ignore[arg-type]
+
+    def seen(self) -> int:
+        return self._view[0]
+
     def set_idle(self, idle: bool) -> None:
         self._model.gate.set_idle(idle)
 

@@ -146,15 +146,19 @@ def test_a_connection_that_ends_with_pages_in_hand_ends_its_process(
     daemon.until_ledger(free=4, host_bytes=0)
 
 
+@pytest.mark.parametrize("farewell", ["hang_up", "Goodbye"])
 def test_a_connection_that_ends_with_host_memory_in_hand_is_accounted_until_exit(
-    daemon: Daemon,
+    daemon: Daemon, farewell: str
 ) -> None:
     client = daemon.puppet()
     client.do("connect")
     for message, answer in LIFE[:3]:
         client.do("send", *message)
         assert client.do("receive") == answer
+    if farewell == "Goodbye":
+        client.do("send", "Goodbye")
     client.do("hang_up")
+    until(lambda: daemon.model_status("mortal").state == "out")
     daemon.until_ledger(free=4, host_bytes=8192)
     client.do("connect")  # it lives, but its name is taken while it holds what it was given
     client.do("send", *LIFE[0][0])
@@ -174,6 +178,7 @@ def test_leaving_in_good_order_while_a_revoke_is_on_its_way(daemon: Daemon) -> N
     daemon.until_state("mortal", "leaving")  # so the Revoke lies unread in its socket
     os.kill(daemon.process.pid, signal.SIGSTOP)
     client.do("send", "Yielded", None)
+    client.do("send", "HostMemoryUnused", 5000)
     client.do("send", "Goodbye")
     client.do("hang_up")  # which resets the connection, the Revoke being unread
     os.kill(daemon.process.pid, signal.SIGCONT)
