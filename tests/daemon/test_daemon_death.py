@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, Puppet, PuppetError, StartDaemon, until
 
-from gpupool.daemon.protocol import PROTOCOL_VERSION
+from gpupool.daemon.protocol import PROTOCOL_VERSION, ClientMessage
 
 SIGKILL = signal.SIGKILL
 
@@ -21,10 +21,14 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Declare", 2, 100, 200], "Ok"),
     (["Acquire"], "Granted"),
     (["Arrived", [0.1, 0.1, 5]], None),
+    (["Extend", 1], "Granted"),
+    (["Release", "what was granted last"], None),
+    (["Kept", "it cannot leave"], None),
     (["Idle", False], None),
     (["Idle", True], None),
     (["Yielded", [0.1, 0.1, 5]], None),
     (["HostMemory", 1], "HostMemory"),
+    (["HostMemoryUnused", 1], None),
     (["Declare", 4, 100, 200], "Ok"),
     (["Acquire"], None),  # waits for the other model
     (["Cancel"], "Ok"),
@@ -34,6 +38,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
 
 
 def test_killed_after_each_message(daemon: Daemon) -> None:
+    assert {message[0] for message, _ in LIFE} == {k.__name__ for k in get_args(ClientMessage)}
     other = daemon.model("other", kv_cache=100)
     other.do("enter")
     other.do("fill", "kv_cache", 9)
