@@ -85,9 +85,10 @@ struct RegionHandle {
   RegionPtr region;
 };
 
-// The host image as a writable buffer.
+// The host image as a writable buffer, which keeps it: the region may let go of it meanwhile.
 struct ImageBuffer {
   RegionPtr region;
+  std::shared_ptr<HostMemory> image;
 };
 
 // What __array_interface__ and __cuda_array_interface__ (both version 3) have in common.
@@ -258,11 +259,13 @@ void bind_driver(py::module_& m) {
       .def(py::init<>())
       .def(
           "arm",
-          [](FaultPlan& self, std::uint64_t nth, int code, bool persistent) {
-            self.arm(nth, static_cast<Status>(code), persistent);
+          [](FaultPlan& self, std::uint64_t nth, int code, bool persistent, bool releases) {
+            self.arm(nth, static_cast<Status>(code), persistent, releases);
           },
           py::arg("nth"), py::arg("code"), py::arg("persistent") = false,
-          "The nth call from now answers `code`; with `persistent` so do all after it.")
+          py::arg("releases") = false,
+          "The nth call from now answers `code`; with `persistent` so do all after it.\n\n"
+          "Calls that only give something back count and fail with `releases` alone.")
       .def("arm_kill", &FaultPlan::arm_kill, py::arg("nth"), py::arg("after") = false,
            "This process is killed before the nth call from now, or with `after` once the nth has\n"
            "succeeded.")
@@ -544,7 +547,7 @@ void bind_swap(py::module_& m) {
       .def_readonly("pages", &SwapReport::pages);
   py::class_<ImageBuffer>(m, "ImageBuffer", py::buffer_protocol(), "A region's host image.")
       .def_buffer([](ImageBuffer& self) {
-        return py::buffer_info(reinterpret_cast<std::uint8_t*>(self.region->image()),
+        return py::buffer_info(reinterpret_cast<std::uint8_t*>(self.image->data()),
                                static_cast<py::ssize_t>(self.region->bytes()), false);
       });
   py::class_<RegionHandle>(m, "Region", "A range of device addresses of one tag.")
@@ -596,10 +599,18 @@ void bind_swap(py::module_& m) {
       .def(
           "image",
           [](const RegionHandle& h) {
-            if (h.region->image() == nullptr) throw UsageError("a workspace has no image");
-            return ImageBuffer{h.region};
+            auto image = h.region->share_image();
+            if (!image) {
+              throw UsageError(
+                  "the region has no image: it was made without one, or removed, or its model "
+                  "closed");
+            }
+            return ImageBuffer{h.region, std::move(image)};
           },
-          "The host image as a writable buffer of `bytes`.")
+          "The host image as a writable buffer of `bytes`, which stays for as long as it is "
+          "held.\n\n"
+          "Raises UsageError for a region that has none, as once it is removed or its model "
+          "closed.")
       .def(
           "adopt_image", [](RegionHandle& h) { h.memory->adopt_image(*h.region); }, NoGil(),
           "The caller filled the image: a swap-in restores all of it.")
@@ -662,6 +673,13 @@ void bind_swap(py::module_& m) {
           "remove_region",
           [](const Memory& self, const RegionHandle& h) { self.memory->remove_region(*h.region); },
           py::arg("region").none(false), NoGil(), "Forgets a region of a model that is out.")
+      .def(
+          "close", [](const Memory& self) { self.memory->close(); }, NoGil(),
+          "Lets the images of a model that is out go; it cannot be changed any more.")
+      .def(
+          "take_gone_image_bytes",
+          [](const Memory& self) { return self.memory->take_gone_image_bytes(); },
+          "Bytes of images that have gone since the last call: no longer pinned nor mapped.")
       .def_property_readonly(
           "pages_needed",
           py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))

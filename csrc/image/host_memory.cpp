@@ -76,7 +76,13 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t 
   }
 }
 
-HostMemory::~HostMemory() { let_go(); }
+HostMemory::~HostMemory() {
+  if (let_go() && gone_bytes_) *gone_bytes_ += bytes_;
+}
+
+void HostMemory::report_to(std::shared_ptr<std::atomic<std::size_t>> gone_bytes) noexcept {
+  gone_bytes_ = std::move(gone_bytes);
+}
 
 bool HostMemory::let_go() noexcept {
   take_back(0);

@@ -1,8 +1,10 @@
 // A region's bytes on the host: pinned memory, and which runs of it are worth keeping.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "driver/driver.h"
@@ -41,6 +43,8 @@ class HostMemory {
   // Ends it before its time: unregisters and unmaps. False if the driver did not let it go: it
   // stays mapped then, lost, also when this is destroyed. Nothing else may be asked of it any more.
   bool let_go() noexcept;
+  // As this ends, `gone_bytes` grows by bytes(), unless the driver does not let it go.
+  void report_to(std::shared_ptr<std::atomic<std::size_t>> gone_bytes) noexcept;
   // What one copy cannot span: `run` cut where one registration ends and the next begins.
   [[nodiscard]] std::vector<Run> cut(Run run) const;
 
@@ -56,6 +60,7 @@ class HostMemory {
   std::size_t capacity_bytes_;
   std::vector<Run> pieces_;  // registered, one after the other
   bool stuck_ = false;       // the driver did not let one of them go
+  std::shared_ptr<std::atomic<std::size_t>> gone_bytes_;
 };
 
 // A set of bytes as disjoint, non-adjacent runs in order.

@@ -75,7 +75,9 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
                                          int image_fd) {
   std::lock_guard lock(mutex_);
   require_own(region);
-  if (state_ == State::torn) require(State::resident, "a region cannot be resized");
+  if (state_ == State::torn || state_ == State::closed) {
+    require(State::resident, "a region cannot be resized");
+  }
   if (bytes == 0 || bytes > region.capacity_bytes()) {
     throw UsageError("a region of at most " + std::to_string(region.capacity_bytes()) +
                      " bytes cannot have " + std::to_string(bytes));

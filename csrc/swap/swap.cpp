@@ -5,21 +5,6 @@
 
 namespace gpupool {
 
-Region::Region(Tag tag, std::size_t bytes, std::size_t page_bytes, ReservationPtr reservation,
-               std::unique_ptr<HostMemory> image)
-    : tag_(tag),
-      bytes_(bytes),
-      page_bytes_(page_bytes),
-      reservation_(std::move(reservation)),
-      image_(std::move(image)) {
-  // The image of fresh weights is empty: their first swap-out saves all of them.
-  if (tag == Tag::weights) written_.add({0, bytes});
-}
-
-std::size_t Region::span_bytes() const noexcept {
-  return (bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_;
-}
-
 ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes)
     : driver_(std::move(driver)),
       page_bytes_(page_bytes),
@@ -66,40 +51,9 @@ void ModelMemory::require(State state, const char* what) const {
   if (state_ == state) return;
   const char* is = state_ == State::out        ? "out"
                    : state_ == State::resident ? "resident"
+                   : state_ == State::closed   ? "closed"
                                                : "torn by an earlier fault";
   throw UsageError(std::string(what) + ": the model is " + is);
-}
-
-RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, std::optional<int> image_fd,
-                                  std::size_t capacity_bytes) {
-  std::lock_guard lock(mutex_);
-  require(State::out, "a region can be added only while its model is out");
-  if (bytes == 0) throw UsageError("a region must have at least one byte");
-  if (!image_fd && tag != Tag::kv_cache && tag != Tag::workspace) {
-    throw UsageError("only a KV cache or a workspace can do without an image");
-  }
-  const std::size_t capacity = std::max(bytes, capacity_bytes);
-  const std::size_t span = (capacity + page_bytes_ - 1) / page_bytes_ * page_bytes_;
-  auto reservation = std::make_shared<const Reservation>(driver_, span);
-  std::unique_ptr<HostMemory> image;
-  if (tag != Tag::workspace && image_fd) {
-    image = std::make_unique<HostMemory>(driver_, *image_fd, bytes, span);
-  }
-  regions_.push_back(
-      RegionPtr(new Region(tag, bytes, page_bytes_, std::move(reservation), std::move(image))));
-  return regions_.back();
-}
-
-void ModelMemory::remove_region(const Region& region) {
-  RegionPtr gone;  // what it holds goes after the lock
-  std::lock_guard lock(mutex_);
-  require(State::out, "a region can be removed only while its model is out");
-  require_own(region);
-  if (!region.arena_.expired()) throw UsageError("an allocator still has the region");
-  const auto at = std::find_if(regions_.begin(), regions_.end(),
-                               [&](const RegionPtr& mine) { return mine.get() == &region; });
-  gone = std::move(*at);
-  regions_.erase(at);
 }
 
 std::size_t ModelMemory::all_pages() const {
@@ -138,7 +92,7 @@ void ModelMemory::restore(const std::vector<Placed>& placed, const std::stop_tok
     const DevicePtr base = region.address();
     for (const Run& saved : region.saved_.runs()) {
       for (const Run& run : region.image_->cut(saved)) {
-        const std::byte* source = region.image() + run.begin;
+        const std::byte* source = region.image_->data() + run.begin;
         if (window) {
           window->to_device(base + run.begin, source, run.bytes());
         } else {
@@ -190,7 +144,8 @@ void ModelMemory::save(SwapReport& report) {
     }
     for (const Run& written : region->written_.runs()) {
       for (const Run& run : region->image_->cut(written)) {
-        out_.to_host(region->image() + run.begin, region->address() + run.begin, run.bytes());
+        out_.to_host(region->image_->data() + run.begin, region->address() + run.begin,
+                     run.bytes());
         report.copied_bytes += run.bytes();
       }
     }

@@ -47,23 +47,27 @@ class Region {
   [[nodiscard]] std::size_t span_bytes() const noexcept;
   [[nodiscard]] std::size_t capacity_bytes() const noexcept { return reservation_->bytes(); }
   [[nodiscard]] DevicePtr address() const noexcept { return reservation_->address(); }
-  // Null for a workspace.
-  [[nodiscard]] std::byte* image() const noexcept { return image_ ? image_->data() : nullptr; }
+  // The image, which stays pinned and mapped for as long as somebody has it. Null for a region that
+  // has none, as a workspace, or none any more.
+  [[nodiscard]] std::shared_ptr<HostMemory> share_image() const;
+  [[nodiscard]] std::byte* image() const;
   // Host memory behind it, in whole pages of the system.
-  [[nodiscard]] std::size_t image_bytes() const noexcept { return image_ ? image_->bytes() : 0; }
+  [[nodiscard]] std::size_t image_bytes() const;
   [[nodiscard]] const ReservationPtr& reservation() const noexcept { return reservation_; }
 
  private:
   friend class ModelMemory;
   Region(Tag tag, std::size_t bytes, std::size_t page_bytes, ReservationPtr reservation,
-         std::unique_ptr<HostMemory> image);
+         std::shared_ptr<HostMemory> image);
+  [[nodiscard]] std::shared_ptr<HostMemory> take_image();
   [[nodiscard]] std::size_t pages() const noexcept { return span_bytes() / page_bytes_; }
 
   Tag tag_;
   std::atomic<std::size_t> bytes_;
   std::size_t page_bytes_;
   ReservationPtr reservation_;
-  std::unique_ptr<HostMemory> image_;
+  mutable std::mutex image_mutex_;  // besides the model's, of which a reader needs only one
+  std::shared_ptr<HostMemory> image_;
   std::optional<Mapping> mapping_;
   std::weak_ptr<Arena> arena_;
   RunSet saved_;    // bytes for which the image is worth restoring
@@ -91,9 +95,14 @@ class ModelMemory {
   RegionPtr add_region(Tag tag, std::size_t bytes, std::optional<int> image_fd,
                        std::size_t capacity_bytes = 0);
 
-  // Forgets a region and its contents; only while the model is out. Its addresses stay reserved
-  // for as long as a tensor holds them. Throws UsageError.
+  // Forgets a region and its contents; only while the model is out. Its image goes at once, or with
+  // whoever shares it, its addresses with the last tensor that holds them. Throws UsageError.
   void remove_region(const Region& region);
+  // Lets all images go as remove_region does; only while the model is out. Whatever would change
+  // the model is refused from then on. Throws UsageError.
+  void close();
+  // How many bytes of images have gone since this was asked last: no longer pinned nor mapped.
+  [[nodiscard]] std::size_t take_gone_image_bytes() noexcept;
 
   // Makes a region `bytes` long, at the addresses it has. What it gains reads as zeros; what it
   // loses is lost. A resident region that grows into new pages is given exactly those, of which
@@ -139,7 +148,7 @@ class ModelMemory {
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
-  enum class State { out, resident, torn };
+  enum class State { out, resident, torn, closed };
   void require(State state, const char* what) const;
   void check_runs(const Region& region, const std::vector<Run>& runs) const;
   void check_pages(const std::vector<PagePtr>& pages, std::size_t count, std::size_t clean) const;
@@ -160,6 +169,8 @@ class ModelMemory {
   mutable std::mutex mutex_;
   State state_ = State::out;
   std::vector<RegionPtr> regions_;
+  const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
+      std::make_shared<std::atomic<std::size_t>>(0);
   CopyStream in_;
   CopyStream out_;
 };

@@ -150,9 +150,12 @@ class FaultPlan:
         nth: typing.SupportsInt | typing.SupportsIndex,
         code: typing.SupportsInt | typing.SupportsIndex,
         persistent: bool = False,
+        releases: bool = False,
     ) -> None:
         """
         The nth call from now answers `code`; with `persistent` so do all after it.
+
+        Calls that only give something back count and fail with `releases` alone.
         """
     def arm_kill(self, nth: typing.SupportsInt | typing.SupportsIndex, after: bool = False) -> None:
         """
@@ -411,7 +414,9 @@ class Region:
         """
     def image(self) -> ImageBuffer:
         """
-        The host image as a writable buffer of `bytes`.
+        The host image as a writable buffer of `bytes`, which stays for as long as it is held.
+
+        Raises UsageError for a region that has none, as once it is removed or its model closed.
         """
     def mark_written(
         self,
@@ -512,6 +517,10 @@ class ModelMemory:
         image_fd: typing.SupportsInt | typing.SupportsIndex | None = -1,
         capacity_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> Region: ...
+    def close(self) -> None:
+        """
+        Lets the images of a model that is out go; it cannot be changed any more.
+        """
     def remove_region(self, region: Region) -> None:
         """
         Forgets a region of a model that is out.
@@ -528,6 +537,10 @@ class ModelMemory:
     def swap_out(self) -> SwapReport:
         """
         Saves what the images lack and unmaps everything.
+        """
+    def take_gone_image_bytes(self) -> int:
+        """
+        Bytes of images that have gone since the last call: no longer pinned nor mapped.
         """
     @property
     def pages_needed(self) -> int: ...

@@ -44,8 +44,10 @@ class Arbiter:
 
     def add(self, name: str, now_s: float) -> int:
         """A new model, out and without footprint. Raises UsageError if the name is taken."""
-        if any(lease.name == name for lease in self._leases.values()):
-            raise UsageError(f"a model named {name!r} is in the pool already")
+        for lease in self._leases.values():
+            if lease.name == name:
+                until = " until its process ends" if lease.fenced else " already"
+                raise UsageError(f"a model named {name!r} is in the pool{until}")
         key = self._next_key
         self._next_key += 1
         self._leases[key] = Lease(key, name, since_s=now_s, used_s=now_s)

@@ -19,7 +19,7 @@ class HostMemorySource(Protocol):
         """A memfd of that size; the caller closes it. Raises RefusedError or OSError."""
 
     def return_host_memory(self, size_bytes: int) -> None:
-        """Such a memfd is closed and nowhere mapped any more."""
+        """So much of it is closed and nowhere mapped any more, in whole memfds."""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from functools import partial
 
 from gpupool._core import Driver, Region, SwapReport, Tag
 from gpupool.checks import WHOLE_MAX, seconds, whole
-from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool.errors import UsageError
 from gpupool.gate import Gate
 from gpupool.host_images import host_memory, in_system_pages, lacks_image
 from gpupool.interop import CupyAllocator, TorchAllocator
@@ -65,6 +65,7 @@ class Model:
         capacity_bytes = whole("capacity_bytes", capacity_bytes)
         if self._residency.resident:
             raise UsageError("a region can be added only while its model is out")
+        self._residency.return_images()  # so that there is room for the new one
         by_itself = image or kind is not Tag.kv_cache
         memory = self._residency.saved if by_itself else self._residency.kept
         image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
@@ -76,17 +77,17 @@ class Model:
     def remove_region(self, region: Region) -> None:
         """Forget a region of a model that is out, and what is in it.
 
-        Tensors over it keep their addresses, behind which nothing comes any more. Raises
-        UsageError unless the model is out, for a region of another model, or while an allocator
-        takes memory from it.
+        Tensors over it keep their addresses, behind which nothing comes any more. Its host image
+        goes at once, whoever holds the region; one that somebody looks at (``Region.image``) goes
+        with the last who does, and comes off the pool's account when the model next adds, removes
+        or resizes a region, leaves, or is closed. Raises UsageError unless the model is out, for a
+        region of another model, or while an allocator takes memory from it.
         """
         self._require_own(region)
         self._residency.memory_of(region).remove_region(region)
         self._residency.regions = [r for r in self._residency.regions if r is not region]
         self._residency.footprint_changed()
-        if region.image_bytes > 0:
-            with contextlib.suppress(DaemonUnavailableError):
-                self._session.return_host_memory(region.image_bytes)
+        self._residency.return_images()
 
     def resize(self, region: Region, size_bytes: int) -> None:
         """Make a region of this model ``size_bytes`` long, at the addresses it has.
@@ -105,6 +106,7 @@ class Model:
                 f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
             )
         with self.gate.steady() as resident:
+            self._residency.return_images()
             page_bytes = self._session.page_bytes
             pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
             self._residency.footprint_changed()
@@ -175,7 +177,7 @@ class Model:
         return self._session.host_memory(size_bytes)
 
     def return_host_memory(self, size_bytes: int) -> None:
-        """Such a memfd is closed and nowhere mapped any more. Raises DaemonUnavailableError."""
+        """So much of it is closed and nowhere mapped any more. Raises DaemonUnavailableError."""
         self._session.return_host_memory(size_bytes)
 
     @property
@@ -242,6 +244,9 @@ class Model:
     def close(self) -> None:
         """Swap out and leave the pool; idempotent. What keepers have kept of its memory is lost.
 
+        Of its memory nothing is left then but what tensors and ``Region.image`` refer to; an image
+        that somebody looks at stays on a daemon's account until the process ends.
+
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
@@ -251,10 +256,6 @@ class Model:
     def declare(self) -> None:
         """Say now whether the regions so far can ever fit the pool. Raises DoesNotFitError."""
         self._residency.declare()
-
-    def drop_memory(self) -> None:
-        """Let host images and addresses go, now that the model is closed. For the pool alone."""
-        self._residency.drop()
 
 
 def _tag(name: str) -> Tag:

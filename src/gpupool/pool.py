@@ -149,10 +149,8 @@ class Pool:
         return model
 
     def _forget(self, key: int) -> None:
-        """A model has left, and its memory goes with it."""
-        model = self._models.pop(key, None)
-        if model is not None:
-            model.drop_memory()
+        """A model has left."""
+        self._models.pop(key, None)
 
     def session(self, name: str) -> Session:
         """Join as ``name`` for a Model made elsewhere. Raises UsageError if it is taken."""
@@ -272,8 +270,8 @@ class Pool:
     def close(self) -> None:
         """Close every model; idempotent. The pages go when this object does.
 
-        Of a closed model there is left what tensors and regions that somebody holds refer to:
-        their addresses, and a region's host image. Raises what ``Model.close`` does, once every
+        Of a closed model there is left what somebody holds: the addresses of tensors and regions,
+        and host images that are looked at. Raises what ``Model.close`` does, once every
         model was tried: the first such error. Call it again for those that are still there then.
         """
         errors: list[Exception] = []

@@ -164,12 +164,18 @@ class Residency:
         for keeper in self.keepers:
             keeper.close()
         self.keepers.clear()
-        self._session.close()
-
-    def drop(self) -> None:
-        """Let host images and addresses go, now that the model is closed."""
+        self.saved.close()
+        self.return_images()
         self.regions = []
         self.saved = self._kept = cast("ModelMemory", _NoMemory())
+        self._session.close()
+
+    def return_images(self) -> None:
+        """Take off the account what has gone of host images since the last call."""
+        gone_bytes = self.saved.take_gone_image_bytes()
+        if gone_bytes > 0:
+            with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
+                self._session.return_host_memory(gone_bytes)
 
     def _arrive(self, grant: PageGrant, early: _Early) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
@@ -196,6 +202,7 @@ class Residency:
             report = self._unmap(for_good=for_good)
             values.update(pages=report.pages, bytes=report.copied_bytes)
         self.last_swap_out = report
+        self.return_images()
         # The memory is given up all the same; the next acquire says what is wrong.
         with contextlib.suppress(DaemonUnavailableError):
             self._session.give_back(report)

@@ -83,7 +83,7 @@ class Session(Protocol):
         """
 
     def return_host_memory(self, size_bytes: int) -> None:
-        """Such a memfd came to nothing: it is closed and nowhere mapped."""
+        """So much of it is closed and nowhere mapped any more, in whole memfds."""
 
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
         """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""

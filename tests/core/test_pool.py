@@ -23,7 +23,7 @@ def test_the_doctests_of_the_pool() -> None:
         examples += "".join(example.source for example in found.examples)
     elsewhere = {"session", "torch_allocator", "cupy_allocator"}  # of a GPU, or for other arbiters
     for_keepers = {"add_keeper", "driver", "host_memory", "return_host_memory"}
-    for_others = for_keepers | {"declare", "drop_memory"}
+    for_others = for_keepers | {"declare"}
     for kind in (Pool, Model):
         public = {name for name in vars(kind) if not name.startswith("_")}
         for name in public - elsewhere - for_others:

@@ -1,4 +1,4 @@
-"""Has this process killed, by the kernel, at a chosen driver call or message."""
+"""Has this process killed, by the kernel, at a chosen driver call or message; or counts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 
-from gpupool._core import Driver, FaultPlan, with_faults
+from gpupool._core import Driver, FaultPlan, Observer, with_faults
 from gpupool.daemon import client, wire
 from gpupool.pool import open_driver
 
@@ -33,6 +33,39 @@ def arm(moment: str, nth: int) -> None:
         client.open_driver = open_mortal  # type: ignore[attr-defined]
     else:
         _Countdown(nth, when == "after").put_into_wire(what)
+
+
+class Census:
+    """Which kinds of messages this process sends, and which calls of its driver it makes."""
+
+    def __init__(self) -> None:
+        """From now on."""
+        self._sent: set[str] = set()
+        self._observers: list[Observer] = []
+        self._send, self._open_driver = wire.send, client.open_driver  # type: ignore[attr-defined]
+        wire.send = self._count_sent
+        client.open_driver = self._open_observed  # type: ignore[attr-defined]
+
+    @property
+    def found(self) -> dict[str, list[str]]:
+        """Names of the messages, of the calls that were made, and of those that were not."""
+        calls = [item for observer in self._observers for item in observer.calls().items()]
+        made = {name for name, count in calls if count.calls > 0}
+        return {
+            "sent": sorted(self._sent),
+            "made": sorted(made),
+            "not made": sorted({name for name, _ in calls} - made),
+        }
+
+    def _count_sent(self, connection: socket.socket, packet: bytes, fds: list[int]) -> None:
+        self._sent.add(type(wire.decode_client(packet)).__name__)
+        self._send(connection, packet, fds)
+
+    def _open_observed(self, device: str) -> Driver:
+        driver: Driver = self._open_driver(device)
+        assert driver.observer is not None
+        self._observers.append(driver.observer)
+        return driver
 
 
 class _Countdown:

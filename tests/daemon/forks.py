@@ -55,6 +55,8 @@ class Fork(Puppet):
         self._control.settimeout(DEADLINE_S)
         self._unread = b""
         self._result: int | None = None
+        self.value: Any = None
+        """What it said last, in no stage."""
 
     @property
     def gone(self) -> bool:
@@ -71,6 +73,9 @@ class Fork(Puppet):
         except EOFError:
             return None
         answer = json.loads(line)
+        if "value" in answer:
+            self.value = answer["value"]
+            return self.stage()
         assert "stage" in answer, answer["message"]
         return str(answer["stage"])
 

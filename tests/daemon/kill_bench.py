@@ -66,6 +66,15 @@ class World:
 
     def life(self, moment: str, nth: int) -> bool:
         """Whether a client that was to be killed at that moment was."""
+        return self._life(moment, nth).result() != 0
+
+    def census(self) -> dict[str, list[str]]:
+        """What a client does that lives to the end; see death.Census."""
+        mortal = self._life("never", 0)
+        assert mortal.result() == 0
+        return dict(mortal.value)
+
+    def _life(self, moment: str, nth: int) -> Fork:
         owner = f"mortal/{moment}/{nth}"
         mortal = self._nursery.fork("mortal", str(self.daemon.socket_path), moment, nth, owner)
         self._forks.append(mortal)
@@ -78,7 +87,7 @@ class World:
         mortal.close()
         self._all_well()
         self._until_as_before()
-        return result != 0
+        return mortal
 
     def hang_up(self, burden_bytes: int) -> None:
         """One that others wait for drops its connection, in a process that takes time to end."""

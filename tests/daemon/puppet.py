@@ -43,6 +43,7 @@ class Puppet:
     def __init__(self, socket_path: Path) -> None:
         self._socket_path = socket_path
         self._received_fds: list[int] = []
+        self._granted: list[int] = []
 
     # A model as a library user has it.
 
@@ -54,6 +55,14 @@ class Puppet:
 
     def region(self, tag: str, size_bytes: int) -> int:
         return self._model.region(tag, size_bytes).bytes
+
+    def resize(self, tag: str, size_bytes: int) -> None:
+        (region,) = self._model.regions(tag)
+        self._model.resize(region, size_bytes)
+
+    def remove(self, tag: str) -> None:
+        (region,) = self._model.regions(tag)
+        self._model.remove_region(region)
 
     def declare(self) -> None:
         self._model.declare()
@@ -74,6 +83,14 @@ class Puppet:
         """Every byte value in the region, padding included."""
         (region,) = self._model.regions(tag)
         return sorted(set(ctypes.string_at(region.address, region.span_bytes)))
+
+    def look(self, tag: str) -> None:
+        """Hold on to the host image."""
+        (region,) = self._model.regions(tag)
+        self._view = memoryview(region.image())  # type: ignore[arg-type]
+
+    def seen(self) -> int:
+        return self._view[0]
 
     def set_idle(self, idle: bool) -> None:
         self._model.gate.set_idle(idle)
@@ -202,6 +219,8 @@ class Puppet:
 
     def send(self, kind: str, *fields: Any) -> None:
         values = [protocol.SwapFigures(*f) if isinstance(f, list) else f for f in fields]
+        if kind == "Release":
+            values = [self._granted]
         self._socket.send(wire.encode(getattr(protocol, kind)(*values)))
 
     def send_bytes(self, packet: str) -> None:
@@ -210,7 +229,10 @@ class Puppet:
     def receive(self) -> str:
         packet, fds = wire.receive(self._socket, protocol.FDS_MAX)
         self._received_fds += fds
-        return type(wire.decode_daemon(packet)).__name__
+        message = wire.decode_daemon(packet)
+        if isinstance(message, protocol.Granted):
+            self._granted = message.pages
+        return type(message).__name__
 
     def hang_up(self) -> None:
         self._socket.close()

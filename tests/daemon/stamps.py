@@ -28,6 +28,10 @@ class Stamps:
             for region in model.regions(tag.name):
                 self._saved[region] = bytes(region.span_bytes)
 
+    def forget(self, region: Region) -> None:
+        """It is the model's no more."""
+        del self._saved[region], self._written[region]
+
     def adopt(self, generation: int) -> None:
         """Fill the images of the weights, as loading a model does; it must be out."""
         for region in self._model.regions("weights"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, Puppet, PuppetError, StartDaemon, until
 
-from gpupool.daemon.protocol import PROTOCOL_VERSION
+from gpupool.daemon.protocol import PROTOCOL_VERSION, ClientMessage
 
 SIGKILL = signal.SIGKILL
 
@@ -21,10 +21,14 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Declare", 2, 100, 200], "Ok"),
     (["Acquire"], "Granted"),
     (["Arrived", [0.1, 0.1, 5]], None),
+    (["Extend", 1], "Granted"),
+    (["Release", "what was granted last"], None),
+    (["Kept", "it cannot leave"], None),
     (["Idle", False], None),
     (["Idle", True], None),
     (["Yielded", [0.1, 0.1, 5]], None),
     (["HostMemory", 1], "HostMemory"),
+    (["HostMemoryUnused", 1], None),
     (["Declare", 4, 100, 200], "Ok"),
     (["Acquire"], None),  # waits for the other model
     (["Cancel"], "Ok"),
@@ -34,6 +38,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
 
 
 def test_killed_after_each_message(daemon: Daemon) -> None:
+    assert {message[0] for message, _ in LIFE} == {k.__name__ for k in get_args(ClientMessage)}
     other = daemon.model("other", kv_cache=100)
     other.do("enter")
     other.do("fill", "kv_cache", 9)
@@ -146,15 +151,19 @@ def test_a_connection_that_ends_with_pages_in_hand_ends_its_process(
     daemon.until_ledger(free=4, host_bytes=0)
 
 
+@pytest.mark.parametrize("farewell", ["hang_up", "Goodbye"])
 def test_a_connection_that_ends_with_host_memory_in_hand_is_accounted_until_exit(
-    daemon: Daemon,
+    daemon: Daemon, farewell: str
 ) -> None:
     client = daemon.puppet()
     client.do("connect")
     for message, answer in LIFE[:3]:
         client.do("send", *message)
         assert client.do("receive") == answer
+    if farewell == "Goodbye":
+        client.do("send", "Goodbye")
     client.do("hang_up")
+    until(lambda: daemon.model_status("mortal").state == "out")
     daemon.until_ledger(free=4, host_bytes=8192)
     client.do("connect")  # it lives, but its name is taken while it holds what it was given
     client.do("send", *LIFE[0][0])
@@ -174,6 +183,7 @@ def test_leaving_in_good_order_while_a_revoke_is_on_its_way(daemon: Daemon) -> N
     daemon.until_state("mortal", "leaving")  # so the Revoke lies unread in its socket
     os.kill(daemon.process.pid, signal.SIGSTOP)
     client.do("send", "Yielded", None)
+    client.do("send", "HostMemoryUnused", 5000)
     client.do("send", "Goodbye")
     client.do("hang_up")  # which resets the connection, the Revoke being unread
     os.kill(daemon.process.pid, signal.SIGCONT)

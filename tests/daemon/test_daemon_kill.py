@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import death
 import pytest
@@ -15,6 +15,7 @@ from forks import Fork, Nursery
 from kill_bench import World
 
 from gpupool.daemon.client import query_status
+from gpupool.daemon.protocol import ClientMessage
 from gpupool.errors import DaemonUnavailableError
 
 
@@ -53,14 +54,31 @@ def sweep(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Callable[[int], 
 Sweep = Callable[[str, Callable[[int], bool]], int]
 
 
+# Calls that no client makes, and who does.
+NOT_A_CLIENTS = {
+    "page_create": "the daemon, which makes all pages",
+    "page_export": "the daemon, which hands them out",
+    "memory_info": "nobody so far",
+    "stream_wait_event": "users of the C++ core",
+}
+
+
+def test_a_life_has_every_message_and_every_driver_call(world: World) -> None:
+    """So that the clients below die at each of them."""
+    did = world.census()
+    assert {*did["sent"], "StatusQuery"} == {kind.__name__ for kind in get_args(ClientMessage)}
+    assert set(did["not made"]) == set(NOT_A_CLIENTS)
+    assert len(did["made"]) >= 24
+
+
 @pytest.mark.parametrize("moment", death.CALLS)
 def test_a_client_killed_at_every_driver_call(world: World, sweep: Sweep, moment: str) -> None:
-    assert sweep(f"client, {moment}", lambda nth: world.life(moment, nth)) > 100
+    assert sweep(f"client, {moment}", lambda nth: world.life(moment, nth)) > 150
 
 
 @pytest.mark.parametrize("moment", death.MESSAGES)
 def test_a_client_killed_at_every_message(world: World, sweep: Sweep, moment: str) -> None:
-    assert sweep(f"client, {moment}", lambda nth: world.life(moment, nth)) >= 12
+    assert sweep(f"client, {moment}", lambda nth: world.life(moment, nth)) >= 15
 
 
 def test_one_that_hangs_up_has_its_pages_until_it_is_gone(world: World) -> None:
@@ -74,7 +92,11 @@ BOTH = {"weights": 5000, "kv_cache": PAGE_BYTES + 1, "runtime": 70_000}  # four 
 SCRIPT: list[tuple[Any, ...]] = [
     ("a", "join", "a"),
     *(("a", "region", tag, size_bytes) for tag, size_bytes in BOTH.items()),
+    ("a", "region", "cudagraph", 4096),
+    ("a", "remove", "cudagraph"),
     ("a", "enter"),
+    ("a", "resize", "kv_cache", PAGE_BYTES),
+    ("a", "resize", "kv_cache", PAGE_BYTES + 1),
     ("a", "stamp", 1),
     ("a", "set_idle", False),
     ("a", "set_idle", True),

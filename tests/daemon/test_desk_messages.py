@@ -75,9 +75,6 @@ class AnyMessagesInAnyOrder(RuleBasedStateMachine):
                 if isinstance(reply, p.HostMemory):
                     self.host_bytes[peer] += -(-reply.size_bytes // 4096) * 4096
             if not stays:
-                holds = self.bench.desk.holds_pages(cast(Peer, peer))
-                if isinstance(message, p.Goodbye) and peer.key is not None and not holds:
-                    self.host_bytes[peer] = 0
                 self.lose(number)
         self.bench.settle()
 

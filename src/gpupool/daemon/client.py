@@ -116,7 +116,7 @@ class DaemonSession:
         return reply.fds[0]
 
     def return_host_memory(self, size_bytes: int) -> None:
-        """Such a memfd came to nothing: it is closed and nowhere mapped."""
+        """So much of it is closed and nowhere mapped any more, in whole memfds."""
         self._link.send(p.HostMemoryUnused(size_bytes))
 
     def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:

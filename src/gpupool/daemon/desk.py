@@ -62,9 +62,7 @@ class Desk:
         elif peer.key is None:
             raise ProtocolError("the first message of a worker is Hello")
         elif isinstance(message, p.Goodbye):
-            if not self.holds_pages(peer):
-                self._host.forget(peer.key)
-            return False
+            return False  # what it has not given back stays on its account
         else:
             asks = isinstance(message, p.HostMemory | p.Declare | p.Acquire | p.Extend)
             try:

@@ -51,7 +51,7 @@ class HostLedger:
         return fd
 
     def returned(self, key: int, size_bytes: int) -> None:
-        """A worker made no use of a memfd. Raises ProtocolError if it has no such."""
+        """A worker has so much less. Raises ProtocolError if it does not have it."""
         if size_bytes == 0 or in_system_pages(size_bytes) > self.held_bytes(key):
             raise ProtocolError("a worker gave back host memory that it does not have")
         self._held_bytes[key] -= in_system_pages(size_bytes)

@@ -98,7 +98,7 @@ class HostMemory(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=Tr
 
 
 class HostMemoryUnused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """A memfd of that size was closed and is nowhere mapped."""
+    """So much of its host memory is closed and nowhere mapped any more, in whole memfds."""
 
     size_bytes: Count
 
@@ -179,7 +179,10 @@ class StatusQuery(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=T
 
 
 class Goodbye(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """The client leaves in good order and holds nothing; it is killed if it does hold pages."""
+    """The client leaves; it is killed if it holds pages.
+
+    Host memory that it has not given back stays on its account, and its name taken, until it exits.
+    """
 
 
 # From the daemon.

@@ -19,6 +19,10 @@ plant(memory_still_registered_is_unmapped image/host_memory.cpp
   [[if (!stuck_ && data_ != nullptr) munmap(std::exchange(data_, nullptr), capacity_bytes_);]]
   [[munmap(data_, capacity_bytes_); data_ = nullptr;]]
   host_memory)
+plant(an_image_that_the_driver_keeps_is_called_gone image/host_memory.cpp
+  [[let_go() && gone_bytes_]]
+  [[(let_go(), gone_bytes_ != nullptr)]]
+  model_memory)
 plant(a_failed_growth_keeps_its_file_mapped image/host_memory.cpp
   [[static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
                                MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));]]

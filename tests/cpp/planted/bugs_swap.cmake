@@ -11,7 +11,7 @@ plant(pages_are_zeroed_on_another_stream swap/swap.cpp
   [[in_.fill(base + run.begin, 0, run.bytes());]]
   [[out_.fill(base + run.begin, 0, run.bytes());]]
   model_memory@host/stepped)
-plant(fresh_weights_are_taken_for_saved swap/swap.cpp
+plant(fresh_weights_are_taken_for_saved swap/regions.cpp
   [[if (tag == Tag::weights) written_.add({0, bytes});]]
   [[]]
   model_memory)
@@ -35,7 +35,7 @@ plant(every_page_is_the_first swap/placement.cpp
   [[is_clean[i] ? next_clean++ : next_dirty++]]
   [[is_clean[i] ? next_clean++ : clean]]
   model_memory)
-plant(a_region_is_a_page_longer swap/swap.cpp
+plant(a_region_is_a_page_longer swap/regions.cpp
   [[(bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_]]
   [[(bytes_ + page_bytes_) / page_bytes_ * page_bytes_]]
   model_memory)
@@ -146,3 +146,19 @@ plant(the_image_of_a_copy_in_flight_goes swap/swap.cpp
   [[if (region->image_) region->image_->abandon();]]
   [[]]
   in_flight@host/stepped)
+plant(nobody_hears_of_an_image_that_has_gone swap/regions.cpp
+  [[if (image) image->report_to(gone_image_bytes_);]]
+  [[]]
+  model_memory)
+plant(a_removed_region_keeps_its_image swap/regions.cpp
+  [[image = gone->take_image();]]
+  [[]]
+  model_memory)
+plant(a_closed_model_keeps_its_images swap/regions.cpp
+  [[for (const RegionPtr& region : regions_) images.push_back(region->take_image());]]
+  [[]]
+  model_memory)
+plant(a_closed_model_comes_in_again swap/regions.cpp
+  [[state_ = State::closed;]]
+  [[]]
+  model_memory)
