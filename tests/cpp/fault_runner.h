@@ -9,7 +9,7 @@ struct Scenario {
   const char* name;
   std::function<void(World&)> prepare;
   std::function<void(World&)> run;
-  bool closes = false;  // run() closes things, whose calls then fail too
+  bool closes = false;  // run() ends what is mapped: nobody unmaps what the driver refused to
   // Once nothing fails any more: what must hold after a run that failed, or did not.
   std::function<void(World&, bool failed)> after = [](World&, bool) {};
 };

@@ -194,7 +194,7 @@ const Scenario scenarios[] = {
        w.add_scrubber();
        w.scrubber->scrub_owned(7, w.pool->owned(7));
      }},
-    {"close a model that is out", saved, [](World& w) { w.a.reset(); }, true},
+    {"close a model that is out", saved, [](World& w) { w.a.reset(); }},
     {"close a model that is resident", written, [](World& w) { w.a.reset(); }, true},
     {"close a model whose region is kept",
      [](World& w) {
@@ -213,8 +213,7 @@ const Scenario scenarios[] = {
      [](World& w) {
        CopyStream stream(w.driver, mib);
        Event event(w.driver);
-     },
-     true},
+     }},
 };
 
 }  // namespace
