@@ -184,6 +184,24 @@ TEST(any_later_call_takes_back_what_was_withheld) {
   }
 }
 
+TEST(a_scrubber_that_ends_leaves_withheld_what_stays_mapped) {
+  for (std::uint64_t refused = 0; refused < 7; ++refused) {
+    Pool p;
+    p.pool->create_ahead(4);
+    int unmaps = 0;  // that were not refused
+    p.hooked->before = [&](DriverCall call) { unmaps += call == DriverCall::unmap; };
+    p.plan->arm_call(DriverCall::unmap, 1, refused, Status::unknown);
+    {
+      Scrubber scrubber(p.faulty, p.pool, 2);
+      CHECK_EQ(check::throws<DriverError>([&] { scrubber.scrub_free(); }), refused > 0);
+    }
+    CHECK_EQ(unmaps, refused < 4 ? 1 : 0);
+    CHECK_EQ(p.pool->statistics().withheld, unmaps == 0 ? 2 : 0);
+    CHECK_EQ(p.pool->acquire(1, p.pool->free_pages()).size(), unmaps == 0 ? 4 : 6);
+    p.check_adds_up();
+  }
+}
+
 TEST(one_thread_scrubs_at_a_time) {
   Pool p;
   const auto held = p.pool->acquire(1, 2);
