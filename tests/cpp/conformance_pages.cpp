@@ -7,6 +7,9 @@
 
 using namespace gpupool;
 
+// Of the whole suite, in all its files.
+static const check::AtLeast at_least(100);
+
 TEST(a_page_has_a_size_in_whole_granules) {
   Bench bench;
   std::size_t granularity = 0;
