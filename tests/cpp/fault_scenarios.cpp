@@ -9,6 +9,7 @@
 
 #include <cstdio>
 
+#include "fault_blocks.h"
 #include "fault_runner.h"
 
 using namespace gpupool;
@@ -37,6 +38,8 @@ struct Fd {
   }
 };
 
+const Ended a_mapping{0, 0, 2}, a_model{3, 3, 2}, a_slab_of_pages{0, 1, 1}, a_pinned_slab{1, 0, 1};
+
 const Scenario scenarios[] = {
     {"open a pool", nothing, [](World& w) { PagePool(w.driver, 2 * page_bytes, page_bytes); }},
     {"create pages", nothing, [](World& w) { w.pool->acquire(7, 3); }},
@@ -59,7 +62,7 @@ const Scenario scenarios[] = {
        Mapping mapping(w.driver, reserve(w, 2), w.acquire(7, 2));
        mapping.map();
      },
-     true},
+     a_mapping},
     {"map, unmap and map again", nothing,
      [](World& w) {
        Mapping mapping(w.driver, reserve(w, 2), w.acquire(7, 2));
@@ -67,7 +70,7 @@ const Scenario scenarios[] = {
        mapping.unmap();
        mapping.map();
      },
-     true},
+     a_mapping},
     {"host memory", nothing, [](World& w) { HostMemory(w.driver, -1, 3 * mib); }},
     {"host memory over a file", nothing,
      [](World& w) {
@@ -130,8 +133,10 @@ const Scenario scenarios[] = {
      [](World& w) { w.a->swap_out(); }},
     {"mark what is written", resident,
      [](World& w) { w.a->memory.mark_written(*w.a->regions[0], {{0, 16}, {32, 64}, {8, 40}}); }},
-    {"adopt an image", [](World& w) { w.a->load(0, 300); },
-     [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); }, false,
+    {"adopt an image",
+     [](World& w) { w.a->load(0, 300); },
+     [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); },
+     {},
      [](World& w, bool failed) {
        w.a->swap_in();
        if (failed) {
@@ -194,21 +199,28 @@ const Scenario scenarios[] = {
        w.add_scrubber();
        w.scrubber->scrub_owned(7, w.pool->owned(7));
      }},
+    {"slabs of pages", nothing, [](World& w) { use_slabs(slabs_of_pages(w)); }, a_slab_of_pages},
+    {"pinned slabs", nothing, [](World& w) { use_slabs(pinned_slabs(w)); }},
+    {"slabs of pages end with a block in use", nothing,
+     [](World& w) { leave_a_block_in_use(slabs_of_pages(w)); }, a_slab_of_pages},
+    {"pinned slabs end with a block in use", nothing,
+     [](World& w) { leave_a_block_in_use(pinned_slabs(w)); }, a_pinned_slab},
+    {"a region that is shared out grows", written, use_arena, {}, check_arena},
     {"close a model that is out", saved, [](World& w) { w.a.reset(); }},
-    {"close a model that is resident", written, [](World& w) { w.a.reset(); }, true},
+    {"close a model that is resident", written, [](World& w) { w.a.reset(); }, a_model},
     {"close a model whose region is kept",
      [](World& w) {
        written(w);
        w.made.push_back(w.a->regions[0]);
      },
-     [](World& w) { w.a.reset(); }, true},
+     [](World& w) { w.a.reset(); }, a_model},
     {"close the pool, then its models", written,
      [](World& w) {
        w.pool.reset();
        w.a.reset();
        w.b.reset();
      },
-     true},
+     a_model},
     {"close streams and events", nothing,
      [](World& w) {
        CopyStream stream(w.driver, mib);

@@ -83,9 +83,11 @@ struct World {
     for (const PageId id : pool->acquire(owner, count)) pages.push_back(pool->page(id));
     return pages;
   }
-  void add_scrubber() {
-    scrubber.emplace(driver, std::shared_ptr<PagePool>(&*pool, [](PagePool*) {}), 2);
+  // For who wants to share what stays the world's.
+  std::shared_ptr<PagePool> shared_pool() {
+    return {&*pool, [](PagePool*) {}};
   }
+  void add_scrubber() { scrubber.emplace(driver, shared_pool(), 2); }
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_bare_test_driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
   // What an observer calls for itself fails too.
