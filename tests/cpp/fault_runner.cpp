@@ -61,6 +61,8 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
       arm(world);
       try {
         scenario.run(world);
+      } catch (const check::Failure&) {
+        throw;
       } catch (const std::exception&) {
         failed = true;
       }

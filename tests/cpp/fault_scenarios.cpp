@@ -31,6 +31,31 @@ ReservationPtr reserve(World& w, std::size_t pages) {
   return std::make_shared<const Reservation>(w.driver, pages * page_bytes);
 }
 
+// Asked for when so many copies have been enqueued, by the driver beneath the faults.
+template <int copies_before>
+void swap_in_cancelled_at(World& w) {
+  struct Asking {
+    explicit Asking(Hooked& h) : hooked(h) {
+      if (copies_before == 0) stop.request_stop();
+      hooked.before = [this](DriverCall call) {
+        if (call == DriverCall::copy_to_device && ++copies == copies_before) stop.request_stop();
+      };
+    }
+    ~Asking() {
+      hooked.before = [](DriverCall) {};
+    }
+    Hooked& hooked;
+    std::stop_source stop;
+    int copies = 0;
+  } asking(*w.hooked);
+  try {
+    w.a->swap_in(asking.stop.get_token());
+  } catch (const Cancelled&) {
+    CHECK_EQ(asking.copies, copies_before);
+  }
+}
+const auto is_out = [](World& w, bool) { CHECK(!w.a->memory.resident()); };
+
 struct Fd {
   int fd = -1;
   ~Fd() {
@@ -176,15 +201,15 @@ const Scenario scenarios[] = {
      [](World& w) { w.a->resize(1, 2 * page_bytes + 5); }},
     {"a resident region grows within its page", written, [](World& w) { w.a->resize(2, 9000); }},
     {"a resident region shrinks", written, [](World& w) { w.a->resize(0, 4096); }},
-    {"a swap-in is cancelled", saved,
-     [](World& w) {
-       std::stop_source stop;
-       stop.request_stop();
-       try {
-         w.a->swap_in(stop.get_token());
-       } catch (const Cancelled&) {
-       }
-     }},
+    {"a swap-in is cancelled before its first copy", saved, swap_in_cancelled_at<0>, {}, is_out},
+    {"a swap-in is cancelled at its first copy", saved, swap_in_cancelled_at<1>, {}, is_out},
+    {"a swap-in is cancelled with two copies in flight",
+     saved,
+     swap_in_cancelled_at<2>,
+     {},
+     is_out},
+    {"a swap-in is cancelled when one copy has ended", saved, swap_in_cancelled_at<3>, {}, is_out},
+    {"a swap-in is cancelled in its second region", saved, swap_in_cancelled_at<6>, {}, is_out},
     {"a swap-in could be cancelled", saved,
      [](World& w) { w.a->swap_in(std::stop_source().get_token()); }},
     {"create pages ahead", nothing, [](World& w) { w.pool->create_ahead(5); }},

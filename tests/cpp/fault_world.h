@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "bench.h"
+#include "hooked.h"
 #include "ledger.h"
 #include "memory/memory.h"
 #include "swap/swap.h"
@@ -72,6 +73,7 @@ class Model {
 
 struct World {
   World() : probe(ledger) {
+    hooked->streams.reserve(64);  // what hooks a call must not make it fail
     pool.emplace(driver, world_pages * page_bytes, page_bytes);
     a.emplace(*this, 1);
     b.emplace(*this, 2);
@@ -91,7 +93,8 @@ struct World {
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_bare_test_driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
   // What an observer calls for itself fails too.
-  DriverPtr driver = observed(with_faults(ledger, plan), WatchMode::calls);
+  std::shared_ptr<Hooked> hooked = std::make_shared<Hooked>(ledger);
+  DriverPtr driver = observed(with_faults(hooked, plan), WatchMode::calls);
   Probe probe;
   std::optional<PagePool> pool;
   std::optional<Model> a, b;
