@@ -42,7 +42,7 @@ endef
 test-cpp: $(STAMPS)/build-tools ## The C++ unit tests, without Python
 	$(call run_cpp_tests,cpp,,1200)
 
-faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of 43 scenarios in turn
+faults: $(STAMPS)/build-tools ## Fail every driver call and allocation of every scenario in turn
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target fault_scenarios
 	build/cpp/tests/cpp/fault_scenarios

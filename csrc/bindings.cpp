@@ -293,7 +293,7 @@ void bind_memory(py::module_& m) {
           },
           py::arg("driver").none(false), py::arg("fd"), py::arg("bytes"), NoGil(),
           "A page another process exported; `fd` stays the caller's.")
-      .def("export_fd", &Page::export_fd, "A new descriptor, owned by the caller.")
+      .def("export_fd", &Page::export_fd, NoGil(), "A new descriptor, owned by the caller.")
       .def_property_readonly("handle", &Page::handle, "The driver's, unique while the page lives.")
       .def_property_readonly("bytes", &Page::bytes);
   py::class_<PoolStatistics>(m, "PoolStatistics", "What of a budget is where, in pages.")
@@ -307,7 +307,7 @@ void bind_memory(py::module_& m) {
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool",
                                                   "The pages of one budget and who has them.")
       .def(py::init<DriverPtr, std::size_t, std::size_t>(), py::arg("driver").none(false),
-           py::arg("budget_bytes"), py::arg("page_bytes"))
+           py::arg("budget_bytes"), py::arg("page_bytes"), NoGil())
       .def("create_ahead", &PagePool::create_ahead, py::arg("count"), NoGil(),
            "Makes pages now rather than at their first use, until there are `count`.")
       .def("acquire", &PagePool::acquire, py::arg("owner"), py::arg("count"), NoGil(),
@@ -317,25 +317,26 @@ void bind_memory(py::module_& m) {
           [](PagePool& self, OwnerId owner, const std::vector<PageId>& pages) {
             self.give_back(owner, pages);
           },
-          py::arg("owner"), py::arg("pages"), "Pages their owner no longer maps.")
-      .def("give_back_all", &PagePool::give_back_all, py::arg("owner"))
+          py::arg("owner"), py::arg("pages"), NoGil(), "Pages their owner no longer maps.")
+      .def("give_back_all", &PagePool::give_back_all, py::arg("owner"), NoGil())
       .def(
           "page",
           [](const PagePool& self, PageId id) {
             return std::const_pointer_cast<Page>(self.page(id));
           },
-          py::arg("id"))
-      .def("is_clean", &PagePool::is_clean, py::arg("id"),
+          py::arg("id"), NoGil())
+      .def("is_clean", &PagePool::is_clean, py::arg("id"), NoGil(),
            "Whether it read as zeros when it was acquired, or does now if it is free.")
-      .def("owned", &PagePool::owned, py::arg("owner"))
-      .def("statistics", &PagePool::statistics)
-      .def_property_readonly("free_pages", &PagePool::free_pages)
-      .def_property_readonly("created_pages", &PagePool::created_pages)
+      .def("owned", &PagePool::owned, py::arg("owner"), NoGil())
+      .def("statistics", &PagePool::statistics, NoGil())
+      .def_property_readonly("free_pages", py::cpp_function(&PagePool::free_pages, NoGil()))
+      .def_property_readonly("created_pages", py::cpp_function(&PagePool::created_pages, NoGil()))
       .def_property_readonly("total_pages", &PagePool::total_pages)
       .def_property_readonly("page_bytes", &PagePool::page_bytes);
   py::class_<Scrubber>(m, "Scrubber", "Zeroes pages of a pool on a stream of its own.")
       .def(py::init<DriverPtr, std::shared_ptr<PagePool>, std::size_t>(),
-           py::arg("driver").none(false), py::arg("pool").none(false), py::arg("pages_at_once"))
+           py::arg("driver").none(false), py::arg("pool").none(false), py::arg("pages_at_once"),
+           NoGil())
       .def("scrub_free", &Scrubber::scrub_free, NoGil(),
            "Scrubs dirty free pages, at most as many as it takes at a time; returns how many.")
       .def(
@@ -731,7 +732,7 @@ void bind_arena(py::module_& m) {
   py::class_<RegionArena>(m, "RegionArena",
                           "Blocks of a region, for the allocators of torch and CuPy.")
       .def(py::init<const RegionHandle&, std::size_t>(), py::arg("region"),
-           py::arg("alignment") = 512)
+           py::arg("alignment") = 512, NoGil())
       .def_property_readonly(
           "slot", [](const RegionArena& self) { return self.slot().index(); },
           "Which of the extension's pairs of functions it has.")

@@ -189,7 +189,7 @@ class Host final : public HostDriver {
   // Turns what the emulation itself may throw into a status; a sticky fault comes first.
   template <typename Call>
   Status guarded(Call call) noexcept {
-    if (streams_->inherited()) return Status::not_initialized;  // as with CUDA
+    if (getpid() != process_) return Status::not_initialized;  // in a forked child, as with CUDA
     streams_->point();
     if (const Status fault = fault_.load(); fault != Status::success) return fault;
     try {
@@ -273,6 +273,7 @@ class Host final : public HostDriver {
     });
   }
 
+  const pid_t process_ = getpid();
   Pages pages_;
   AddressSpace space_{pages_};
   Registry registry_;

@@ -60,8 +60,6 @@ class Streams {
   virtual Status wait(EventHandle event) = 0;
   virtual Status wait_on_stream(StreamHandle stream, EventHandle event) = 0;
 
-  // Whether this is the child of a process that made these: what runs them stayed behind.
-  [[nodiscard]] virtual bool inherited() const noexcept { return false; }
   // Every driver call passes here first: a point at which work may run.
   virtual void point() noexcept = 0;
   virtual std::int64_t now_ns() noexcept = 0;

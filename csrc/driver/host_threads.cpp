@@ -78,7 +78,9 @@ void close(StreamState& stream) {
 class ThreadedStreams final : public Streams {
  public:
   ~ThreadedStreams() override {
-    if (inherited()) {  // nobody to join, and a condition that is waited on cannot be destroyed
+    // In a forked child there is nobody to join, and a condition that is waited on cannot be
+    // destroyed.
+    if (getpid() != process_) {
       static_cast<void>(streams_.release());
       static_cast<void>(events_.release());
       return;
@@ -189,7 +191,6 @@ class ThreadedStreams final : public Streams {
     });
   }
 
-  bool inherited() const noexcept override { return getpid() != process_; }
   void point() noexcept override {}
   std::int64_t now_ns() noexcept override {
     return advanced_ns_ + std::chrono::duration_cast<std::chrono::nanoseconds>(

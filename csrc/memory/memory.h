@@ -72,7 +72,7 @@ class PagePool {
   void create_ahead(std::size_t count);
   // `count` pages for `owner`, all or none, clean ones first. Waits for pages being scrubbed where
   // there are not enough others. Throws UsageError if fewer are free, DriverError if the device
-  // cannot create them; either way nothing has changed.
+  // cannot create them; either way the owner has what it had.
   std::vector<PageId> acquire(OwnerId owner, std::size_t count);
   // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once, and none
   // is being scrubbed for it. What is in doubt is withheld.
@@ -96,7 +96,7 @@ class PagePool {
   // Whether it read as zeros when it was acquired, or does now if it is free.
   [[nodiscard]] bool is_clean(PageId id) const;  // throws UsageError if never created
   [[nodiscard]] std::vector<PageId> owned(OwnerId owner) const;
-  // Those being scrubbed included.
+  // Those being scrubbed or created included.
   [[nodiscard]] std::size_t free_pages() const;
   [[nodiscard]] std::size_t created_pages() const;
   [[nodiscard]] PoolStatistics statistics() const;
@@ -111,8 +111,9 @@ class PagePool {
     State state = State::free;
     bool clean = false;
   };
-  // With mutex_ held.
-  void create_one();
+  // With mutex_ held; create_one() lets it go while the device makes the page, so that others get
+  // answers meanwhile.
+  void create_one(std::unique_lock<std::mutex>& lock);
   void put_free(PageId id, bool clean) noexcept;
   void check_owned(OwnerId owner, std::span<const PageId> pages) const;
   [[nodiscard]] std::vector<PageId> owned_by(OwnerId owner) const;
@@ -123,9 +124,10 @@ class PagePool {
   std::size_t page_bytes_;
   std::size_t slots_;
   mutable std::mutex mutex_;
-  std::condition_variable scrubbed_;
+  std::condition_variable changed_;  // pages are no longer being scrubbed or created
   std::vector<Slot> created_;
   std::size_t scrubbing_ = 0;
+  std::size_t creating_ = 0;  // not in created_ yet
   // Free; the last one given back goes out first.
   std::vector<PageId> clean_;
   std::vector<PageId> dirty_;

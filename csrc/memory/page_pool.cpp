@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <exception>
 #include <limits>
 #include <set>
 #include <string>
@@ -72,19 +73,38 @@ void PagePool::put_free(PageId id, bool clean) noexcept {
   if (slot.state == State::free) (clean ? clean_ : dirty_).push_back(id);
 }
 
-void PagePool::create_one() {
-  created_.push_back(Slot{Page::create(driver_, page_bytes_)});
+void PagePool::create_one(std::unique_lock<std::mutex>& lock) {
+  ++creating_;
+  lock.unlock();
+  PagePtr page;
+  std::exception_ptr failed;
+  try {
+    page = Page::create(driver_, page_bytes_);
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  lock.lock();
+  --creating_;
+  changed_.notify_all();
+  if (failed) std::rethrow_exception(failed);
+  created_.push_back(Slot{std::move(page)});
   // What the device puts into fresh memory is its own business.
   put_free(static_cast<PageId>(created_.size() - 1), false);
 }
 
 void PagePool::create_ahead(std::size_t count) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (count > slots_) {
     throw UsageError(std::to_string(count) + " pages to be created ahead, but the budget has " +
                      std::to_string(slots_));
   }
-  while (created_.size() < count) create_one();
+  while (created_.size() < count) {
+    if (created_.size() + creating_ < count) {
+      create_one(lock);
+    } else {
+      changed_.wait(lock);
+    }
+  }
 }
 
 std::vector<PageId> PagePool::acquire(OwnerId owner, std::size_t count) {
@@ -98,10 +118,10 @@ std::vector<PageId> PagePool::acquire(OwnerId owner, std::size_t count) {
                        " are free");
     }
     if (ready >= count) break;
-    if (ready + scrubbing_ < count) {
-      create_one();  // pages made so far stay free on failure
+    if (ready + scrubbing_ + creating_ < count) {
+      create_one(lock);  // pages made so far stay free on failure
     } else {
-      scrubbed_.wait(lock);
+      changed_.wait(lock);
     }
   }
   granted.reserve(count);
@@ -159,7 +179,7 @@ void PagePool::end_scrub(std::span<const PageId> pages, bool clean) noexcept {
   std::lock_guard lock(mutex_);
   for (const PageId id : pages) put_free(id, clean);
   scrubbing_ -= pages.size();
-  scrubbed_.notify_all();
+  changed_.notify_all();
 }
 
 void PagePool::begin_scrub_owned(OwnerId owner, std::span<const PageId> pages) {
@@ -182,7 +202,7 @@ void PagePool::withhold(std::span<const PageId> pages) noexcept {
     scrubbing_ -= created_[id].state == State::scrubbing;
     created_[id].state = State::withheld;
   }
-  scrubbed_.notify_all();  // who waits for them waits in vain
+  changed_.notify_all();  // who waits for them waits in vain
 }
 
 void PagePool::release(std::span<const PageId> pages) noexcept {

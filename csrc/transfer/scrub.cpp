@@ -25,15 +25,18 @@ Scrubber::Scrubber(DriverPtr driver, std::shared_ptr<PagePool> pool, std::size_t
 
 Scrubber::~Scrubber() {
   if (!mapping_) return;
-  if (!stream_.ended()) {
-    mapping_->abandon();  // and withheld for good
-    return;
+  if (stream_.ended()) {
+    try {
+      mapping_->unmap();
+    } catch (...) {
+      // As it ends the mapping tries once more.
+    }
+  } else {
+    mapping_->abandon();
   }
-  try {
-    let_go();
-  } catch (...) {
-    // Withheld for good; what is mapped keeps its addresses and its memory.
-  }
+  mapping_.reset();
+  // But for those that stay mapped: they are in doubt.
+  pool_->release(withheld_);
 }
 
 // Lets go of what an earlier failure left.

@@ -18,7 +18,8 @@ class Scrubber {
  public:
   // Throws UsageError if it is to take no page at a time, or DriverError.
   Scrubber(DriverPtr driver, std::shared_ptr<PagePool> pool, std::size_t pages_at_once);
-  // Waits for what is in flight; what the driver does not let it wait for stays mapped for good.
+  // Waits for what is in flight; what the driver does not let it wait for, or unmap, stays mapped
+  // and withheld for good.
   ~Scrubber();
   Scrubber(const Scrubber&) = delete;
   Scrubber& operator=(const Scrubber&) = delete;

@@ -127,9 +127,27 @@ def test_the_table_has_no_cycle() -> None:
             del left[room]
 
 
+def own_includes(text: str) -> list[str]:
+    """Everything in quotes, and what of ours is in angle brackets: csrc/ is searched for both."""
+    found = re.findall(
+        r'^[ \t]*#[ \t]*include(?:_next)?[ \t]*(["<])([^">]+)[">]', text, re.MULTILINE
+    )
+    return [name for opening, name in found if opening == '"' or (CSRC / name).is_file()]
+
+
+def test_an_include_is_seen_however_it_is_written() -> None:
+    text = """
+#include <vector>
+#include <swap/swap.h>
+  #  include "swap/placement.h"
+#include"memory/memory.h"
+"""
+    assert own_includes(text) == ["swap/swap.h", "swap/placement.h", "memory/memory.h"]
+
+
 def test_csrc_includes_only_upwards() -> None:
     for path in cpp_files():
-        included = re.findall(r'#include "([^"]+)"', path.read_text())
+        included = own_includes(path.read_text())
         if path.parent == CSRC:
             assert path.name == "bindings.cpp"
             continue

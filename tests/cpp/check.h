@@ -35,6 +35,14 @@ inline std::atomic<int>& sites() {
   static std::atomic<int> count{0};
   return count;
 }
+// How many of them a program must reach, or it fails: one whose tests got lost passes too easily.
+inline int& sites_min() {
+  static int least = 0;
+  return least;
+}
+struct AtLeast {
+  explicit AtLeast(int checks) { sites_min() = checks; }
+};
 template <typename Site>  // a lambda: its type is the place
 void reached(Site) {
   static const int site = ++sites();

@@ -1,10 +1,14 @@
 // Physical pages: handles, life beyond the handle, and travel between processes.
 #include <fcntl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "bench.h"
 
 using namespace gpupool;
+
+// Of the whole suite, in all its files.
+static const check::AtLeast at_least(100);
 
 TEST(a_page_has_a_size_in_whole_granules) {
   Bench bench;
@@ -153,4 +157,30 @@ TEST(a_status_has_a_name) {
   CHECK_EQ(bench->status_name(Status::invalid_value), std::string("CUDA_ERROR_INVALID_VALUE"));
   CHECK_EQ(bench->status_name(Status::not_ready), std::string("CUDA_ERROR_NOT_READY"));
   CHECK_EQ(bench->status_name(Status::illegal_address), std::string("CUDA_ERROR_ILLEGAL_ADDRESS"));
+}
+
+TEST(a_forked_child_is_refused) {
+  Bench bench;
+  PageHandle page = 0;
+  CHECK_OK(bench->page_create(&page, page_bytes));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    const auto refused = [](Status status) { return status == Status::not_initialized; };
+    std::size_t bytes = 0;
+    PageHandle other = 0;
+    DevicePtr base = 0;
+    StreamHandle stream = nullptr;
+    const bool right =
+        refused(bench->page_granularity(&bytes)) &&
+        refused(bench->page_create(&other, page_bytes)) && refused(bench->page_release(page)) &&
+        refused(bench->address_reserve(&base, page_bytes)) &&
+        refused(bench->stream_create(&stream)) && refused(bench->context_synchronize()) &&
+        refused(bench->stream_synchronize(bench.stream()));
+    _exit(right ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+  CHECK_OK(bench->page_release(page));
 }

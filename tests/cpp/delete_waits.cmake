@@ -6,15 +6,22 @@
 set(wait_call "(context_synchronize|stream_synchronize|event_synchronize|stream_wait_event)")
 # Each with what takes its place.
 set(wait_patterns
-  "[a-z_]+\\.(synchronize|wait)\\(\\)" "/* deleted */"
+  "[a-z0-9_]+(\\[[a-z0-9_]+\\])?(\\.|->)(synchronize|wait)\\(\\)" "/* deleted */"
   "static_cast<void>\\(driver_->${wait_call}\\([^;]*\\)\\)" "/* deleted */"
   "GPUPOOL_CALL\\([a-z_.]+, ${wait_call}[^;]*\\)" "/* deleted */"
   "driver_?(->|\\.)${wait_call}\\([a-z_]*\\) == Status::success" "true"
-  "[a-z_]+(->|\\.)ended\\(\\)" "true"
+  "[a-z0-9_]+(\\[[a-z0-9_]+\\])?(->|\\.)ended\\(\\)" "true"
   "device_ended\\(\\*driver_\\)" "true")
-file(GLOB wait_sources
-  ${PROJECT_SOURCE_DIR}/csrc/memory/*.cpp ${PROJECT_SOURCE_DIR}/csrc/transfer/*.cpp
-  ${PROJECT_SOURCE_DIR}/csrc/image/*.cpp ${PROJECT_SOURCE_DIR}/csrc/swap/*.cpp)
+# What is left of any wait once these are taken out.
+set(wait_left "(${wait_call}|(\\.|->)(synchronize|wait|ended)\\(\\)|device_ended\\(\\*)[^\n]*")
+set(wait_sources "")
+set(wait_headers "")
+foreach(room memory transfer image swap)
+  file(GLOB sources ${PROJECT_SOURCE_DIR}/csrc/${room}/*.cpp)
+  file(GLOB headers ${PROJECT_SOURCE_DIR}/csrc/${room}/*.h)
+  list(APPEND wait_sources ${sources})
+  list(APPEND wait_headers ${headers})
+endforeach()
 # The tests that must miss the waits of a file; those of any other are of a model's schedule.
 set(wait_tests_arena_slots arena_slots)
 set(wait_tests_page_slabs page_slabs in_flight)
@@ -81,8 +88,16 @@ foreach(source ${wait_sources})
     string(APPEND others "${head}")
     set(rest "${tail}")
   endwhile()
-  if("${others}${rest}" MATCHES "${wait_call}[^\n]*")
+  if("${others}${rest}" MATCHES "${wait_left}")
     message(FATAL_ERROR "${source} waits in a way that is not deleted: ${CMAKE_MATCH_0}")
+  endif()
+endforeach()
+# Those of a header cannot be taken out of one program.
+foreach(header ${wait_headers})
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${header})
+  file(READ ${header} text)
+  if("${text}" MATCHES "${wait_left}")
+    message(FATAL_ERROR "${header} waits, which only a source should: ${CMAKE_MATCH_0}")
   endif()
 endforeach()
 message(STATUS "waits for the device to be deleted in turn: ${deleted_waits}")

@@ -1,38 +1,8 @@
 #include "fault_runner.h"
 
 #include <cstdio>
-#include <cstdlib>
-#include <new>
 
-namespace {
-
-// Allocations of this thread: the n-th from now fails, and with `persistent` so do all after it.
-struct AllocationPlan {
-  std::uint64_t nth = 0;  // 0: none fails
-  bool persistent = false;
-  std::uint64_t injected = 0;
-};
-thread_local AllocationPlan allocations;
-
-void* allocate(std::size_t bytes) {
-  if (allocations.nth == 1) {
-    if (!allocations.persistent) allocations.nth = 0;
-    ++allocations.injected;
-    throw std::bad_alloc();
-  }
-  if (allocations.nth > 1) --allocations.nth;
-  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return allocate(bytes); }
-void* operator new[](std::size_t bytes) { return allocate(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+#include "failing_new.h"
 
 namespace gpupool {
 namespace {
@@ -91,6 +61,8 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
       arm(world);
       try {
         scenario.run(world);
+      } catch (const check::Failure&) {
+        throw;
       } catch (const std::exception&) {
         failed = true;
       }
@@ -107,22 +79,20 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
     }
     // Zero, but for what the driver itself refused to take back.
     const Holdings held = ledger->held();
-    if (scenario.closes) {
-      // A resident model that is closed while no wait is answered keeps all it has.
-      const bool unanswered = refused[DriverCall::context_synchronize] + ledger->refused() >= 2;
-      const bool kept = unanswered && held.mappings > 0;
-      const std::size_t regions = kept ? 3 : 0;
-      CHECK_EQ(held.registrations, refused[DriverCall::host_unregister] + regions);
-      CHECK_EQ(held.streams, refused[DriverCall::stream_destroy]);
-      CHECK_EQ(held.events, refused[DriverCall::event_destroy]);
-      CHECK_EQ(held.pages, refused[DriverCall::page_release]);
-      const auto unmaps = refused[DriverCall::unmap];
-      if (unmaps == 0 && !kept) CHECK_EQ(held.mappings, 0);
-      CHECK(held.reservations >= refused[DriverCall::address_free] + regions);
-      CHECK(held.reservations <= refused[DriverCall::address_free] + regions + unmaps);
-    } else {
-      CHECK(held == Holdings{});
-    }
+    // What ends in use while no wait is answered keeps all it has.
+    const auto waits = refused[DriverCall::context_synchronize] + ledger->refused();
+    const bool in_use =
+        held.mappings > 0 || held.registrations > refused[DriverCall::host_unregister];
+    const bool kept = scenario.ends && in_use && waits >= scenario.ends->waits;
+    const Ended stays = kept ? *scenario.ends : Ended{};
+    const auto unmaps = scenario.ends ? refused[DriverCall::unmap] : 0;
+    CHECK_EQ(held.registrations, refused[DriverCall::host_unregister] + stays.images);
+    CHECK_EQ(held.streams, refused[DriverCall::stream_destroy]);
+    CHECK_EQ(held.events, refused[DriverCall::event_destroy]);
+    CHECK_EQ(held.pages, refused[DriverCall::page_release]);
+    if (unmaps == 0 && !kept) CHECK_EQ(held.mappings, 0);
+    CHECK(held.reservations >= refused[DriverCall::address_free] + stays.addresses);
+    CHECK(held.reservations <= refused[DriverCall::address_free] + stays.addresses + unmaps);
   } catch (const std::exception& error) {
     ++totals.failures;
     std::printf("FAILED  %s, %s: %s\n", scenario.name, kind, error.what());
@@ -142,7 +112,7 @@ void run(const Scenario& scenario, Totals& totals) {
                                  (persistent ? " from then on" : " once");
         const bool more = attempt(
             scenario, totals, kind.c_str(),
-            [&](World& world) { world.plan->arm(nth, code, persistent, scenario.closes); },
+            [&](World& world) { world.plan->arm(nth, code, persistent, true); },
             [](World& world) {
               world.plan->disarm();
               return world.plan->injected();
@@ -154,10 +124,10 @@ void run(const Scenario& scenario, Totals& totals) {
       const std::string kind =
           "allocation " + std::to_string(nth) + " fails" + (persistent ? " from then on" : " once");
       const bool more = attempt(
-          scenario, totals, kind.c_str(), [&](World&) { allocations = {nth, persistent, 0}; },
+          scenario, totals, kind.c_str(), [&](World&) { fail_allocations(nth, persistent); },
           [](World&) {
-            allocations.nth = 0;
-            return allocations.injected;
+            bad_alloc_at = 0;
+            return bad_allocs;
           });
       if (!more) break;
     }

@@ -5,11 +5,18 @@
 
 namespace gpupool {
 
+// Pinned memory and reservations of what ends in use: they stay where so many waits for the device
+// are refused, which are all that it asks for.
+struct Ended {
+  std::size_t images = 0, addresses = 0, waits = 0;
+};
+
 struct Scenario {
   const char* name;
   std::function<void(World&)> prepare;
   std::function<void(World&)> run;
-  bool closes = false;  // run() closes things, whose calls then fail too
+  // run() ends what is mapped or in use: nobody unmaps later what the driver refused to.
+  std::optional<Ended> ends = {};
   // Once nothing fails any more: what must hold after a run that failed, or did not.
   std::function<void(World&, bool failed)> after = [](World&, bool) {};
 };

@@ -9,6 +9,7 @@
 
 #include <cstdio>
 
+#include "fault_blocks.h"
 #include "fault_runner.h"
 
 using namespace gpupool;
@@ -30,12 +31,39 @@ ReservationPtr reserve(World& w, std::size_t pages) {
   return std::make_shared<const Reservation>(w.driver, pages * page_bytes);
 }
 
+// Asked for when so many copies have been enqueued, by the driver beneath the faults.
+template <int copies_before>
+void swap_in_cancelled_at(World& w) {
+  struct Asking {
+    explicit Asking(Hooked& h) : hooked(h) {
+      if (copies_before == 0) stop.request_stop();
+      hooked.before = [this](DriverCall call) {
+        if (call == DriverCall::copy_to_device && ++copies == copies_before) stop.request_stop();
+      };
+    }
+    ~Asking() {
+      hooked.before = [](DriverCall) {};
+    }
+    Hooked& hooked;
+    std::stop_source stop;
+    int copies = 0;
+  } asking(*w.hooked);
+  try {
+    w.a->swap_in(asking.stop.get_token());
+  } catch (const Cancelled&) {
+    CHECK_EQ(asking.copies, copies_before);
+  }
+}
+const auto is_out = [](World& w, bool) { CHECK(!w.a->memory.resident()); };
+
 struct Fd {
   int fd = -1;
   ~Fd() {
     if (fd >= 0) close(fd);
   }
 };
+
+const Ended a_mapping{0, 0, 2}, a_model{3, 3, 2}, a_slab_of_pages{0, 1, 1}, a_pinned_slab{1, 0, 1};
 
 const Scenario scenarios[] = {
     {"open a pool", nothing, [](World& w) { PagePool(w.driver, 2 * page_bytes, page_bytes); }},
@@ -59,7 +87,7 @@ const Scenario scenarios[] = {
        Mapping mapping(w.driver, reserve(w, 2), w.acquire(7, 2));
        mapping.map();
      },
-     true},
+     a_mapping},
     {"map, unmap and map again", nothing,
      [](World& w) {
        Mapping mapping(w.driver, reserve(w, 2), w.acquire(7, 2));
@@ -67,7 +95,7 @@ const Scenario scenarios[] = {
        mapping.unmap();
        mapping.map();
      },
-     true},
+     a_mapping},
     {"host memory", nothing, [](World& w) { HostMemory(w.driver, -1, 3 * mib); }},
     {"host memory over a file", nothing,
      [](World& w) {
@@ -130,8 +158,10 @@ const Scenario scenarios[] = {
      [](World& w) { w.a->swap_out(); }},
     {"mark what is written", resident,
      [](World& w) { w.a->memory.mark_written(*w.a->regions[0], {{0, 16}, {32, 64}, {8, 40}}); }},
-    {"adopt an image", [](World& w) { w.a->load(0, 300); },
-     [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); }, false,
+    {"adopt an image",
+     [](World& w) { w.a->load(0, 300); },
+     [](World& w) { w.a->memory.adopt_image(*w.a->regions[0]); },
+     {},
      [](World& w, bool failed) {
        w.a->swap_in();
        if (failed) {
@@ -171,15 +201,15 @@ const Scenario scenarios[] = {
      [](World& w) { w.a->resize(1, 2 * page_bytes + 5); }},
     {"a resident region grows within its page", written, [](World& w) { w.a->resize(2, 9000); }},
     {"a resident region shrinks", written, [](World& w) { w.a->resize(0, 4096); }},
-    {"a swap-in is cancelled", saved,
-     [](World& w) {
-       std::stop_source stop;
-       stop.request_stop();
-       try {
-         w.a->swap_in(stop.get_token());
-       } catch (const Cancelled&) {
-       }
-     }},
+    {"a swap-in is cancelled before its first copy", saved, swap_in_cancelled_at<0>, {}, is_out},
+    {"a swap-in is cancelled at its first copy", saved, swap_in_cancelled_at<1>, {}, is_out},
+    {"a swap-in is cancelled with two copies in flight",
+     saved,
+     swap_in_cancelled_at<2>,
+     {},
+     is_out},
+    {"a swap-in is cancelled when one copy has ended", saved, swap_in_cancelled_at<3>, {}, is_out},
+    {"a swap-in is cancelled in its second region", saved, swap_in_cancelled_at<6>, {}, is_out},
     {"a swap-in could be cancelled", saved,
      [](World& w) { w.a->swap_in(std::stop_source().get_token()); }},
     {"create pages ahead", nothing, [](World& w) { w.pool->create_ahead(5); }},
@@ -194,27 +224,33 @@ const Scenario scenarios[] = {
        w.add_scrubber();
        w.scrubber->scrub_owned(7, w.pool->owned(7));
      }},
-    {"close a model that is out", saved, [](World& w) { w.a.reset(); }, true},
-    {"close a model that is resident", written, [](World& w) { w.a.reset(); }, true},
+    {"slabs of pages", nothing, [](World& w) { use_slabs(slabs_of_pages(w)); }, a_slab_of_pages},
+    {"pinned slabs", nothing, [](World& w) { use_slabs(pinned_slabs(w)); }},
+    {"slabs of pages end with a block in use", nothing,
+     [](World& w) { leave_a_block_in_use(slabs_of_pages(w)); }, a_slab_of_pages},
+    {"pinned slabs end with a block in use", nothing,
+     [](World& w) { leave_a_block_in_use(pinned_slabs(w)); }, a_pinned_slab},
+    {"a region that is shared out grows", written, use_arena, {}, check_arena},
+    {"close a model that is out", saved, [](World& w) { w.a.reset(); }},
+    {"close a model that is resident", written, [](World& w) { w.a.reset(); }, a_model},
     {"close a model whose region is kept",
      [](World& w) {
        written(w);
        w.made.push_back(w.a->regions[0]);
      },
-     [](World& w) { w.a.reset(); }, true},
+     [](World& w) { w.a.reset(); }, a_model},
     {"close the pool, then its models", written,
      [](World& w) {
        w.pool.reset();
        w.a.reset();
        w.b.reset();
      },
-     true},
+     a_model},
     {"close streams and events", nothing,
      [](World& w) {
        CopyStream stream(w.driver, mib);
        Event event(w.driver);
-     },
-     true},
+     }},
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "bench.h"
+#include "hooked.h"
 #include "ledger.h"
 #include "memory/memory.h"
 #include "swap/swap.h"
@@ -72,6 +73,7 @@ class Model {
 
 struct World {
   World() : probe(ledger) {
+    hooked->streams.reserve(64);  // what hooks a call must not make it fail
     pool.emplace(driver, world_pages * page_bytes, page_bytes);
     a.emplace(*this, 1);
     b.emplace(*this, 2);
@@ -83,13 +85,16 @@ struct World {
     for (const PageId id : pool->acquire(owner, count)) pages.push_back(pool->page(id));
     return pages;
   }
-  void add_scrubber() {
-    scrubber.emplace(driver, std::shared_ptr<PagePool>(&*pool, [](PagePool*) {}), 2);
+  // For who wants to share what stays the world's.
+  std::shared_ptr<PagePool> shared_pool() {
+    return {&*pool, [](PagePool*) {}};
   }
+  void add_scrubber() { scrubber.emplace(driver, shared_pool(), 2); }
   std::shared_ptr<Ledger> ledger = std::make_shared<Ledger>(open_bare_test_driver());
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
   // What an observer calls for itself fails too.
-  DriverPtr driver = observed(with_faults(ledger, plan), WatchMode::calls);
+  std::shared_ptr<Hooked> hooked = std::make_shared<Hooked>(ledger);
+  DriverPtr driver = observed(with_faults(hooked, plan), WatchMode::calls);
   Probe probe;
   std::optional<PagePool> pool;
   std::optional<Model> a, b;

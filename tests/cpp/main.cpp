@@ -49,5 +49,10 @@ int main() {
   const int passed = static_cast<int>(check::tests().size()) - failed;
   std::printf("%s: %d tests passed, %d failed, %d checks, %d rounds\n", driver.c_str(), passed,
               failed, check::sites().load(), rounds);
+  if (failed == 0 && check::sites() < check::sites_min()) {
+    std::printf("FAILED  only %d checks were made, of %d at least\n", check::sites().load(),
+                check::sites_min());
+    return 1;
+  }
   return failed == 0 ? 0 : 1;
 }

@@ -1,9 +1,12 @@
 // The pages of one budget: all or none, one owner each, and usable after every refusal.
+#include <chrono>
+#include <future>
 #include <set>
 #include <thread>
 
 #include "bench.h"
 #include "driver/fault.h"
+#include "hooked.h"
 #include "memory/memory.h"
 
 using namespace gpupool;
@@ -154,6 +157,100 @@ TEST(out_of_memory_leaves_the_pool_usable) {
     plan->disarm();
     CHECK_EQ(pool.acquire(2, 3).size(), 3);
     CHECK_EQ(pool.free_pages(), 0);
+  }
+}
+
+TEST(the_pool_answers_while_a_page_is_created) {
+  for (const bool ahead : {true, false}) {
+    const auto driver = std::make_shared<Hooked>(open_test_driver());
+    PagePool pool = pool_of(4, driver);
+    std::promise<void> creating;
+    std::promise<PoolStatistics> answer;
+    std::future<PoolStatistics> answered = answer.get_future();
+    bool in_time = false;
+    int created = 0;
+    driver->before = [&](DriverCall call) {
+      if (call != DriverCall::page_create || ++created != 2) return;
+      creating.set_value();
+      in_time = answered.wait_for(std::chrono::minutes(1)) == std::future_status::ready;
+    };
+    std::thread other([&] {
+      creating.get_future().wait();
+      answer.set_value(pool.statistics());
+    });
+    if (ahead) {
+      pool.create_ahead(3);
+    } else {
+      static_cast<void>(pool.acquire(1, 3));
+    }
+    other.join();
+    CHECK(in_time);
+    const PoolStatistics now = answered.get();
+    CHECK_EQ(now.created, 1);
+    CHECK_EQ(now.dirty, 1);
+    CHECK_EQ(pool.created_pages(), 3);
+    CHECK_EQ(pool.free_pages(), ahead ? 4 : 1);
+  }
+}
+
+TEST(threads_create_each_page_of_a_budget_once) {
+  for (int round = 0; round < 40; ++round) {
+    const auto driver = std::make_shared<Hooked>(device());
+    PagePool pool = pool_of(4, driver);
+    std::atomic<int> created{0}, ready{0};
+    driver->before = [&](DriverCall call) {
+      if (call != DriverCall::page_create) return;
+      ++created;
+      for (int i = 0; i < 20; ++i) std::this_thread::yield();
+    };
+    std::vector<std::thread> threads;
+    for (OwnerId owner = 1; owner <= 4; ++owner) {
+      threads.emplace_back([&, owner] {
+        ++ready;
+        while (ready < 4) std::this_thread::yield();
+        if (owner <= 2) {
+          static_cast<void>(pool.acquire(owner, 2));
+        } else {
+          pool.create_ahead(4);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK_EQ(created.load(), 4);
+    CHECK_EQ(pool.created_pages(), 4);
+    CHECK_EQ(pool.owned(1).size(), 2);
+    CHECK_EQ(pool.owned(2).size(), 2);
+  }
+}
+
+TEST(who_waits_for_a_page_that_cannot_be_created_makes_one) {
+  for (int round = 0; round < 60; ++round) {
+    const auto plan = std::make_shared<FaultPlan>();
+    const auto driver = std::make_shared<Hooked>(with_faults(device(), plan));
+    PagePool pool = pool_of(1, driver);
+    std::atomic<int> created{0}, ready{0}, refused{0};
+    driver->before = [&](DriverCall call) {
+      if (call != DriverCall::page_create) return;
+      ++created;
+      for (int i = 0; i < 20; ++i) std::this_thread::yield();
+    };
+    plan->arm(1, Status::out_of_memory, false);
+    std::vector<std::thread> threads;
+    for (OwnerId owner = 1; owner <= 2; ++owner) {
+      threads.emplace_back([&, owner] {
+        ++ready;
+        while (ready < 2) std::this_thread::yield();
+        refused += check::throws<DriverError>([&] {
+          if (owner == 1) return pool.create_ahead(1);
+          static_cast<void>(pool.acquire(owner, 1));
+        });
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK_EQ(created.load(), 2);
+    CHECK_EQ(refused.load(), 1);
+    CHECK_EQ(pool.created_pages(), 1);
+    CHECK_EQ(pool.free_pages() + pool.owned(2).size(), 1);
   }
 }
 

@@ -106,8 +106,7 @@ TEST(slabs_of_device_pages_lose_none_to_any_failed_allocation) {
     PageSlabs source(driver, pool, owner, 2);
     std::vector<DevicePtr> runs;
     runs.reserve(2);
-    bad_allocs = 0;
-    bad_alloc_at = nth;
+    fail_allocations(nth, false);
     for (int i = 0; i < 2; ++i) {
       try {
         runs.push_back(source.acquire());

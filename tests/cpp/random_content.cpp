@@ -23,7 +23,7 @@ bool RandomWorld::stamp(Owner& owner, Place& place) {
       break;
     }
     default: {
-      const auto value = static_cast<std::uint8_t>(generation_);
+      const auto value = Content::fill_value(owner.id, generation_);
       content = {Content::Kind::filled, std::uint64_t{0x0101010101010101} * value};
       CHECK_OK(machine_.device->fill(address, value, small_page, owner.stream));
     }

@@ -1,8 +1,8 @@
 // Random operations on pages, mappings and swaps, beside a plain model of what must come of them.
 //
-// Every page carries the stamp of its owner and a generation in every word, or a value it was
-// filled with; a page that turns up where it does not belong, or in a state it should not have,
-// shows.
+// Every page carries the stamp of its owner and a generation in every word, or a byte made of the
+// two that it was filled with; a page that turns up where it does not belong, or in a state it
+// should not have, shows.
 #pragma once
 
 #include <unistd.h>
@@ -39,6 +39,11 @@ class RandomWorld {
   static constexpr std::size_t page_words = small_page / 8;
 
   struct Content {
+    // A byte of its own for the page that this owner fills now; never zero, as clean pages are.
+    [[nodiscard]] static std::uint8_t fill_value(OwnerId owner, std::uint64_t generation) {
+      const std::uint64_t mixed = (owner << 56 ^ generation) * 0x9e3779b97f4a7c15;
+      return static_cast<std::uint8_t>(1 + (mixed ^ mixed >> 32) % 255);
+    }
     enum class Kind { unknown, filled, stamped } kind = Kind::filled;
     std::uint64_t value = 0xA5A5A5A5A5A5A5A5;  // poison, as a page is created
     [[nodiscard]] std::uint64_t word(std::size_t i) const {

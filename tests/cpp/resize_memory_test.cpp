@@ -12,8 +12,7 @@ TEST(a_region_and_its_blocks_have_one_size) {
     const RegionPtr region = memory.add_region(Tag::runtime, page_bytes, -1, 3 * page_bytes);
     const auto arena = memory.share_out(*region, 512);
     CHECK(arena->allocate(page_bytes));  // so that more room is a block more
-    bad_allocs = 0;
-    bad_alloc_at = nth;
+    fail_allocations(nth, false);
     bool failed = false;
     try {
       memory.resize(*region, 2 * page_bytes, {}, 0, -1);

@@ -98,15 +98,13 @@ TEST(bad_figures_are_refused) {
   CHECK_EQ(p.pool->created_pages(), pages);
 }
 
-// All six pages are asked for while four of five are being scrubbed: the sixth is made under the
-// pool's lock, which is then not let go but to wait. So `end` comes when the waiter waits.
+// All six pages are asked for while four of five are being scrubbed. From when the sixth is made
+// the pool's lock is not let go but to wait, so `end` comes when the waiter waits.
 template <typename End>
 std::vector<PageId> acquire_all_waiting(Pool& p, End end) {
   p.pool->create_ahead(pages - 1);
   const auto taken = p.pool->begin_scrub(4);
   CHECK_EQ(p.pool->free_pages(), pages);
-  std::atomic<bool> making{false};
-  p.hooked->before = [&](DriverCall call) { making = making || call == DriverCall::page_create; };
   std::vector<PageId> got;
   std::thread waiter([&] {
     try {
@@ -114,7 +112,7 @@ std::vector<PageId> acquire_all_waiting(Pool& p, End end) {
     } catch (const UsageError&) {
     }
   });
-  while (!making) std::this_thread::yield();
+  while (p.pool->created_pages() < pages) std::this_thread::yield();
   end(taken);
   waiter.join();
   return got;
@@ -183,6 +181,24 @@ TEST(any_later_call_takes_back_what_was_withheld) {
     }
     CHECK_EQ(p.pool->statistics().withheld, 0);
     CHECK_EQ(p.pool->owned(1).size(), held.size());
+  }
+}
+
+TEST(a_scrubber_that_ends_leaves_withheld_what_stays_mapped) {
+  for (std::uint64_t refused = 0; refused < 7; ++refused) {
+    Pool p;
+    p.pool->create_ahead(4);
+    int unmaps = 0;  // that were not refused
+    p.hooked->before = [&](DriverCall call) { unmaps += call == DriverCall::unmap; };
+    p.plan->arm_call(DriverCall::unmap, 1, refused, Status::unknown);
+    {
+      Scrubber scrubber(p.faulty, p.pool, 2);
+      CHECK_EQ(check::throws<DriverError>([&] { scrubber.scrub_free(); }), refused > 0);
+    }
+    CHECK_EQ(unmaps, refused < 4 ? 1 : 0);
+    CHECK_EQ(p.pool->statistics().withheld, unmaps == 0 ? 2 : 0);
+    CHECK_EQ(p.pool->acquire(1, p.pool->free_pages()).size(), unmaps == 0 ? 4 : 6);
+    p.check_adds_up();
   }
 }
 

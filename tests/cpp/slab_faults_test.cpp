@@ -67,23 +67,35 @@ TEST(every_call_of_the_source_fails) {
 }
 
 TEST(every_allocation_fails) {
-  for_every_fault(
-      [](HeapSlabs&, std::uint64_t nth) {
-        bad_allocs = 0;
-        bad_alloc_at = nth;
-      },
-      [](HeapSlabs&) {
-        bad_alloc_at = 0;
-        return bad_allocs > 0;
-      });
+  for (const bool persistent : {false, true}) {
+    for_every_fault([&](HeapSlabs&, std::uint64_t nth) { fail_allocations(nth, persistent); },
+                    [](HeapSlabs&) {
+                      bad_alloc_at = 0;
+                      return bad_allocs > 0;
+                    });
+  }
+}
+
+// As the table of the slabs and what each thread has of it are.
+TEST(memory_for_a_cache_line_fails_as_any_does) {
+  constexpr std::align_val_t line{64};
+  for (const bool array : {false, true}) {
+    fail_allocations(1, false);
+    const bool failed = check::throws<std::bad_alloc>([&] {
+      array ? operator delete[](operator new[](64, line), line)
+            : operator delete(operator new(64, line), line);
+    });
+    bad_alloc_at = 0;
+    CHECK(failed);
+    CHECK_EQ(bad_allocs, 1);
+  }
 }
 
 TEST(making_an_allocator_fails_at_every_allocation) {
   for (std::uint64_t nth = 1;; ++nth) {
     const auto source = std::make_shared<HeapSlabs>(slab_bytes);
     SlabLimits limits{{64, 128}, 4};
-    bad_allocs = 0;
-    bad_alloc_at = nth;
+    fail_allocations(nth, false);
     try {
       const auto slabs = SlabAllocator::create(source, std::move(limits));
     } catch (const std::bad_alloc&) {
@@ -114,37 +126,43 @@ constexpr OwnerId owner = 7;
 
 // Blocks out and in over slabs of the given kind, with its n-th driver call failing.
 template <typename Make>
+void for_every_driver_fault(Make make, Status code, bool persistent) {
+  for (std::uint64_t nth = 1;; ++nth) {
+    CHECK(nth < 200);
+    const auto plan = std::make_shared<FaultPlan>();
+    const DriverPtr driver = with_faults(open_host_driver(), plan);
+    const auto pool = std::make_shared<PagePool>(driver, 6 * page_bytes, page_bytes);
+    const auto slabs = SlabAllocator::create(make(driver, pool), {{page_bytes / 2}, 3});
+    plan->arm(nth, code, persistent);
+    std::vector<BlockHandle> live;
+    for (int i = 0; i < 16; ++i) {
+      try {
+        live.push_back(slabs->allocate(0));
+      } catch (const DriverError&) {
+      } catch (const OutOfBlocks&) {
+      }
+    }
+    for (const BlockHandle handle : live) slabs->free(handle);
+    try {
+      slabs->trim();
+    } catch (const DriverError&) {
+    }
+    const bool met = plan->injected() > 0;
+    plan->disarm();
+    const BlockHandle last = slabs->allocate(0);
+    CHECK(slabs->address_of(last) != 0);
+    slabs->free(last);
+    slabs->trim();
+    CHECK_EQ(slabs->statistics().slabs, 0);
+    CHECK(pool->owned(owner).empty());
+    if (!met) break;
+  }
+}
+template <typename Make>
 void for_every_driver_fault(Make make) {
   for (const bool persistent : {false, true}) {
-    for (std::uint64_t nth = 1;; ++nth) {
-      CHECK(nth < 200);
-      const auto plan = std::make_shared<FaultPlan>();
-      const DriverPtr driver = with_faults(open_host_driver(), plan);
-      const auto pool = std::make_shared<PagePool>(driver, 6 * page_bytes, page_bytes);
-      const auto slabs = SlabAllocator::create(make(driver, pool), {{page_bytes / 2}, 3});
-      plan->arm(nth, Status::unknown, persistent);
-      std::vector<BlockHandle> live;
-      for (int i = 0; i < 16; ++i) {
-        try {
-          live.push_back(slabs->allocate(0));
-        } catch (const DriverError&) {
-        } catch (const OutOfBlocks&) {
-        }
-      }
-      for (const BlockHandle handle : live) slabs->free(handle);
-      try {
-        slabs->trim();
-      } catch (const DriverError&) {
-      }
-      const bool met = plan->injected() > 0;
-      plan->disarm();
-      const BlockHandle last = slabs->allocate(0);
-      CHECK(slabs->address_of(last) != 0);
-      slabs->free(last);
-      slabs->trim();
-      CHECK_EQ(slabs->statistics().slabs, 0);
-      CHECK(pool->owned(owner).empty());
-      if (!met) break;
+    for (const Status code : {Status::unknown, Status::out_of_memory, Status::not_supported}) {
+      for_every_driver_fault(make, code, persistent);
     }
   }
 }

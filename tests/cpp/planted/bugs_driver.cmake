@@ -55,6 +55,10 @@ plant(host_memory_is_copied_unregistered driver/host.cpp
   [[!registry_.holds(memory, bytes)]]
   [[false]]
   host_device)
+plant(a_forked_child_is_answered driver/host.cpp
+  [[getpid() != process_]]
+  [[false]]
+  conformance@host/stepped host_device@host/stepped)
 plant(a_fault_is_forgotten driver/host.cpp
   [[return fault == Status::success ? status : fault;]]
   [[return status;]]

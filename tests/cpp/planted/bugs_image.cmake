@@ -102,6 +102,11 @@ plant(pages_of_a_failed_scrub_are_lost transfer/scrub.cpp
   [[if (withheld_.empty()) pool_->end_scrub(pages, false);]]
   [[]]
   scrub BY time)
+plant(what_a_scrubber_that_ends_unmapped_stays_withheld transfer/scrub.cpp
+  [[// But for those that stay mapped: they are in doubt.
+  pool_->release(withheld_);]]
+  [[]]
+  scrub)
 plant(what_was_withheld_waits_for_a_page transfer/scrub.cpp
   [[let_go();
   pool_->begin_scrub_owned(owner, pages);]]

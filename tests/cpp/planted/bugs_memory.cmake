@@ -20,9 +20,22 @@ plant(a_page_is_granted_twice memory/page_pool.cpp
   [[]]
   page_pool)
 plant(a_page_that_could_not_be_created_is_counted memory/page_pool.cpp
-  [[created_.push_back(Slot{Page::create(driver_, page_bytes_)});]]
-  [[created_.emplace_back(); created_.back().page = Page::create(driver_, page_bytes_);]]
+  [[if (failed) std::rethrow_exception(failed);]]
+  [[if (failed) { created_.emplace_back(); std::rethrow_exception(failed); }]]
   page_pool)
+plant(two_threads_create_the_last_page memory/page_pool.cpp
+  [[created_.size() + creating_ < count]]
+  [[created_.size() < count]]
+  page_pool)
+plant(two_threads_create_the_page_that_both_need memory/page_pool.cpp
+  [[ready + scrubbing_ + creating_ < count]]
+  [[ready + scrubbing_ < count]]
+  page_pool)
+plant(who_waits_for_a_page_being_created_is_not_woken memory/page_pool.cpp
+  [[--creating_;
+  changed_.notify_all();]]
+  [[--creating_;]]
+  page_pool BY time)
 plant(a_page_given_back_has_an_owner memory/page_pool.cpp
   [[slot.state = slot.page->in_doubt() ? State::withheld : State::free;]]
   [[]]
@@ -58,7 +71,7 @@ plant(a_page_being_scrubbed_is_given_back memory/page_pool.cpp
   scrub)
 plant(who_waits_for_a_scrub_is_not_woken memory/page_pool.cpp
   [[scrubbing_ -= pages.size();
-  scrubbed_.notify_all();]]
+  changed_.notify_all();]]
   [[scrubbing_ -= pages.size();]]
   scrub BY time)
 plant(who_waits_for_what_is_withheld_is_not_woken memory/page_pool.cpp
@@ -66,7 +79,7 @@ plant(who_waits_for_what_is_withheld_is_not_woken memory/page_pool.cpp
     scrubbing_ -= created_[id].state == State::scrubbing;
     created_[id].state = State::withheld;
   }
-  scrubbed_.notify_all();]]
+  changed_.notify_all();]]
   [[for (const PageId id : pages) {
     scrubbing_ -= created_[id].state == State::scrubbing;
     created_[id].state = State::withheld;

@@ -1,13 +1,7 @@
 # Runs `programs`, subjects with the bug `name` on, and wants one of them to notice it the way `by`
 # says: an assertion (the program names the test that failed), a crash (that, or a signal before it)
-# or the time (it does not end in `seconds`).
+# or the time (it does not end long after the same program with the canary has).
 cmake_minimum_required(VERSION 3.22)
-if(by STREQUAL "time")
-  set(seconds 20)
-else()
-  set(seconds 90)
-endif()
-set(ENV{GPUPOOL_PLANTED} ${name})
 set(ENV{GPUPOOL_TEST_STOP} 1)
 set(caught "")
 set(all "")
@@ -21,8 +15,22 @@ foreach(program ${programs})
     set(ENV{LD_LIBRARY_PATH} ${library_path})
   endif()
   # A bug may lead anywhere: it gets 4 GiB of memory of its own.
-  execute_process(
-    COMMAND sh -c "ulimit -c 0; ulimit -d 4194304; exec \"$0\"" ${directory}/planted_${CMAKE_MATCH_1}
+  set(run sh -c "ulimit -c 0; ulimit -d 4194304; exec \"$0\"" ${directory}/planted_${CMAKE_MATCH_1})
+  set(seconds 90)
+  if(by STREQUAL "time")
+    set(ENV{GPUPOOL_PLANTED} canary)
+    string(TIMESTAMP begin %s)
+    execute_process(COMMAND ${run}
+      TIMEOUT 90 RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+    string(TIMESTAMP end %s)
+    if(NOT result STREQUAL "0")
+      string(APPEND all "${program} FAILED with nothing planted, ${result}:\n${output}")
+      continue()
+    endif()
+    math(EXPR seconds "20 + 5 * (${end} - ${begin})")
+  endif()
+  set(ENV{GPUPOOL_PLANTED} ${name})
+  execute_process(COMMAND ${run}
     TIMEOUT ${seconds} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   string(REGEX MATCH "FAILED  [^\n]*\n[^\n]*" failure "${output}")
   string(APPEND all "${program} ended with ${result}:\n${output}")
