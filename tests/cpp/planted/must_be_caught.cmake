@@ -3,6 +3,14 @@
 # or the time (it does not end long after the same program with the canary has).
 cmake_minimum_required(VERSION 3.22)
 set(ENV{GPUPOOL_TEST_STOP} 1)
+# Runs `subject` with the bug `planted` on, for `seconds` at most. A bug may lead anywhere: it gets
+# 4 GiB of memory of its own.
+macro(run_planted planted)
+  set(ENV{GPUPOOL_PLANTED} ${planted})
+  execute_process(
+    COMMAND sh -c "ulimit -c 0; ulimit -d 4194304; exec \"$0\"" ${directory}/planted_${subject}
+    TIMEOUT ${seconds} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+endmacro()
 set(caught "")
 set(all "")
 foreach(program ${programs})
@@ -14,14 +22,11 @@ foreach(program ${programs})
   if(CMAKE_MATCH_2 STREQUAL "cuda")
     set(ENV{LD_LIBRARY_PATH} ${library_path})
   endif()
-  # A bug may lead anywhere: it gets 4 GiB of memory of its own.
-  set(run sh -c "ulimit -c 0; ulimit -d 4194304; exec \"$0\"" ${directory}/planted_${CMAKE_MATCH_1})
+  set(subject ${CMAKE_MATCH_1})
   set(seconds 90)
   if(by STREQUAL "time")
-    set(ENV{GPUPOOL_PLANTED} canary)
     string(TIMESTAMP begin %s)
-    execute_process(COMMAND ${run}
-      TIMEOUT 90 RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+    run_planted(canary)
     string(TIMESTAMP end %s)
     if(NOT result STREQUAL "0")
       string(APPEND all "${program} FAILED with nothing planted, ${result}:\n${output}")
@@ -29,9 +34,7 @@ foreach(program ${programs})
     endif()
     math(EXPR seconds "20 + 5 * (${end} - ${begin})")
   endif()
-  set(ENV{GPUPOOL_PLANTED} ${name})
-  execute_process(COMMAND ${run}
-    TIMEOUT ${seconds} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  run_planted(${name})
   string(REGEX MATCH "FAILED  [^\n]*\n[^\n]*" failure "${output}")
   string(APPEND all "${program} ended with ${result}:\n${output}")
   if(by MATCHES "assertion|crash" AND result STREQUAL "1" AND NOT failure STREQUAL "")
