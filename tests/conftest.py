@@ -26,6 +26,7 @@ BUDGETS_MIN = {
     "demo": 1,
     "end_to_end": 6,
     "gpu": 10,
+    "images": 2,
     "kernels": 6,
     "kv": 3,
     "serve": 3,

@@ -77,8 +77,7 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     runtime: list[_Span] = []
     for span in _find(module):
         for tensor in itertools.chain(*span.storages):
-            owner = getattr(tensor, _OWNER, None)
-            if owner is not None:
+            if (owner := owned_by(tensor)) is not None:
                 raise UsageError(
                     f"tensor {span.first_name!r} is in the memory of model {owner!r} already: two "
                     "models cannot share a tensor"
@@ -110,7 +109,7 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
             model.remove_region(region)
         raise
     for tensor, _ in moved:
-        setattr(tensor, _OWNER, model.name)
+        own(tensor, model)
     return Adopted(*sizes, outside_bytes)
 
 
@@ -177,6 +176,23 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
         for attribute, value in vars(child).items():
             if isinstance(value, torch.Tensor):
                 yield f"{prefix}.{attribute}", value, False
+
+
+def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, buffers and plain tensor attributes by their names; some are the same tensor."""
+    for name, tensor, _ in _tensors(module):
+        yield name, tensor
+
+
+def owned_by(tensor: torch.Tensor) -> str | None:
+    """The model that a tensor was moved to."""
+    owner: str | None = getattr(tensor, _OWNER, None)
+    return owner
+
+
+def own(tensor: torch.Tensor, model: Model) -> None:
+    """Note that a tensor was moved to ``model``."""
+    setattr(tensor, _OWNER, model.name)
 
 
 def _references(tensor: torch.Tensor) -> int:

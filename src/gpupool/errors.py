@@ -62,6 +62,14 @@ class HostMemoryError(GpupoolError):
     """The system refused host memory."""
 
 
+class ImageDamagedError(GpupoolError):
+    """A file of images is not what was written; nothing of it may be used."""
+
+
+class ImageWriteError(GpupoolError):
+    """A file of images could not be written; whatever was in its place is there still."""
+
+
 class DoesNotFitError(GpupoolError):
     """A model can never be resident: it needs more than the whole budget."""
 

@@ -61,6 +61,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
+    "images": (CORE | {"adopt", "model"}, {"msgspec", "torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),
     "vllm": (LIBRARY | {"adopt", "daemon", "kernels", "kv"}, {"vllm", "torch", "msgspec"}),
     "serve": (

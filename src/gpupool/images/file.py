@@ -1,0 +1,190 @@
+"""Writing and reading files of images: whole or not at all, and every byte against its digest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gpupool._core import digest
+from gpupool.errors import ImageDamagedError, ImageWriteError
+from gpupool.images import format as f
+
+THREADS = 8
+_READ_BYTES = 4 * f.CHUNK_BYTES
+Progress = Callable[[int, int], None]
+
+
+def write_image(
+    path: Path,
+    key: dict[str, str],
+    parts: Sequence[tuple[str, memoryview]],
+    places: Sequence[f.Place],
+    *,
+    progress: Progress = lambda done, of: None,
+) -> None:
+    """Write the parts, each a tag and its bytes, as a file of images at ``path``.
+
+    The bytes must not change meanwhile. The file is there when all of it is on the disk, and before
+    that whatever was at ``path``. ``progress`` hears how many bytes of how many are written. Raises
+    ImageWriteError, which says how many bytes are needed.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        manifest = f.Manifest(
+            f.FORMAT,
+            f.CHUNK_BYTES,
+            key,
+            [f.Part(tag, len(data), _digests(threads, data)) for tag, data in parts],
+            list(places),
+        )
+    header = f.header_of(manifest)
+    begins = f.starts(manifest)
+    total = len(header) + begins[-1]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _replacing(path) as fd:
+            os.posix_fallocate(fd, 0, total)  # a full disk says so now
+            _write(fd, 0, memoryview(header))
+            done = 0
+            for begin, (_, data) in zip(begins, parts, strict=False):
+                for start in range(0, len(data), _READ_BYTES):
+                    piece = data[start : start + _READ_BYTES]
+                    _write(fd, len(header) + begin + start, piece)
+                    done += len(piece)
+                    progress(done, sum(len(each) for _, each in parts))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ImageWriteError(f"{path} cannot be written: {reason}; it has {total} bytes") from None
+
+
+class ImageFile:
+    """A file of images that is open for reading; close it, or use it in a ``with`` block."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the manifest. Raises FileNotFoundError, ImageDamagedError or OSError."""
+        self._path = path
+        self._fd = _open(path)
+        try:
+            begin = os.pread(self._fd, f.ALIGNMENT_BYTES, 0)
+            self._data = f.header_bytes(str(path), begin)
+            header = _read(self._fd, 0, self._data)
+            self.manifest = f.read_header(str(path), header)
+            wanted = self._data + f.starts(self.manifest)[-1]
+            if (found := os.fstat(self._fd).st_size) != wanted:
+                raise ImageDamagedError(f"{path} has {found} bytes and should have {wanted}")
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read_into(
+        self, targets: Sequence[memoryview], *, progress: Progress = lambda done, of: None
+    ) -> None:
+        """Read each part into a target of its length, with several threads.
+
+        Past the page cache where the file system can and the target begins at a page of the system.
+        What is in the targets counts for nothing after an error: raises ImageDamagedError as soon
+        as a chunk is not what was written, and OSError.
+        """
+        parts = self.manifest.parts
+        if [len(target) for target in targets] != [part.size_bytes for part in parts]:
+            raise ImageDamagedError(f"{self._path} holds parts of other lengths than asked for")
+        begins = f.starts(self.manifest)
+        jobs = [
+            (part, self._data + begin, target, start)
+            for part, begin, target in zip(parts, begins, targets, strict=False)
+            for start in range(0, part.size_bytes, _READ_BYTES)
+        ]
+        total = sum(part.size_bytes for part in parts)
+        done = 0
+        with ThreadPoolExecutor(THREADS) as threads:
+            pending = [threads.submit(self._fill, *job) for job in jobs]
+            try:
+                for one in pending:
+                    done += one.result()
+                    progress(done, total)
+            except BaseException:
+                for one in pending:
+                    one.cancel()
+                raise
+
+    def _fill(self, part: f.Part, begin: int, target: memoryview, start: int) -> int:
+        piece = target[start : start + _READ_BYTES]
+        _read_into(self._fd, begin + start, piece)
+        for at in range(0, len(piece), f.CHUNK_BYTES):
+            chunk = (start + at) // f.CHUNK_BYTES
+            if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
+                raise ImageDamagedError(
+                    f"{self._path}: what is in {part.tag} from byte {start + at} on is not what "
+                    "was written"
+                )
+        return len(piece)
+
+
+def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
+    pieces = (data[at : at + f.CHUNK_BYTES] for at in range(0, len(data), f.CHUNK_BYTES))
+    return "".join(f"{one:016x}" for one in threads.map(digest, pieces))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[int]:
+    """A new file that takes the place of ``path`` once all of it is on the disk."""
+    fd, name = tempfile.mkstemp(prefix=".image-", dir=path.parent)
+    try:
+        try:
+            yield fd
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ImageDamagedError(f"{path} cannot be opened: {error.strerror}") from None
+
+
+def _write(fd: int, offset: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _read(fd: int, offset: int, size: int) -> bytes:
+    content = bytearray(size)
+    _read_into(fd, offset, memoryview(content))
+    return bytes(content)
+
+
+def _read_into(fd: int, offset: int, target: memoryview) -> None:
+    while target:
+        count = os.preadv(fd, [target], offset)
+        if count == 0:
+            raise ImageDamagedError(f"a file of images ends {len(target)} bytes too early")
+        target, offset = target[count:], offset + count
