@@ -181,6 +181,8 @@ class Residency:
         # The clean ones first for what is zeroed throughout.
         count, pages = self._pages_kept, grant.pages[early.taken :]
         reports = [early.report] if early.report is not None else []
+        if len(grant.pages) != self.pages_needed:
+            raise UsageError(f"{len(grant.pages)} pages were granted and {self.pages_needed} asked")
         try:
             if count > 0:
                 reports.append(self.kept.swap_in(pages[:count], min(grant.clean, count)))
@@ -271,6 +273,9 @@ class _Early:
         except GpupoolError:
             # The next bring-in or give-up tries again, and then the pages go back.
             self._stuck = self._of._parted = True
+        except BaseException:  # interrupted
+            self._stuck = self._of._parted = saved.resident or saved.torn
+            raise
         return not self._stuck
 
 

@@ -10,12 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, until
 
-from gpupool._core import Driver, FaultPlan, Region, open_host_driver, with_faults
+from gpupool._core import Driver, FaultPlan, Page, Region, open_host_driver, with_faults
 from gpupool.daemon import client
-from gpupool.errors import DriverError, LeaseTimeoutError
+from gpupool.errors import (
+    DaemonUnavailableError,
+    DriverError,
+    LeaseTimeoutError,
+    UsageError,
+)
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
+from gpupool.session import PageGrant
 
 BLOCKS = 16
 BLOCK_BYTES = 64 << 10
@@ -155,3 +161,46 @@ def test_whatever_call_fails_both_models_go_on(
     until(lambda: held(daemon) == {"a": 4, "b": 0})
     a.model.close()
     b.model.close()
+
+
+def test_a_grant_of_another_length_is_refused_before_a_page_is_mapped(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = Paged(daemon, "a", 0x33)
+    acquire = a.model._session.acquire
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            a.model._session,
+            "acquire",
+            lambda *asked: PageGrant(acquire(*asked).pages[1:]),
+        )
+        with pytest.raises(UsageError, match="3 pages were granted and 4 asked"):
+            a.step()
+    until(lambda: held(daemon) == {"a": 0})
+    a.step()
+    a.model.close()
+
+
+class Interrupted:
+    """Ctrl-C comes while a request is taken back."""
+
+    pages = 0
+
+    def begin(self, pages: list[Page]) -> None:
+        raise AssertionError
+
+    def undo(self) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_request_is_taken_back_ends_the_connection(daemon: Daemon) -> None:
+    """Else the answer to it would be taken for that to the next question."""
+    a, b = Paged(daemon, "a", 0x33), Paged(daemon, "b", 0x44)
+    with a.model.resident():
+        b.model.declare()
+        with pytest.raises(KeyboardInterrupt):
+            b.model._session.acquire(0.01, Interrupted())
+        with pytest.raises(DaemonUnavailableError, match="was interrupted"):
+            b.model._session.acquire(0.01)
+        assert held(daemon)["a"] == 4
+    a.model.close()

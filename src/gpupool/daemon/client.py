@@ -236,15 +236,18 @@ class DaemonSession:
 
     def _withdraw(self, ids: list[int], early: Early) -> _Answer:
         """Take an Acquire back. A grant may be on its way; either it or the Ok comes next."""
-        unmapped = early.undo()
-        self._link.send(p.Cancel(mapped=not unmapped))
         try:
+            unmapped = early.undo()
+            self._link.send(p.Cancel(mapped=not unmapped))
             answer = self._collect(ids, time.monotonic() + REPLY_TIMEOUT_S)
         except DaemonUnavailableError:
             raise
         except GpupoolError:
             if ids:
                 self._end(_Answer.GRANTED, early)
+            raise
+        except BaseException:  # interrupted: what comes next would be taken for another answer
+            self._link.hang_up("taking an Acquire back was interrupted")
             raise
         if answer is _Answer.NONE:
             self._link.fail("the pool daemon does not answer")

@@ -225,6 +225,7 @@ class Desk:
         """What a model began with, and cannot go on with."""
         if self._arbiter.is_leaving(key):
             worker.kill_at_s = now_s + self._revoke_timeout_s
+            worker.peer.say(p.Revoke(self._revoke_timeout_s))
 
     def _extend(self, worker: Worker, key: int, count: int) -> None:
         pages = self._arbiter.extend(key, count)

@@ -138,14 +138,14 @@ class Link:
 
     def fail(self, reason: str) -> NoReturn:
         """Hang up, for question and answer can no longer be told apart."""
-        self._hang_up(reason)
+        self.hang_up(reason)
         raise DaemonUnavailableError(reason)
 
     def close(self) -> None:
         """Take leave and hang up; idempotent."""
         with contextlib.suppress(DaemonUnavailableError):
             self.send(p.Goodbye())
-        self._hang_up("the session is closed")
+        self.hang_up("the session is closed")
         if self._listener is not threading.current_thread():
             self._listener.join()
             self._connection.close()
@@ -156,7 +156,8 @@ class Link:
                     os.close(fd)
         self._replies.put(None)  # for a thread that asks still
 
-    def _hang_up(self, reason: str) -> None:
+    def hang_up(self, reason: str) -> None:
+        """End the connection, for ``reason`` unless it has ended; nothing can be asked any more."""
         self._lost = self._lost or reason
         with contextlib.suppress(OSError):  # closed already
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -182,7 +183,7 @@ class Link:
         except (GpupoolError, OSError) as error:
             reason = f"the pool daemon went away: {error}"
         finally:
-            self._hang_up(reason)
+            self.hang_up(reason)
             self._replies.put(None)
 
 

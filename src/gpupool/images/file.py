@@ -51,13 +51,16 @@ def write_image(
             done = 0
             for begin, (_, data) in zip(begins, parts, strict=False):
                 for start in range(0, len(data), _READ_BYTES):
-                    piece = data[start : start + _READ_BYTES]
-                    _write(fd, len(header) + begin + start, piece)
-                    done += len(piece)
+                    with data[start : start + _READ_BYTES] as piece:
+                        _write(fd, len(header) + begin + start, piece)
+                        done += len(piece)
                     progress(done, sum(len(each) for _, each in parts))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ImageWriteError(f"{path} cannot be written: {reason}; it has {total} bytes") from None
+    else:
+        return
+    # Not within: the first error knows frames that look at the images.
+    raise ImageWriteError(f"{path} cannot be written: {reason}; it has {total} bytes")
 
 
 class ImageFile:
@@ -111,28 +114,35 @@ class ImageFile:
         ]
         total = sum(part.size_bytes for part in parts)
         done = 0
+        wrong: str | None = None
         with ThreadPoolExecutor(THREADS) as threads:
             pending = [threads.submit(self._fill, *job) for job in jobs]
             try:
                 for one in pending:
-                    done += one.result()
+                    size_bytes, wrong = one.result()
+                    if wrong is not None:
+                        break
+                    done += size_bytes
                     progress(done, total)
-            except BaseException:
+            finally:
                 for one in pending:
                     one.cancel()
-                raise
+        if wrong is not None:
+            raise ImageDamagedError(f"{self._path}{wrong}")
 
-    def _fill(self, part: f.Part, begin: int, target: memoryview, start: int) -> int:
-        piece = target[start : start + _READ_BYTES]
-        _read_into(self._fd, begin + start, piece)
-        for at in range(0, len(piece), f.CHUNK_BYTES):
-            chunk = (start + at) // f.CHUNK_BYTES
-            if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
-                raise ImageDamagedError(
-                    f"{self._path}: what is in {part.tag} from byte {start + at} on is not what "
-                    "was written"
-                )
-        return len(piece)
+    def _fill(
+        self, part: f.Part, begin: int, target: memoryview, start: int
+    ) -> tuple[int, str | None]:
+        """How many bytes were read, or what is wrong: an error would know who looks at them."""
+        with target[start : start + _READ_BYTES] as piece:
+            if missing := _read_into(self._fd, begin + start, piece):
+                return 0, f" ends {missing} bytes too early"
+            for at in range(0, len(piece), f.CHUNK_BYTES):
+                chunk = (start + at) // f.CHUNK_BYTES
+                if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
+                    where = f"what is in {part.tag} from byte {start + at} on"
+                    return 0, f": {where} is not what was written"
+            return len(piece), None
 
 
 def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
@@ -178,13 +188,16 @@ def _write(fd: int, offset: int, data: memoryview) -> None:
 
 def _read(fd: int, offset: int, size: int) -> bytes:
     content = bytearray(size)
-    _read_into(fd, offset, memoryview(content))
+    if missing := _read_into(fd, offset, memoryview(content)):
+        raise ImageDamagedError(f"a file of images ends {missing} bytes too early")
     return bytes(content)
 
 
-def _read_into(fd: int, offset: int, target: memoryview) -> None:
+def _read_into(fd: int, offset: int, target: memoryview) -> int:
+    """How many bytes there are not."""
     while target:
         count = os.preadv(fd, [target], offset)
         if count == 0:
-            raise ImageDamagedError(f"a file of images ends {len(target)} bytes too early")
+            return len(target)
         target, offset = target[count:], offset + count
+    return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -60,8 +61,10 @@ def save_image(
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
-    parts = [(r.tag.name, _bytes_of(r)) for r in _regions(model)]
-    write_image(path, key, parts, places_in(module, model), progress=progress)
+    places = places_in(module, model)
+    with _looked_at(_regions(model)) as views:
+        parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
+        write_image(path, key, parts, places, progress=progress)
 
 
 def load_image(
@@ -88,7 +91,8 @@ def load_image(
         try:
             for part in file.manifest.parts:
                 regions.append(model.region(part.tag, part.size_bytes))
-            file.read_into([_bytes_of(r) for r in regions], progress=progress)
+            with _looked_at(regions) as views:
+                file.read_into(views, progress=progress)
             for region in regions:
                 region.adopt_image()
         except BaseException:
@@ -107,8 +111,16 @@ def _differs(name: str, key: dict[str, str], file: ImageFile) -> bool:
     return key.get(name) != file.manifest.key.get(name)
 
 
+@contextmanager
+def _looked_at(regions: Sequence[Region]) -> Iterator[list[memoryview]]:
+    """The images of regions, at which nobody looks any more afterwards, whatever an error knows."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(_bytes_of(region)) for region in regions]
+
+
 def _bytes_of(region: Region) -> memoryview:
-    return memoryview(cast("bytearray", region.image())).cast("B")
+    with memoryview(cast("bytearray", region.image())) as whole:
+        return whole.cast("B")
 
 
 def _regions(model: Model) -> list[Region]:

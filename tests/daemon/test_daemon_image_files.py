@@ -1,0 +1,89 @@
+"""Files of images and a daemon's account of host memory: an error holds on to nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_bench import Daemon, until
+
+pytest.importorskip("torch")
+
+import torch
+
+from gpupool import adopt as adopt_module
+from gpupool.adopt import adopt
+from gpupool.daemon.client import DaemonSession
+from gpupool.errors import ImageDamagedError, ImageWriteError
+from gpupool.images.modules import load_image, save_image
+from gpupool.model import Model
+
+KEY = {"of": "this"}
+
+
+def member(daemon: Daemon) -> Model:
+    return Model("a", DaemonSession(daemon.socket_path, "a"))
+
+
+def layer(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Linear(700, 900)
+
+
+def counted(daemon: Daemon) -> int:
+    return daemon.status().host_bytes
+
+
+def test_a_damaged_file_leaves_nothing_on_the_account(daemon: Daemon, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    model, module = member(daemon), layer(1)
+    adopt(module, model)
+    save_image(path, module, model, KEY)
+    model.close()
+    until(lambda: counted(daemon) == 0)
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+    model = member(daemon)
+    for _ in range(3):
+        try:
+            load_image(path, layer(2), model, KEY)
+        except ImageDamagedError as error:
+            assert counted(daemon) == 0, error  # already
+        else:
+            pytest.fail("it was not found")
+    adopt(layer(3), model)  # as whoever loads from the checkpoint then
+    model.close()
+
+
+def test_a_model_can_be_closed_while_the_error_is_handled(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model, module = member(daemon), layer(1)
+    adopt(module, model)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        try:
+            save_image(tmp_path / "image", module, model, KEY)
+        except ImageWriteError:
+            model.close()
+            model = member(daemon)  # the name is free
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adopt_module._Span, "place", interrupted)
+        try:
+            adopt(layer(2), model)
+        except KeyboardInterrupt:
+            model.close()
+            model = member(daemon)
+    assert counted(daemon) == 0
+    model.close()
