@@ -1,6 +1,8 @@
 #include "fault_runner.h"
 
+#include <array>
 #include <cstdio>
+#include <cstdlib>
 
 #include "failing_new.h"
 
@@ -103,10 +105,14 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
 }  // namespace
 
 void run(const Scenario& scenario, Totals& totals) {
+  constexpr std::array codes{Status::unknown, Status::out_of_memory, Status::not_supported};
+  // In a third of the time each call fails with one of them, in turn.
+  const bool in_turn = std::getenv("GPUPOOL_FAULTS_IN_TURN") != nullptr;
   const std::uint64_t before = totals.injections;
   for (const bool persistent : {false, true}) {
-    for (const Status code : {Status::unknown, Status::out_of_memory, Status::not_supported}) {
+    for (std::size_t which = 0; which < (in_turn ? 1 : codes.size()); ++which) {
       for (std::uint64_t nth = 1;; ++nth) {
+        const Status code = codes[(in_turn ? nth : which) % codes.size()];
         const std::string kind = "call " + std::to_string(nth) + " answers " +
                                  std::to_string(static_cast<int>(code)) +
                                  (persistent ? " from then on" : " once");
