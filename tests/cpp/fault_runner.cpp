@@ -106,7 +106,7 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
 
 void run(const Scenario& scenario, Totals& totals) {
   constexpr std::array codes{Status::unknown, Status::out_of_memory, Status::not_supported};
-  // In a third of the time each call fails with one of them, in turn.
+  // In a third of the time: each call fails with one of them, in turn, and a third of allocations.
   const bool in_turn = std::getenv("GPUPOOL_FAULTS_IN_TURN") != nullptr;
   const std::uint64_t before = totals.injections;
   for (const bool persistent : {false, true}) {
@@ -126,7 +126,8 @@ void run(const Scenario& scenario, Totals& totals) {
         if (!more) break;
       }
     }
-    for (std::uint64_t nth = 1;; ++nth) {
+    const std::uint64_t step = in_turn ? 3 : 1;
+    for (std::uint64_t nth = persistent ? 1 : step;; nth += step) {
       const std::string kind =
           "allocation " + std::to_string(nth) + " fails" + (persistent ? " from then on" : " once");
       const bool more = attempt(
