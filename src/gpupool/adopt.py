@@ -6,8 +6,8 @@ their own over the same bytes; only what lies beneath moves.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ ALIGNMENT_BYTES = 256
 _ELEMENT_BYTES_MAX = 16
 _OWNER = "_gpupool_owner"
 _TAGS = ("weights", "runtime")
+Move = Callable[[torch.Tensor, torch.Tensor], None]  # a tensor, and one over what it is to be over
 
 
 @dataclass
@@ -42,6 +43,11 @@ class _Span:
         self.end = max(self.end, other.end)
         self.storages += other.storages
         self.only_parameters &= other.only_parameters
+
+    @property
+    def known_elsewhere(self) -> bool:
+        """Whether tensors that were not found are over one of its storages."""
+        return any(_references(tensors[0]) > len(tensors) for tensors in self.storages)
 
     def place(self, storage: torch.UntypedStorage) -> slice:
         """Which bytes of the region one of the storages gets."""
@@ -76,13 +82,7 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     weights: list[_Span] = []
     runtime: list[_Span] = []
     for span in _find(module):
-        for tensor in itertools.chain(*span.storages):
-            if (owner := owned_by(tensor)) is not None:
-                raise UsageError(
-                    f"tensor {span.first_name!r} is in the memory of model {owner!r} already: two "
-                    "models cannot share a tensor"
-                )
-        if any(_references(tensors[0]) > len(tensors) for tensors in span.storages):
+        if span.known_elsewhere:
             outside_bytes += span.end - span.start
         elif span.only_parameters:
             weights.append(span)
@@ -91,7 +91,6 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     sizes = _pack(weights), _pack(runtime)
     # Both regions first: if one is refused, no tensor has moved.
     adopted: list[tuple[Region, list[_Span]]] = []
-    moved: list[tuple[torch.Tensor, torch.Tensor]] = []  # each with what it was
     try:
         for tag, size_bytes, spans in zip(_TAGS, sizes, (weights, runtime), strict=True):
             if size_bytes > 0:
@@ -99,18 +98,45 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
         for region, spans in adopted:
             _fill_image(region, spans)
             region.adopt_image()
-        for region, spans in adopted:
-            _rebind(spans, region, moved)
+        with moving(model) as move:
+            for region, spans in adopted:
+                _rebind(spans, region, move)
     except BaseException:
-        for tensor, before in moved:
-            if tensor.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
-                tensor.data = before
         for region, _ in adopted:
             model.remove_region(region)
         raise
-    for tensor, _ in moved:
-        own(tensor, model)
     return Adopted(*sizes, outside_bytes)
+
+
+@contextmanager
+def moving(model: Model) -> Iterator[Move]:
+    """Exchanges what lies beneath tensors, which are the model's then: all of them or, on an error,
+    none.
+    """
+    moved: list[tuple[torch.Tensor, torch.Tensor]] = []  # each with what it was
+
+    def move(tensor: torch.Tensor, data: torch.Tensor) -> None:
+        moved.append((tensor, tensor.data))
+        tensor.data = data
+
+    try:
+        yield move
+    except BaseException:
+        for tensor, before in reversed(moved):
+            if tensor.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+                tensor.data = before
+        raise
+    for tensor, _ in moved:
+        setattr(tensor, _OWNER, model.name)
+
+
+def check_known(module: torch.nn.Module) -> None:
+    """Raises UsageError if some tensor not found in the module shares memory with one of its."""
+    for span in _find(module):
+        if span.known_elsewhere:
+            raise UsageError(
+                f"something outside of the module also refers to the memory of {span.first_name!r}"
+            )
 
 
 def _find(module: torch.nn.Module) -> list[_Span]:
@@ -119,6 +145,11 @@ def _find(module: torch.nn.Module) -> list[_Span]:
     for name, tensor, is_parameter in _tensors(module):
         if id(tensor) in seen or not _has_memory(name, tensor):
             continue
+        if (owner := getattr(tensor, _OWNER, None)) is not None:
+            raise UsageError(
+                f"tensor {name!r} is in the memory of model {owner!r} already: two models cannot "
+                "share a tensor"
+            )
         seen.add(id(tensor))
         storage = tensor.untyped_storage()
         start = storage.data_ptr()
@@ -179,20 +210,13 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers and plain tensor attributes by their names; some are the same tensor."""
+    """Parameters, buffers and plain tensor attributes that have memory, by their names.
+
+    Some are the same tensor. Raises UsageError for one that cannot be moved.
+    """
     for name, tensor, _ in _tensors(module):
-        yield name, tensor
-
-
-def owned_by(tensor: torch.Tensor) -> str | None:
-    """The model that a tensor was moved to."""
-    owner: str | None = getattr(tensor, _OWNER, None)
-    return owner
-
-
-def own(tensor: torch.Tensor, model: Model) -> None:
-    """Note that a tensor was moved to ``model``."""
-    setattr(tensor, _OWNER, model.name)
+        if _has_memory(name, tensor):
+            yield name, tensor
 
 
 def _references(tensor: torch.Tensor) -> int:
@@ -212,22 +236,19 @@ def _pack(spans: list[_Span]) -> int:
     return end
 
 
-def _rebind(
-    spans: list[_Span], region: Region, moved: list[tuple[torch.Tensor, torch.Tensor]]
-) -> None:
+def _rebind(spans: list[_Span], region: Region, move: Move) -> None:
     memory = torch.from_dlpack(region).untyped_storage()
     for span in spans:
         for tensors in span.storages:
             storage = memory[span.place(tensors[0].untyped_storage())]
             for tensor in tensors:
-                moved.append((tensor, tensor.data))
-                tensor.data = _over(storage, tensor)
+                move(tensor, over(storage, tensor, tensor.storage_offset()))
 
 
-def _over(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
-    """What ``like`` is, over another storage."""
+def over(storage: torch.UntypedStorage, like: torch.Tensor, offset: int) -> torch.Tensor:
+    """What ``like`` is, over another storage, from its element ``offset`` on."""
     tensor = torch.empty(0, dtype=like.dtype, device=storage.device)
-    return tensor.set_(storage, like.storage_offset(), like.size(), like.stride())
+    return tensor.set_(storage, offset, like.size(), like.stride())
 
 
 def _fill_image(region: Region, spans: list[_Span]) -> None:

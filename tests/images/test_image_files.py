@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from gpupool import Pool
-from gpupool.adopt import adopt
+from gpupool.adopt import adopt, over
 from gpupool.errors import GpupoolError, ImageDamagedError, ImageWriteError, UsageError
 from gpupool.images import format as image_format
+from gpupool.images import modules
 from gpupool.images.file import ImageFile
 from gpupool.images.modules import load_image, places_in, save_image
 
@@ -152,9 +153,9 @@ def test_a_bit_that_flipped_is_found_wherever_it_is(pool: Pool, tmp_path: Path) 
         for start, end, part in zip(starts, starts[1:], parts, strict=False)
     ]
     chooser = random.Random(1)
-    for at in chooser.sample(range(len(content)), 400):
-        if any(at in between for between in padding):
-            continue  # which nobody reads
+    # All but the padding, which nobody reads.
+    read = [at for at in range(len(content)) if not any(at in between for between in padding)]
+    for at in chooser.sample(read, 400):
         content[at] ^= 1 << (bit := chooser.randrange(8))
         path.write_bytes(content)
         unharmed(pool, path, 5)
@@ -232,3 +233,50 @@ def test_a_module_that_is_not_all_in_the_model_is_not_written(pool: Pool, tmp_pa
     module.late = torch.zeros(3)
     with pytest.raises(UsageError, match=r"'\.late' is not in the memory"):
         places_in(module, model)
+
+
+def test_memory_that_something_else_refers_to_is_not_exchanged(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    saved(pool, path, 5)
+    module, model = Net(5, filled=True), pool.model("a")
+    before, alias = module.bits(), module.p0.detach()
+    with pytest.raises(UsageError, match="outside of the module also refers to"):
+        load_image(path, module, model, KEY)
+    del alias
+    assert module.bits() == before
+    load_image(path, module, model, KEY)
+    with pytest.raises(UsageError, match="in the memory of model 'a' already"):
+        load_image(path, module, model, KEY)
+
+
+def test_a_module_whose_tensors_cannot_all_be_moved_is_as_before(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    saved(pool, path, 5)
+    for nth in range(1, 100):
+        module, model = Net(5, filled=True), pool.model(f"try {nth}")
+        before = module.bits()
+        monkeypatch.setattr(modules, "over", Failing(over, nth))
+        try:
+            load_image(path, module, model, KEY)
+        except OSError:
+            assert module.bits() == before
+            assert model.regions("weights") == model.regions("runtime") == []
+        else:
+            break
+        model.close()
+    assert nth > 5
+
+
+def test_two_modules_of_one_model_have_regions_of_their_own(pool: Pool, tmp_path: Path) -> None:
+    model, again = pool.model("both"), pool.model("both again")
+    modules_of = torch.nn.ModuleList([Net(1, filled=True), Net(2, filled=True)])
+    expected = [module.bits() for module in modules_of]
+    for module in modules_of:
+        adopt(module, model)
+    save_image(tmp_path / "image", modules_of, model, KEY)
+    fresh = torch.nn.ModuleList([Net(1, filled=False), Net(2, filled=False)])
+    load_image(tmp_path / "image", fresh, again, KEY)
+    with again.resident():
+        assert [module.bits() for module in fresh] == expected

@@ -69,7 +69,7 @@ class ImageFile:
     def __init__(self, path: Path) -> None:
         """Read the manifest. Raises FileNotFoundError, ImageDamagedError or OSError."""
         self._path = path
-        self._fd = _open(path)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             begin = os.pread(self._fd, f.ALIGNMENT_BYTES, 0)
             self._data = f.header_bytes(str(path), begin)
@@ -169,15 +169,6 @@ def _replacing(path: Path) -> Iterator[int]:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ImageDamagedError(f"{path} cannot be opened: {error.strerror}") from None
 
 
 def _write(fd: int, offset: int, data: memoryview) -> None:

@@ -45,7 +45,8 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor of a module, and where in its part its first element is."""
 
     name: str
-    part: str
+    part: int
+    """By its number in the file."""
     offset: int
     """In bytes."""
     dtype: str
@@ -108,10 +109,9 @@ def header_of(manifest: Manifest) -> bytes:
         }
     }
     begins = starts(manifest)
-    for begin, end, part in zip(begins, begins[1:], manifest.parts, strict=False):
-        content |= _entries(
-            part.tag, begin, end, [p for p in manifest.places if p.part == part.tag]
-        )
+    for number, part in enumerate(manifest.parts):
+        places = [place for place in manifest.places if place.part == number]
+        content |= _entries(f"{part.tag}.{number}", begins[number], begins[number + 1], places)
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (padded(len(text) + _LENGTH.size) - _LENGTH.size - len(text))
     sealed = text.replace(_NO_DIGEST.encode(), _digest(text).encode(), 1)
@@ -122,11 +122,12 @@ def read_header(name: str, content: bytes) -> Manifest:
     """The manifest of a header and the length in front of it. Raises ImageDamagedError."""
     text = content[_LENGTH.size :]
     try:
-        said = str(json.loads(text)["__metadata__"]["digest"])
+        metadata = json.loads(text)["__metadata__"]
+        said = str(metadata["digest"])
         zeroed = text.replace(said.encode(), _NO_DIGEST.encode(), 1) if len(said) == 64 else b""
         if said != _digest(zeroed):
             raise ImageDamagedError(f"{name}: its header is not what was written")
-        manifest = msgspec.json.decode(json.loads(text)["__metadata__"]["gpupool"], type=Manifest)
+        manifest = msgspec.json.decode(metadata["gpupool"], type=Manifest)
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
         raise ImageDamagedError(f"{name} is no file of images: {error}") from None
     if (manifest.format, manifest.chunk_bytes) != (FORMAT, CHUNK_BYTES):
@@ -149,7 +150,7 @@ def _digest(text: bytes) -> str:
     return hashlib.blake2b(text, digest_size=32).hexdigest()
 
 
-def _entries(tag: str, begin: int, end: int, places: Iterable[Place]) -> dict[str, object]:
+def _entries(prefix: str, begin: int, end: int, places: Iterable[Place]) -> dict[str, object]:
     """All bytes of a part, without a gap: tensors where they are alone, and bytes."""
     entries: dict[str, object] = {}
     at = begin
@@ -161,15 +162,15 @@ def _entries(tag: str, begin: int, end: int, places: Iterable[Place]) -> dict[st
 
     for run in _runs(places):
         if begin + run[0].offset > at:
-            add(f"{tag}.{at - begin}", "U8", [begin + run[0].offset - at], begin + run[0].offset)
+            add(f"{prefix}.{at - begin}", "U8", [begin + run[0].offset - at], begin + run[0].offset)
         until = begin + max(place.offset + place.extent_bytes for place in run)
         known = _DTYPES.get(run[0].dtype)
         if len(run) == 1 and known is not None and _is_contiguous(run[0]):
             add(run[0].name, known, run[0].shape, until)
         else:
-            add(f"{tag}.{at - begin}", "U8", [until - at], until)
+            add(f"{prefix}.{at - begin}", "U8", [until - at], until)
     if end > at:
-        add(f"{tag}.{at - begin}", "U8", [end - at], end)
+        add(f"{prefix}.{at - begin}", "U8", [end - at], end)
     return entries
 
 

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 
 from gpupool._core import Region
-from gpupool.adopt import own, owned_by, tensors_of
+from gpupool.adopt import check_known, moving, over, tensors_of
 from gpupool.errors import UsageError
 from gpupool.images.file import ImageFile, Progress, write_image
-from gpupool.images.format import Place
+from gpupool.images.format import Manifest, Place
 from gpupool.model import Model
 
 TAGS = ("weights", "runtime")
@@ -25,25 +25,19 @@ def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
     Raises UsageError for a tensor with memory that is in none of them: what it holds would not come
     back.
     """
-    regions = _regions(model)
-    found: dict[tuple[str, str], Place] = {}
+    regions = list(enumerate(_regions(model)))
+    places: list[Place] = []
     for name, tensor in tensors_of(module):
-        if tensor.is_meta or tensor.untyped_storage().nbytes() == 0:
-            continue
-        at = tensor.data_ptr() if tensor.numel() else tensor.untyped_storage().data_ptr()
-        region = next((r for r in regions if r.address <= at < r.address + r.bytes), None)
-        if region is None:
+        item_bytes = tensor.element_size()
+        at = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * item_bytes
+        home = [(i, r) for i, r in regions if r.address <= at < r.address + r.bytes]
+        if not home or (at - home[0][1].address) % item_bytes:
             raise UsageError(f"tensor {name!r} is not in the memory of model {model.name!r}")
-        found[name, region.tag.name] = Place(
-            name,
-            region.tag.name,
-            at - region.address,
-            str(tensor.dtype).removeprefix("torch."),
-            list(tensor.shape),
-            list(tensor.stride()),
-            tensor.element_size(),
-        )
-    return sorted(found.values(), key=lambda place: (place.part, place.offset, place.name))
+        part, region = home[0]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape, stride = list(tensor.shape), list(tensor.stride())
+        places.append(Place(name, part, at - region.address, dtype, shape, stride, item_bytes))
+    return sorted(places, key=lambda place: (place.part, place.offset, place.name))
 
 
 def save_image(
@@ -54,10 +48,11 @@ def save_image(
     *,
     progress: Progress = lambda done, of: None,
 ) -> None:
-    """Write what an adopted module's regions have on the host; the model must be out.
+    """Write what an adopted module's regions have on the host.
 
-    ``key`` is what the file is looked up by and must be equal when it is loaded. Raises UsageError,
-    also for a module with tensors outside of the regions, and ImageWriteError.
+    The model must be out, and nobody may bring it in meanwhile. ``key`` is what the file is looked
+    up by and must be equal when it is loaded. Raises UsageError, also for a module with tensors
+    outside of the regions, and ImageWriteError.
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
@@ -78,37 +73,34 @@ def load_image(
     """Give a module, whose tensors are made but hold nothing yet, what a file has for them.
 
     Adds regions to the model, which must be out, and moves the tensors there as ``adopt`` does.
-    Raises FileNotFoundError, ImageDamagedError, UsageError if the file is of another key or its
-    tensors are not those of the module, and what ``Model.region`` raises; module and model are as
-    before then.
+    Raises FileNotFoundError, ImageDamagedError, UsageError if the file is of another key, its
+    tensors are not those of the module or something outside of the module refers to one's memory,
+    and what ``Model.region`` raises; module and model are as before then.
     """
+    check_known(module)
     with ImageFile(path) as file:
-        if file.manifest.key != key:
-            different = sorted(k for k in key | file.manifest.key if _differs(k, key, file))
-            raise UsageError(f"{path} is of another {', '.join(different)}")
-        tensors = _matched(path, module, file.manifest.places)
+        manifest = file.manifest
+        if manifest.key != key:
+            names = sorted(k for k in key | manifest.key if key.get(k) != manifest.key.get(k))
+            raise UsageError(f"{path} is of another {', '.join(names)}")
+        tensors = _matched(path, module, manifest)
         regions: list[Region] = []
         try:
-            for part in file.manifest.parts:
+            for part in manifest.parts:
                 regions.append(model.region(part.tag, part.size_bytes))
             with _looked_at(regions) as views:
                 file.read_into(views, progress=progress)
             for region in regions:
                 region.adopt_image()
+            memory = [torch.from_dlpack(region).untyped_storage() for region in regions]
+            with moving(model) as move:
+                for place, tensor in tensors:
+                    offset = place.offset // place.item_bytes
+                    move(tensor, over(memory[place.part], tensor, offset))
         except BaseException:
             for region in regions:
                 model.remove_region(region)
             raise
-    memory = {r.tag.name: torch.from_dlpack(r).untyped_storage() for r in regions}
-    for place, tensor in tensors:
-        whole = torch.empty(0, dtype=tensor.dtype, device=memory[place.part].device)
-        begin = place.offset // place.item_bytes
-        tensor.data = whole.set_(memory[place.part], begin, tensor.size(), tensor.stride())
-        own(tensor, model)
-
-
-def _differs(name: str, key: dict[str, str], file: ImageFile) -> bool:
-    return key.get(name) != file.manifest.key.get(name)
 
 
 @contextmanager
@@ -128,22 +120,15 @@ def _regions(model: Model) -> list[Region]:
 
 
 def _matched(
-    path: Path, module: torch.nn.Module, places: Sequence[Place]
+    path: Path, module: torch.nn.Module, manifest: Manifest
 ) -> list[tuple[Place, torch.Tensor]]:
-    by_name = {place.name: place for place in places}
+    by_name = {place.name: place for place in manifest.places}
     found: list[tuple[Place, torch.Tensor]] = []
     for name, tensor in tensors_of(module):
-        if tensor.untyped_storage().nbytes() == 0 and not tensor.is_meta:
-            continue
-        if (owner := owned_by(tensor)) is not None:
-            raise UsageError(f"tensor {name!r} is in the memory of model {owner!r} already")
         place = by_name.pop(name, None)
-        is_so = (
-            str(tensor.dtype).removeprefix("torch."),
-            list(tensor.shape),
-            list(tensor.stride()),
-        )
-        if place is None or is_so != (place.dtype, place.shape, place.stride):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        is_so = (dtype, list(tensor.shape), list(tensor.stride()), tensor.element_size())
+        if place is None or is_so != (place.dtype, place.shape, place.stride, place.item_bytes):
             raise UsageError(f"{path} is of another module: tensor {name!r} is not as it has it")
         found.append((place, tensor))
     if by_name:
