@@ -202,7 +202,17 @@ class DaemonSession:
             os.close(self._fds.popitem()[1])
 
     def _await(self, ids: list[int], early: Early, deadline_s: float, enough: int = 0) -> _Answer:
-        """The answer to an Acquire; after an error nothing is held."""
+        """As ``_answer``; an interrupt, as by Ctrl-C, takes the Acquire back."""
+        try:
+            return self._answer(ids, early, deadline_s, enough)
+        except GpupoolError:
+            raise
+        except BaseException:
+            self._end(self._withdraw(ids, early), early)
+            raise
+
+    def _answer(self, ids: list[int], early: Early, deadline_s: float, enough: int = 0) -> _Answer:
+        """What comes of an Acquire; after a GpupoolError nothing is held."""
         try:
             return self._collect(ids, deadline_s, enough)
         except DaemonUnavailableError:
@@ -211,9 +221,6 @@ class DaemonSession:
         except GpupoolError:  # refused: what it began with is expected back
             if ids:
                 self._end(_Answer.GRANTED, early)
-            raise
-        except BaseException:  # interrupted, as by Ctrl-C
-            self._end(self._withdraw(ids, early), early)
             raise
 
     def _collect(self, ids: list[int], deadline_s: float, enough: int = 0) -> _Answer:
@@ -239,12 +246,8 @@ class DaemonSession:
         try:
             unmapped = early.undo()
             self._link.send(p.Cancel(mapped=not unmapped))
-            answer = self._collect(ids, time.monotonic() + REPLY_TIMEOUT_S)
-        except DaemonUnavailableError:
-            raise
+            answer = self._answer(ids, early, time.monotonic() + REPLY_TIMEOUT_S)
         except GpupoolError:
-            if ids:
-                self._end(_Answer.GRANTED, early)
             raise
         except BaseException:  # interrupted: what comes next would be taken for another answer
             self._link.hang_up("taking an Acquire back was interrupted")

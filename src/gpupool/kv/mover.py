@@ -58,12 +58,12 @@ class CopierMover:
         layout: BlockLayout,
         base_address: int,
         *,
-        method: Literal["batch", "each", "batch if there is"],
+        method: Literal["batch", "each", "auto"],
     ) -> None:
         """Move blocks of ``layout`` from ``base_address`` on, over a stream of its own.
 
         ``batch`` makes one driver call for many pieces, which CUDA before 12.8 has not; ``each``
-        one for every piece; ``batch if there is`` whichever the driver has. Raises DriverError.
+        one for every piece; ``auto`` whichever the driver has. Raises DriverError.
         """
         self._copier = BlockCopier(driver)
         self._method: str = method
@@ -97,7 +97,7 @@ class CopierMover:
 
     def _copy(self, copy: Callable[..., Any], blocks: Blocks, rows: Words) -> None:
         spans = self._spans(blocks, rows)
-        if self._method == "batch if there is":
+        if self._method == "auto":
             try:
                 copy(*spans, method="batch")
             except DriverError as error:

@@ -107,7 +107,7 @@ def planned_mover(driver: Driver, layout: BlockLayout, base_address: int, size_b
     So too on a GPU without torch, on which there can be no table. Raises UsageError for a table
     that is not of this device, and DriverError.
     """
-    copies = CopierMover(driver, layout, base_address, method="batch if there is")
+    copies = CopierMover(driver, layout, base_address, method="auto")
     if driver.kind == "cuda" and importlib.util.find_spec("torch") is None:
         return copies
     device = device_name(driver)
