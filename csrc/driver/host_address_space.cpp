@@ -13,10 +13,12 @@
 #include <string>
 #include <utility>
 
+#include "driver/system_memory.h"
+
 namespace gpupool::host {
 namespace {
 
-void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
+std::byte* pointer(DevicePtr address) { return reinterpret_cast<std::byte*>(address); }
 
 Status from_errno() {
   switch (errno) {
@@ -67,14 +69,23 @@ Status Pages::create(PageHandle* page, std::size_t bytes) {
   memory->bytes = bytes;
   memory->fd = memfd_create("gpupool-page", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (memory->fd < 0) return from_errno();
-  void* view = MAP_FAILED;
-  if (ftruncate(memory->fd, static_cast<off_t>(bytes)) == 0 &&
-      fallocate(memory->fd, 0, 0, static_cast<off_t>(bytes)) == 0) {
-    view = mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, memory->fd, 0);
+  if (ftruncate(memory->fd, static_cast<off_t>(bytes)) != 0) return from_errno();
+  std::byte* const view = keep_addresses(bytes, huge_page_bytes);
+  if (view == nullptr) return from_errno();
+  Status status = Status::success;
+  if (map_file(view, bytes, PROT_WRITE, memory->fd)) {
+    put_huge_pages(memory->fd, view, bytes);
+    // What had no memory behind it would end the process when it is touched.
+    if (fallocate(memory->fd, 0, 0, static_cast<off_t>(bytes)) == 0) {
+      std::memset(view, poison, bytes);
+    } else {
+      status = from_errno();
+    }
+  } else {
+    status = from_errno();
   }
-  if (view == MAP_FAILED) return from_errno();
-  std::memset(view, poison, bytes);
   munmap(view, bytes);
+  if (status != Status::success) return status;
   // Sealed, so that a process that holds a descriptor cannot make another one fault.
   fcntl(memory->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   return insert(page, memory);
@@ -121,20 +132,14 @@ AddressSpace::~AddressSpace() {
 
 Status AddressSpace::reserve(DevicePtr* address, std::size_t bytes) {
   if (!pages_.aligned(bytes)) return Status::invalid_value;
-  const std::size_t granularity_bytes = pages_.granularity_bytes();
-  // Over-reserve, then trim, for an address aligned like a device's.
-  const std::size_t padded = bytes + granularity_bytes;
-  void* raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (raw == MAP_FAILED) return from_errno();
-  const auto start = reinterpret_cast<DevicePtr>(raw);
-  const DevicePtr base = (start + granularity_bytes - 1) / granularity_bytes * granularity_bytes;
-  if (base > start) munmap(raw, base - start);
-  munmap(pointer(base + bytes), start + padded - (base + bytes));
+  std::byte* const kept = keep_addresses(bytes, pages_.granularity_bytes());
+  if (kept == nullptr) return from_errno();
+  const auto base = reinterpret_cast<DevicePtr>(kept);
   std::unique_lock lock(mutex_);
   try {
     reservations_.emplace(base, bytes);
   } catch (...) {
-    munmap(pointer(base), bytes);
+    munmap(kept, bytes);
     throw;
   }
   *address = base;
@@ -167,8 +172,7 @@ Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) 
     if (previous->first + previous->second.bytes > address) return Status::invalid_value;
   }
   mappings_.emplace(address, Mapping{bytes, false});
-  if (mmap(pointer(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, memory->fd, 0) ==
-      MAP_FAILED) {
+  if (!map_file(pointer(address), bytes, PROT_NONE, memory->fd)) {
     const Status status = from_errno();
     mappings_.erase(address);
     return status;
@@ -180,10 +184,7 @@ Status AddressSpace::unmap(DevicePtr address, std::size_t bytes) {
   std::unique_lock lock(mutex_);
   if (!exact(address, bytes)) return Status::invalid_value;
   // One call puts inaccessible memory back in place of all mappings of the range.
-  if (mmap(pointer(address), bytes, PROT_NONE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
-    return from_errno();
-  }
+  if (!map_nothing(pointer(address), bytes)) return from_errno();
   mappings_.erase(mappings_.find(address), mappings_.lower_bound(address + bytes));
   return Status::success;
 }

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "driver/system_memory.h"
 #include "image/image.h"
 
 namespace gpupool {
@@ -64,10 +65,8 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t 
     : driver_(std::move(driver)),
       capacity_bytes_(in_system_pages(std::max(bytes, capacity_bytes))) {
   if (capacity_bytes_ == 0) throw UsageError("host memory must have at least one byte");
-  void* room =
-      mmap(nullptr, capacity_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (room == MAP_FAILED) fail("mmap");
-  data_ = static_cast<std::byte*>(room);
+  data_ = keep_addresses(capacity_bytes_, huge_page_bytes);
+  if (data_ == nullptr) fail("mmap");
   try {
     grow(fd, bytes);
   } catch (...) {
@@ -115,10 +114,8 @@ void HostMemory::grow(int fd, std::size_t bytes) {
   }
   const std::size_t before = pieces_.size();
   pieces_.reserve(before + missing / register_bytes_max + 1);
-  if (mmap(data_ + bytes_, missing, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(),
-           0) == MAP_FAILED) {
-    fail("mmap");
-  }
+  if (!map_file(data_ + bytes_, missing, PROT_READ | PROT_WRITE, file.get())) fail("mmap");
+  put_huge_pages(file.get(), data_ + bytes_, missing);
   const std::size_t end = bytes_ + missing;
   for (std::size_t at = bytes_; at < end; at = pieces_.back().end) {
     const Run piece{at, std::min(end, at + register_bytes_max)};
@@ -126,10 +123,7 @@ void HostMemory::grow(int fd, std::size_t bytes) {
     if (status != Status::success) {
       take_back(before);
       // The file is somebody else's again, unless the driver still has part of it.
-      if (!stuck_) {
-        static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
-                               MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-      }
+      if (!stuck_) static_cast<void>(map_nothing(data_ + bytes_, missing));
       check(*driver_, "host_register", status);
     }
     pieces_.push_back(piece);

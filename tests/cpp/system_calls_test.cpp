@@ -42,11 +42,18 @@ TEST(a_page_that_cannot_be_made_leaves_nothing) {
   const DriverPtr driver = open_host_driver();
   PageHandle page = 0;
   const auto create = [&] { return driver->page_create(&page, page_bytes); };
-  for (const Call call : {Call::memfd_create, Call::ftruncate, Call::fallocate, Call::mmap}) {
+  for (const Call call : {Call::memfd_create, Call::ftruncate, Call::mmap}) {
     refused(call, 1, create);
     CHECK_EQ(page, 0);
   }
+  for (const Call call : {Call::fallocate, Call::mmap}) {
+    refused(call, 2, create);
+    CHECK_EQ(page, 0);
+  }
+  // The first one asks for huge pages, and a page does without them.
+  refuse::nth(Call::fallocate, 1, ENOSPC);
   CHECK_OK(create());
+  CHECK_EQ(refuse::done(), 1);
   CHECK_OK(driver->page_release(page));
 }
 

@@ -24,8 +24,7 @@ plant(an_image_that_the_driver_keeps_is_called_gone image/host_memory.cpp
   [[(let_go(), gone_bytes_ != nullptr)]]
   model_memory)
 plant(a_failed_growth_keeps_its_file_mapped image/host_memory.cpp
-  [[static_cast<void>(mmap(data_ + bytes_, missing, PROT_NONE,
-                               MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));]]
+  [[static_cast<void>(map_nothing(data_ + bytes_, missing));]]
   [[]]
   host_memory)
 plant(memory_still_registered_grows image/host_memory.cpp

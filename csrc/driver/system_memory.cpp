@@ -1,0 +1,50 @@
+#include "driver/system_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <cstdint>
+
+namespace gpupool {
+namespace {
+
+constexpr int collapse = 25;  // MADV_COLLAPSE, which older headers lack
+
+constexpr int nothing = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+}  // namespace
+
+std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept {
+  // More than that, of which what lies before and behind goes back.
+  const std::size_t padded = bytes + alignment;
+  void* const raw = mmap(nullptr, padded, PROT_NONE, nothing, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  auto* const start = static_cast<std::byte*>(raw);
+  const std::size_t before = (0 - reinterpret_cast<std::uintptr_t>(start)) & (alignment - 1);
+  std::byte* const kept = start + before;
+  if (before > 0) munmap(start, before);
+  munmap(kept + bytes, padded - before - bytes);
+  return kept;
+}
+
+bool map_file(std::byte* at, std::size_t bytes, int protection, int fd) noexcept {
+  return mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+}
+
+bool map_nothing(std::byte* at, std::size_t bytes) noexcept {
+  return mmap(at, bytes, PROT_NONE, nothing | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
+void put_huge_pages(int fd, const std::byte* view, std::size_t bytes) noexcept {
+  for (std::size_t at = 0; bytes - at >= huge_page_bytes; at += huge_page_bytes) {
+    // It takes the place of small pages, so that there must be one: one alone, for to fill all 512
+    // and have them copied costs more than it saves.
+    auto* const memory = const_cast<std::byte*>(view + at);
+    if (fallocate(fd, 0, static_cast<off_t>(at), 1) != 0 ||
+        madvise(memory, huge_page_bytes, collapse) != 0) {
+      return;
+    }
+  }
+}
+
+}  // namespace gpupool

@@ -1,0 +1,29 @@
+// Addresses and memory of the system, for the host driver and for images.
+#pragma once
+
+#include <cstddef>
+
+namespace gpupool {
+
+// Of x86-64, and of arm64 with small pages of 4 KiB.
+inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
+// Keeps a range of addresses that begins at a multiple of `alignment`, a power of two, with nothing
+// to be touched in it, until munmap. Null, and errno, where the system has none.
+[[nodiscard]] std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept;
+
+// Puts the file `fd` into a range kept before, from the file's start. False, and errno, if the
+// system does not.
+[[nodiscard]] bool map_file(std::byte* at, std::size_t bytes, int protection, int fd) noexcept;
+
+// Puts addresses with nothing to be touched in place of whatever is mapped there. False, and errno,
+// if the system does not.
+[[nodiscard]] bool map_nothing(std::byte* at, std::size_t bytes) noexcept;
+
+// Has the system put huge pages behind the memfd `fd`, whose first `bytes` are mapped at `view`;
+// what is in them stays. To map them elsewhere then takes a hundredth of the time. It is quick
+// where nothing was touched yet. What does not fill a whole one is left as it is; so is everything
+// where the system gives none (before Linux 6.1, say).
+void put_huge_pages(int fd, const std::byte* view, std::size_t bytes) noexcept;
+
+}  // namespace gpupool
