@@ -13,6 +13,7 @@
 #include "driver/host_address_space.h"
 #include "driver/host_batch.h"
 #include "driver/host_streams.h"
+#include "driver/system_memory.h"
 
 namespace gpupool {
 namespace host {

@@ -8,9 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <limits>
-#include <string>
 #include <utility>
 
 #include "driver/system_memory.h"
@@ -38,17 +35,6 @@ bool mapped_throughout(std::uintptr_t start, std::size_t bytes) {
 }
 
 }  // namespace
-
-std::size_t available_bytes() {
-  std::ifstream info("/proc/meminfo");
-  std::string name;
-  std::size_t kib = 0;
-  while (info >> name >> kib) {
-    if (name == "MemAvailable:") return kib * 1024;
-    info.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
-  return 0;
-}
 
 Pages::Memory::~Memory() {
   if (fd >= 0) close(fd);

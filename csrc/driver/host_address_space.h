@@ -13,9 +13,6 @@ namespace gpupool::host {
 
 inline constexpr std::uint8_t poison = 0xA5;
 
-// Memory that the system can still give without taking it from someone, in bytes.
-std::size_t available_bytes();
-
 // Physical pages as memfds: a page lives while a handle, a mapping or another process holds it.
 class Pages {
  public:

@@ -4,6 +4,9 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <fstream>
+#include <limits>
+#include <string>
 
 namespace gpupool {
 namespace {
@@ -13,6 +16,17 @@ constexpr int collapse = 25;  // MADV_COLLAPSE, which older headers lack
 constexpr int nothing = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 }  // namespace
+
+std::size_t available_bytes() {
+  std::ifstream info("/proc/meminfo");
+  std::string name;
+  std::size_t kib = 0;
+  while (info >> name >> kib) {
+    if (name == "MemAvailable:") return kib * 1024;
+    info.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
 
 std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept {
   // More than that, of which what lies before and behind goes back.

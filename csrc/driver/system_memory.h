@@ -5,6 +5,9 @@
 
 namespace gpupool {
 
+// Memory that the system can still give without taking it from someone, in bytes.
+[[nodiscard]] std::size_t available_bytes();
+
 // Of x86-64, and of arm64 with small pages of 4 KiB.
 inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 
