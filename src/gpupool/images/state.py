@@ -13,6 +13,9 @@ from gpupool.images.slots import slots_of, type_name
 
 # Beyond that an integer is taken for an address, which means nothing in another process.
 _INTEGER_MAX = 1 << 32
+# Of vLLM's layers, what computes with their weights, and how far down it is looked into.
+_METHODS = frozenset({"impl", "quant_method", "scheme"})
+_DEPTH = 3
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 Values = dict[str, dict[str, str]]
 
@@ -63,13 +66,13 @@ def layouts(module: torch.nn.Module) -> dict[str, str]:
 def prints(module: torch.nn.Module) -> dict[str, str]:
     """For each submodule a digest of its class and its attributes' names, types and plain values.
 
-    Those of tensors count by their type alone, and so does what is neither plain nor a list or
-    tuple of plain values.
+    What is neither plain nor a list or tuple of plain values counts by its type alone; objects that
+    compute with the weights also by the types of what they have.
     """
     found: dict[str, str] = {}
     for name, child in module.named_modules(remove_duplicate=False):
         seen = [
-            (leaf, type_name(value), _text(value))
+            (leaf, type_name(value), _inner(value, _DEPTH) if leaf in _METHODS else _text(value))
             for leaf, value in vars(child).items()
             if leaf not in _OWN and not isinstance(value, torch.Tensor)
         ]
@@ -119,6 +122,14 @@ def _text(value: object) -> str:
     if type(value) in (list, tuple) and all(map(_is_plain, value)):  # type: ignore[call-overload]
         return json.dumps(value)
     return str(value) if isinstance(value, torch.dtype | torch.Size) else ""
+
+
+def _inner(value: object, depth: int) -> object:
+    """The types of what an object has: values and whatever is in them may be another run's own."""
+    if depth == 0 or isinstance(value, torch.nn.Module | torch.Tensor | type):
+        return ""
+    leaves: dict[str, object] = getattr(value, "__dict__", {})
+    return sorted((n, type_name(v), repr(_inner(v, depth - 1))) for n, v in leaves.items())
 
 
 def _values(module: torch.nn.Module) -> Values:
