@@ -54,6 +54,14 @@ class ImageCache:
         slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[-_NAME_MAX:] or "model"
         return self.folder / f"{slug}-{digest.hexdigest()}{SUFFIX}"
 
+    def has(self, path: Path) -> bool:
+        """Whether it is there, as far as this user can tell."""
+        try:
+            path.lstat()
+        except OSError:
+            return False
+        return True
+
     def entries(self) -> list[Entry]:
         """What is there, that which was not used for the longest time first. Raises OSError."""
         found: list[Entry] = []

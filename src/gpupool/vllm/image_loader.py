@@ -79,7 +79,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
         self, into: Destination, key: Key, vllm_config: Any, model_config: Any, prefix: str
     ) -> Any:
         path = into.cache.path_of(model_config.model, key)
-        if "checkpoint" not in key or not path.exists():
+        if "checkpoint" not in key or not into.cache.has(path):
             logger.info("gpupool: there is no image of these weights in %s", into.cache.folder)
             return None
         if not into.cache.is_private():
