@@ -82,6 +82,30 @@ def test_a_file_that_is_replaced_needs_no_room_of_its_own(tmp_path: Path) -> Non
     assert cache.make_room(30_000) == [second]
 
 
+def test_the_folder_never_has_more_than_its_limit(tmp_path: Path) -> None:
+    for seed in range(10):
+        chooser = random.Random(seed)
+        limit_bytes = chooser.randint(30_000, 100_000)
+        cache = ImageCache(tmp_path / f"images {seed}", limit_bytes)
+        written = 0
+        for _ in range(20):
+            path = cache.path_of(chooser.choice("abcdef"), KEY)
+            data = memoryview(chooser.randbytes(chooser.randint(1, 40_000)))
+
+            def room(size_bytes: int, path: Path = path, cache: ImageCache = cache) -> None:
+                cache.make_room(size_bytes, but=path)
+
+            try:
+                write_image(path, KEY, [("weights", data)], [], room=room)
+            except ImageWriteError:
+                assert len(data) + 2 * 4096 > limit_bytes
+            else:
+                written += 1
+                assert verify(path) is None
+            assert sum(entry.size_bytes for entry in cache.entries()) <= limit_bytes
+        assert written > 0
+
+
 def test_what_a_killed_writer_left_goes_and_what_one_writes_stays(tmp_path: Path) -> None:
     cache = ImageCache(tmp_path / "images", 10_000_000)
     left = cache.folder / f"{UNFINISHED}left"

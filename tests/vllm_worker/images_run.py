@@ -67,6 +67,7 @@ def damaged(what: str, cache: Path, model: Path) -> Iterator[None]:
     patch = {
         "full": (os, "posix_fallocate", _full),
         "unfit": (compat, "process_again", _unfit),
+        "unknown": (compat, "weight_factors", _unknown),
         "changing": (image_loader, "adopt", partial(_changing, model, image_loader.adopt)),
     }.get(what)
     if patch is None:
@@ -87,6 +88,10 @@ def _full(*_: Any) -> None:
 
 def _unfit(*_: Any) -> None:
     raise RuntimeError("it cannot be processed again")
+
+
+def _unknown(*_: Any) -> None:
+    raise AttributeError("no such configuration")
 
 
 def _changing(model: Path, real: Any, *arguments: Any) -> Any:

@@ -34,6 +34,7 @@ STORIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "foreign": ("plain", [{}, {"more": {"dtype": "float32"}}, {"damage": "foreign"}, {}]),
     "unreadable": ("plain", [{}, {"damage": "folder"}]),
     "full disk": ("plain", [{"damage": "full"}, {}]),
+    "unknown": ("plain", [{"damage": "unknown"}]),
     "no room": ("plain", [{"settings": {"image_cache_bytes": 4096}}]),
     "quantized": ("quantized", [{}]),
     "changed": ("plain", [{"damage": "changing"}]),
@@ -166,9 +167,13 @@ def test_an_image_of_another_configuration_is_another_file(starts: Starts) -> No
 
 @pytest.mark.parametrize(
     ("story", "reason"),
-    [("full disk", "No space left on device"), ("no room", "raise image_cache_bytes")],
+    [
+        ("full disk", "No space left on device"),
+        ("no room", "raise image_cache_bytes"),
+        ("unknown", "no such configuration"),
+    ],
 )
-def test_an_image_that_cannot_be_written_stops_no_engine(
+def test_an_engine_that_cannot_write_an_image_answers(
     starts: Starts, story: str, reason: str
 ) -> None:
     first, *rest = starts[story]

@@ -29,13 +29,15 @@ def write_image(
     places: Sequence[f.Place],
     *,
     shape: f.Shape | None = None,
+    room: Callable[[int], None] = lambda size_bytes: None,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Write the parts, each a tag and its bytes, as a file of images; returns its size in bytes.
 
     The bytes must not change meanwhile. The file is there when all of it is on the disk, and before
-    that whatever was at ``path``. ``progress`` hears how many bytes of how many are written. Raises
-    ImageWriteError, which says how many bytes are needed.
+    that whatever was at ``path``. ``room`` is told the size before anything is written, and may
+    raise; ``progress`` hears how many bytes of how many are. Raises ImageWriteError, which says how
+    many bytes are needed.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         manifest = f.Manifest(
@@ -49,6 +51,7 @@ def write_image(
     header = f.header_of(manifest)
     begins = f.starts(manifest)
     total = len(header) + begins[-1]
+    room(total)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _replacing(path) as fd:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ def save_image(
     key: dict[str, str],
     *,
     before: Made | None = None,
+    room: Callable[[int], None] = lambda size_bytes: None,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Write what an adopted module's regions have on the host; returns the file's size in bytes.
@@ -99,7 +100,8 @@ def save_image(
     The model must be out, and nobody may bring it in meanwhile. ``key`` is what the file is looked
     up by and must be equal when it is loaded. ``before`` is what the module was when it had just
     been made (``gpupool.images.state.made``), if loading and processing its weights changed more
-    than what its tensors hold. Raises UsageError, also for a module with tensors outside of the
+    than what its tensors hold. ``room`` is told the size before anything is written, and may raise.
+    Raises UsageError, also for a module with tensors outside of the
     regions, and ImageWriteError.
     """
     if model.gate.is_resident:
@@ -107,7 +109,7 @@ def save_image(
     places, shape = places_in(module, model), state.shape_of(module, before)
     with _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
-        return write_image(path, key, parts, places, shape=shape, progress=progress)
+        return write_image(path, key, parts, places, shape=shape, room=room, progress=progress)
 
 
 def load_image(

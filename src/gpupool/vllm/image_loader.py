@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
             )
         if model_config is not vllm_config.model_config:
             return super().load_model(vllm_config, model_config, prefix)
-        key = engine_key(vllm_config) | _checkpoint(vllm_config)
+        key = _key(vllm_config)
         model = self._from_image(into, key, vllm_config, model_config, prefix)
         if model is None:
             model = self._from_checkpoint(into, key, vllm_config, model_config, prefix)
@@ -143,24 +144,28 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
             torch.cuda.empty_cache()  # the copy that was loaded goes back to the device
         into.model.declare()
         now = _checkpoint(vllm_config)
-        if not now:
-            reason = "the checkpoint is nowhere on this machine"
+        if not key or not now:
+            reason = "it cannot be told what they are of"
         if reason is not None:
             logger.info("gpupool: no image of these weights is kept: %s", reason)
         elif key.get("checkpoint", now["checkpoint"]) != now["checkpoint"]:
             logger.warning("gpupool: no image is kept: the checkpoint changed while it was read")
         else:
             key = key | now
-            self._write(into, into.cache.path_of(model_config.model, key), key, module, size_bytes)
+            self._write(into, into.cache.path_of(model_config.model, key), key, module)
         return _kept(into, module)
 
-    def _write(self, into: Destination, path: Path, key: Key, module: Any, size_bytes: int) -> None:
+    def _write(self, into: Destination, path: Path, key: Key, module: Any) -> None:
         begun_s = time.monotonic()
         try:
-            for gone in into.cache.make_room(size_bytes, but=path):
-                logger.info("gpupool: removed %s to make room", gone)
             written = save_image(
-                path, module, into.model, key, before=self._made, progress=_progress("wrote", path)
+                path,
+                module,
+                into.model,
+                key,
+                before=self._made,
+                room=partial(_make_room, into.cache, path),
+                progress=_progress("wrote", path),
             )
         except ImageWriteError as error:
             logger.warning("gpupool: no image of these weights is kept: %s", error)
@@ -193,12 +198,26 @@ def _kept(into: Destination, module: Any) -> Any:
     return module
 
 
+def _key(vllm_config: Any) -> Key:
+    """Nothing, where another version of vLLM has another configuration than is known here."""
+    try:
+        return engine_key(vllm_config) | _checkpoint(vllm_config)
+    except Exception as error:
+        logger.warning("gpupool: it cannot be told what weights these are: %r", error)
+        return {}
+
+
 def _checkpoint(vllm_config: Any) -> Key:
     try:
         return checkpoint_key(vllm_config)
     except (UsageError, OSError) as error:
         logger.info("gpupool: %s", error)
         return {}
+
+
+def _make_room(cache: ImageCache, path: Path, size_bytes: int) -> None:
+    for gone in cache.make_room(size_bytes, but=path):
+        logger.info("gpupool: removed %s to make room", gone)
 
 
 def _tell_refusal(cache: ImageCache, path: Path, error: Exception) -> None:
