@@ -47,6 +47,7 @@ class Net(torch.nn.Module):
         sizes = random.Random(seed)
         self.layers = torch.nn.ModuleList([Layer(sizes) for _ in range(3)])
         self.shared = self.layers[0]
+        self.layers[2].tied = self.layers[1].bias
         self.head = torch.nn.Parameter(torch.empty(2, 2), requires_grad=False)
 
 
@@ -63,6 +64,7 @@ def process(net: Net, seed: int) -> None:
             lambda at=layer: renew(at, "weight", at.weight.t()),
             lambda at=layer: renew(at, "weight", at.weight.to(torch.int8)),
             lambda at=layer: renew(at, "scale", torch.randn(5)),
+            lambda at=layer: renew(at, "tied", at.tied.clone() if hasattr(at, "tied") else None),
             lambda at=layer: delattr(at, "scale"),
             lambda at=layer: setattr(at, "bias", None),
             lambda at=layer: setattr(at, "bias", torch.nn.Parameter(torch.empty(0), False)),

@@ -67,6 +67,7 @@ def damaged(what: str, cache: Path, model: Path) -> Iterator[None]:
     patch = {
         "full": (os, "posix_fallocate", _full),
         "unfit": (compat, "process_again", _unfit),
+        "otherwise": (compat, "process_again", partial(_otherwise, compat.process_again)),
         "unknown": (compat, "weight_factors", _unknown),
         "changing": (image_loader, "adopt", partial(_changing, model, image_loader.adopt)),
     }.get(what)
@@ -88,6 +89,11 @@ def _full(*_: Any) -> None:
 
 def _unfit(*_: Any) -> None:
     raise RuntimeError("it cannot be processed again")
+
+
+def _otherwise(real: Any, module: Any, *arguments: Any) -> None:
+    real(module, *arguments)
+    module.model.layers[1].has_more = True
 
 
 def _unknown(*_: Any) -> None:
@@ -143,7 +149,10 @@ def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
         again = llm.generate(prompts, sampling, use_tqdm=False)
         assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in outputs]
     _kept.append(llm)
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    regions = worker.pool_model.regions("weights") if given.get("pooled", True) else []
     return {
+        "regions": len(regions),
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "log": logged.lines,
         "files": sorted(path.name for path in cache.glob("*") if path.is_file()),

@@ -19,6 +19,14 @@ from variants import write_experts, write_linked, write_plain, write_quantized, 
 ROOT = Path(__file__).resolve().parents[2]
 Starts = dict[str, list[dict[str, Any]]]
 
+# What may be wrong with an image, and what is told of it.
+SPOILT = {
+    "flip": "is not what was written",
+    "cut": "and should have",
+    "grow": "and should have",
+    "unfit": "it cannot be processed again",
+    "otherwise": "'model.layers.1' is not as it was written",
+}
 # Each with a folder of images of its own: what is done before a start, and what may differ in it.
 STORIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     # First, when nobody but vLLM's plugins has made the format known, and with experts, for whom
@@ -30,7 +38,7 @@ STORIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "experts": ("experts", [{}, {}]),
     "linked": ("linked", [{}, {"damage": "checkpoint"}]),
     "adapters": ("plain", [{"more": {"enable_lora": True, "max_lora_rank": 8}}] * 2),
-    "spoilt": ("plain", [{}, *({"damage": how} for how in ("flip", "cut", "grow", "unfit")), {}]),
+    "spoilt": ("plain", [{}, *({"damage": how} for how in SPOILT), {}]),
     "foreign": ("plain", [{}, {"more": {"dtype": "float32"}}, {"damage": "foreign"}, {}]),
     "unreadable": ("plain", [{}, {"damage": "folder"}]),
     "full disk": ("plain", [{"damage": "full"}, {}]),
@@ -142,8 +150,7 @@ def test_no_byte_of_the_weights_need_be_there(starts: Starts, checkpoints: dict[
 
 def test_what_is_wrong_with_an_image_is_told_and_it_is_made_anew(starts: Starts) -> None:
     first, *spoilt, again = starts["spoilt"]
-    reasons = ("is not what was written", *["and should have"] * 2, "it cannot be processed again")
-    for one, reason in zip(spoilt, reasons, strict=True):
+    for one, reason in zip(spoilt, SPOILT.values(), strict=True):
         assert what(one) == "written"
         (warning,) = warnings(one)
         assert reason in warning
@@ -152,6 +159,7 @@ def test_what_is_wrong_with_an_image_is_told_and_it_is_made_anew(starts: Starts)
     for one in (*spoilt, again):
         assert one["tokens"] == first["tokens"]
         assert one["files"] == first["files"]
+        assert one["regions"] == 1  # and nothing of an image that was given up
 
 
 def test_an_image_of_another_configuration_is_another_file(starts: Starts) -> None:
