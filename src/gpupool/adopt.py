@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 256
 _ELEMENT_BYTES_MAX = 16
-_OWNER = "_gpupool_owner"
+OWNER = "_gpupool_owner"
 _TAGS = ("weights", "runtime")
 Move = Callable[[torch.Tensor, torch.Tensor], None]  # a tensor, and one over what it is to be over
 
@@ -65,14 +65,15 @@ class Adopted:
     """Left alone, because something unknown also refers to them."""
 
 
-def adopt(module: torch.nn.Module, model: Model) -> Adopted:
+def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopted:
     """Move the module's tensors into ``model``, which must be out.
 
     Storages held by parameters alone go to a weights region, packed in the order of their names
     and aligned to 256 bytes; those of buffers and plain tensor attributes go to a runtime region.
     Their bytes go to the regions' host images; the next swap-in puts them in place, and until
     then no tensor of the module may be touched. A storage that some tensor not found here refers
-    to stays where it is, with those that overlap it; a NumPy array over it goes unseen.
+    to stays where it is, with those that overlap it; a NumPy array over it goes unseen. With
+    ``rest``, tensors over memory of ``model``'s own regions stay what they are: the others follow.
 
     Raises UsageError if a tensor is in another model already or is of a kind that cannot be moved
     (sparse, quantized, nested, lazily conjugate or negative, without memory of its own), and what
@@ -81,7 +82,7 @@ def adopt(module: torch.nn.Module, model: Model) -> Adopted:
     outside_bytes = 0
     weights: list[_Span] = []
     runtime: list[_Span] = []
-    for span in _find(module):
+    for span in _find(module, model if rest else None):
         if span.known_elsewhere:
             outside_bytes += span.end - span.start
         elif span.only_parameters:
@@ -127,7 +128,7 @@ def moving(model: Model) -> Iterator[Move]:
                 tensor.data = before
         raise
     for tensor, _ in moved:
-        setattr(tensor, _OWNER, model.name)
+        setattr(tensor, OWNER, model.name)
 
 
 def check_known(module: torch.nn.Module) -> None:
@@ -139,13 +140,16 @@ def check_known(module: torch.nn.Module) -> None:
             )
 
 
-def _find(module: torch.nn.Module) -> list[_Span]:
+def _find(module: torch.nn.Module, but_of: Model | None = None) -> list[_Span]:
+    """All that is not over memory of that model."""
     found: dict[int, _Span] = {}
     seen: set[int] = set()
     for name, tensor, is_parameter in _tensors(module):
         if id(tensor) in seen or not _has_memory(name, tensor):
             continue
-        if (owner := getattr(tensor, _OWNER, None)) is not None:
+        if but_of is not None and _is_in(but_of, tensor):
+            continue
+        if (owner := getattr(tensor, OWNER, None)) is not None:
             raise UsageError(
                 f"tensor {name!r} is in the memory of model {owner!r} already: two models cannot "
                 "share a tensor"
@@ -207,6 +211,11 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
         for attribute, value in vars(child).items():
             if isinstance(value, torch.Tensor):
                 yield f"{prefix}.{attribute}", value, False
+
+
+def _is_in(model: Model, tensor: torch.Tensor) -> bool:
+    start = tensor.untyped_storage().data_ptr()
+    return any(r.address <= start < r.address + r.bytes for t in _TAGS for r in model.regions(t))
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

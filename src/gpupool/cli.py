@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from gpupool import __version__
+from gpupool.cli_images import images
 from gpupool.errors import GpupoolError
 
 _DURATION_MAX = 1e6  # ms or s
@@ -232,6 +233,9 @@ def tune(device: str, limit_mib: int, runs: int, out: Path | None, as_json: bool
     else:
         click.echo(describe(table))
     click.echo(f"written to {path}", err=True)
+
+
+main.add_command(images)
 
 
 def _machine_memory_bytes() -> int:

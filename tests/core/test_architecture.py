@@ -61,14 +61,18 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
-    "images": (CORE | {"adopt", "model"}, {"msgspec", "torch"}),
+    "images": (CORE | {"adopt", "model"}, {"msgspec", "platformdirs", "torch"}),
     "daemon": (LIBRARY | {""}, {"msgspec"}),
-    "vllm": (LIBRARY | {"adopt", "daemon", "kernels", "kv"}, {"vllm", "torch", "msgspec"}),
+    "vllm": (
+        LIBRARY | {"adopt", "daemon", "images", "kernels", "kv"},
+        {"vllm", "torch", "msgspec", "huggingface_hub"},
+    ),
     "serve": (
         {"errors", "daemon"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
-    "cli": ({"", "errors", "daemon", "kv", "serve"}, {"click", "msgspec"}),
+    "cli": ({"", "cli_images", "errors", "daemon", "kv", "serve"}, {"click", "msgspec"}),
+    "cli_images": ({"errors", "images"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_core", "model", "pool"}, set()),
 }

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from gpupool import Pool
-from gpupool.adopt import adopt, over
+from gpupool.adopt import adopt
 from gpupool.errors import GpupoolError, ImageDamagedError, ImageWriteError, UsageError
 from gpupool.images import format as image_format
-from gpupool.images import modules
+from gpupool.images import restore
 from gpupool.images.file import ImageFile
 from gpupool.images.modules import load_image, places_in, save_image
+from gpupool.images.restore import over_place
 
 MIB = 1 << 20
 KEY = {"checkpoint": "abc", "vllm": "0.32.0"}
@@ -257,7 +258,7 @@ def test_a_module_whose_tensors_cannot_all_be_moved_is_as_before(
     for nth in range(1, 100):
         module, model = Net(5, filled=True), pool.model(f"try {nth}")
         before = module.bits()
-        monkeypatch.setattr(modules, "over", Failing(over, nth))
+        monkeypatch.setattr(restore, "over_place", Failing(over_place, nth))
         try:
             load_image(path, module, model, KEY)
         except OSError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +16,8 @@ from gpupool.errors import ImageDamagedError, ImageWriteError
 from gpupool.images import format as f
 
 THREADS = 8
+UNFINISHED = ".image-"
+"""What the names of files begin with that are being written, under an exclusive lock."""
 _READ_BYTES = 4 * f.CHUNK_BYTES
 Progress = Callable[[int, int], None]
 
@@ -24,13 +28,16 @@ def write_image(
     parts: Sequence[tuple[str, memoryview]],
     places: Sequence[f.Place],
     *,
+    shape: f.Shape | None = None,
+    room: Callable[[int], None] = lambda size_bytes: None,
     progress: Progress = lambda done, of: None,
-) -> None:
-    """Write the parts, each a tag and its bytes, as a file of images at ``path``.
+) -> int:
+    """Write the parts, each a tag and its bytes, as a file of images; returns its size in bytes.
 
     The bytes must not change meanwhile. The file is there when all of it is on the disk, and before
-    that whatever was at ``path``. ``progress`` hears how many bytes of how many are written. Raises
-    ImageWriteError, which says how many bytes are needed.
+    that whatever was at ``path``. ``room`` is told the size before anything is written, and may
+    raise; ``progress`` hears how many bytes of how many are. Raises ImageWriteError, which says how
+    many bytes are needed.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         manifest = f.Manifest(
@@ -39,10 +46,12 @@ def write_image(
             key,
             [f.Part(tag, len(data), _digests(threads, data)) for tag, data in parts],
             list(places),
+            shape or f.Shape(),
         )
     header = f.header_of(manifest)
     begins = f.starts(manifest)
     total = len(header) + begins[-1]
+    room(total)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _replacing(path) as fd:
@@ -58,19 +67,23 @@ def write_image(
     except OSError as error:
         reason = error.strerror or str(error)
     else:
-        return
+        return total
     # Not within: the first error knows frames that look at the images.
     raise ImageWriteError(f"{path} cannot be written: {reason}; it has {total} bytes")
 
 
 class ImageFile:
-    """A file of images that is open for reading; close it, or use it in a ``with`` block."""
+    """A file of images that is open for reading; close it, or use it in a ``with`` block.
+
+    Meanwhile it has a shared lock (flock), so that whoever makes room leaves it alone.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the manifest. Raises FileNotFoundError, ImageDamagedError or OSError."""
         self._path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            lock(self._fd, fcntl.LOCK_SH)
             begin = os.pread(self._fd, f.ALIGNMENT_BYTES, 0)
             self._data = f.header_bytes(str(path), begin)
             header = _read(self._fd, 0, self._data)
@@ -130,19 +143,36 @@ class ImageFile:
         if wrong is not None:
             raise ImageDamagedError(f"{self._path}{wrong}")
 
+    def verify(self) -> None:
+        """Read all of it, a chunk at a time. Raises ImageDamagedError or OSError."""
+        begins = f.starts(self.manifest)
+        with memoryview(bytearray(_READ_BYTES)) as buffer:
+            for part, begin in zip(self.manifest.parts, begins, strict=False):
+                for start in range(0, part.size_bytes, _READ_BYTES):
+                    size = min(_READ_BYTES, part.size_bytes - start)
+                    with buffer[:size] as piece:
+                        wrong = self._read_piece(part, self._data + begin, piece, start)
+                    if wrong is not None:
+                        raise ImageDamagedError(f"{self._path}{wrong}")
+
     def _fill(
         self, part: f.Part, begin: int, target: memoryview, start: int
     ) -> tuple[int, str | None]:
         """How many bytes were read, or what is wrong: an error would know who looks at them."""
         with target[start : start + _READ_BYTES] as piece:
-            if missing := _read_into(self._fd, begin + start, piece):
-                return 0, f" ends {missing} bytes too early"
-            for at in range(0, len(piece), f.CHUNK_BYTES):
-                chunk = (start + at) // f.CHUNK_BYTES
-                if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
-                    where = f"what is in {part.tag} from byte {start + at} on"
-                    return 0, f": {where} is not what was written"
-            return len(piece), None
+            wrong = self._read_piece(part, begin, piece, start)
+            return len(piece), wrong
+
+    def _read_piece(self, part: f.Part, begin: int, piece: memoryview, start: int) -> str | None:
+        """Reads the bytes of the part from ``start`` on, if they are what was written."""
+        if missing := _read_into(self._fd, begin + start, piece):
+            return f" ends {missing} bytes too early"
+        for at in range(0, len(piece), f.CHUNK_BYTES):
+            chunk = (start + at) // f.CHUNK_BYTES
+            if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
+                where = f"what is in {part.tag} from byte {start + at} on"
+                return f": {where} is not what was written"
+        return None
 
 
 def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
@@ -153,9 +183,10 @@ def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[int]:
     """A new file that takes the place of ``path`` once all of it is on the disk."""
-    fd, name = tempfile.mkstemp(prefix=".image-", dir=path.parent)
+    fd, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     try:
         try:
+            lock(fd, fcntl.LOCK_EX)  # whoever finds it without a lock may remove it
             yield fd
             os.fsync(fd)
         finally:
@@ -169,6 +200,21 @@ def _replacing(path: Path) -> Iterator[int]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lock(fd: int, how: int) -> bool:
+    """Lock a file as ``flock`` does; False if somebody else has it and ``how`` is not to wait.
+
+    True also on a file system without locks, where nobody can be told. Raises OSError.
+    """
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    return True
 
 
 def _write(fd: int, offset: int, data: memoryview) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from gpupool.errors import ImageDamagedError
 
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT_BYTES = 4096  # of direct reads
 CHUNK_BYTES = 2 << 20  # that a digest is of
 HEADER_BYTES_MAX = 100 << 20  # that readers of safetensors put up with
@@ -46,7 +46,7 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     part: int
-    """By its number in the file."""
+    """By its number in the file; -1 for a tensor without elements, which is in none."""
     offset: int
     """In bytes."""
     dtype: str
@@ -54,6 +54,16 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stride: list[int]
     """In elements."""
     item_bytes: int
+    kind: str = "attribute"
+    """``parameter``, ``buffer``, ``volatile`` (a buffer in no state dict) or ``attribute``."""
+    type: str = ""
+    """Of the Python object."""
+    same_as: str = ""
+    """The first name of the same tensor object; its own where it is the first."""
+    values: dict[str, str] = {}
+    """Attributes of the tensor that are plain values, as JSON."""
+    others: list[str] = []
+    """Names of those that are not."""
 
     @property
     def extent_bytes(self) -> int:
@@ -77,6 +87,28 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int(self.digests[16 * chunk : 16 * (chunk + 1)], 16)
 
 
+class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A module as it is made, before it has weights: what an image of it can be loaded into."""
+
+    layouts: dict[str, str]
+    """Of each tensor, by its name."""
+    values: dict[str, dict[str, str]]
+    """Plain Python attributes of each submodule, as JSON."""
+
+
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What besides its tensors makes a module what it became by loading and processing."""
+
+    made: dict[str, str] = {}
+    """``Made.layouts`` of the module that it became from."""
+    nothing: dict[str, str] = {}
+    """Parameters and buffers that are None, with their kinds."""
+    values: dict[str, dict[str, str]] = {}
+    """Plain Python attributes of each submodule that are not what they were, as JSON."""
+    prints: dict[str, str] = {}
+    """A digest of the attributes of each submodule: names, types and plain values."""
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file holds, and whose it is."""
 
@@ -85,6 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: dict[str, str]
     parts: list[Part]
     places: list[Place]
+    shape: Shape
 
 
 def padded(size_bytes: int) -> int:

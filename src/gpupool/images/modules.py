@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from gpupool._core import Region
-from gpupool.adopt import check_known, moving, over, tensors_of
+from gpupool.adopt import check_known, tensors_of
 from gpupool.errors import UsageError
+from gpupool.images import state
 from gpupool.images.file import ImageFile, Progress, write_image
-from gpupool.images.format import Manifest, Place
+from gpupool.images.format import Made, Place
+from gpupool.images.restore import attributes_of, check_made_alike, restore
+from gpupool.images.slots import dtype_name, slots_of, type_name
 from gpupool.model import Model
 
 TAGS = ("weights", "runtime")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded from a file, to be given back if it turns out to be of no use."""
+
+    path: Path
+    regions: list[Region]
+    size_bytes: int
+    prints: dict[str, str]
+
+    def check(self, module: torch.nn.Module) -> None:
+        """Raises UsageError unless the module's attributes are what the written one's were.
+
+        For whoever does more to it between ``load_image`` and its first use.
+        """
+        if (name := state.differing(self.prints, state.prints(module))) is not None:
+            raise UsageError(f"{self.path} is of another module: {name!r} is not as it was written")
 
 
 def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
@@ -26,17 +48,40 @@ def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
     back.
     """
     regions = list(enumerate(_regions(model)))
+    has_memory = {id(tensor) for _, tensor in tensors_of(module)}
+    first: dict[int, str] = {}
     places: list[Place] = []
-    for name, tensor in tensors_of(module):
+    for slot in slots_of(module):
+        name, tensor = slot.name, slot.tensor
+        if tensor is None:
+            continue
         item_bytes = tensor.element_size()
-        at = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * item_bytes
-        home = [(i, r) for i, r in regions if r.address <= at < r.address + r.bytes]
-        if not home or (at - home[0][1].address) % item_bytes:
-            raise UsageError(f"tensor {name!r} is not in the memory of model {model.name!r}")
-        part, region = home[0]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shape, stride = list(tensor.shape), list(tensor.stride())
-        places.append(Place(name, part, at - region.address, dtype, shape, stride, item_bytes))
+        part, offset = -1, 0
+        if id(tensor) in has_memory:
+            at = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * item_bytes
+            home = [(i, r) for i, r in regions if r.address <= at < r.address + r.bytes]
+            if not home or (at - home[0][1].address) % item_bytes:
+                raise UsageError(f"tensor {name!r} is not in the memory of model {model.name!r}")
+            part, offset = home[0][0], at - home[0][1].address
+        elif tensor.is_meta:
+            raise UsageError(f"tensor {name!r} has no memory")
+        values, others = attributes_of(tensor)
+        places.append(
+            Place(
+                name,
+                part,
+                offset,
+                dtype_name(tensor),
+                list(tensor.shape),
+                list(tensor.stride()),
+                item_bytes,
+                kind=slot.kind,
+                type=type_name(tensor),
+                same_as=first.setdefault(id(tensor), name),
+                values=values,
+                others=others,
+            )
+        )
     return sorted(places, key=lambda place: (place.part, place.offset, place.name))
 
 
@@ -46,20 +91,25 @@ def save_image(
     model: Model,
     key: dict[str, str],
     *,
+    before: Made | None = None,
+    room: Callable[[int], None] = lambda size_bytes: None,
     progress: Progress = lambda done, of: None,
-) -> None:
-    """Write what an adopted module's regions have on the host.
+) -> int:
+    """Write what an adopted module's regions have on the host; returns the file's size in bytes.
 
     The model must be out, and nobody may bring it in meanwhile. ``key`` is what the file is looked
-    up by and must be equal when it is loaded. Raises UsageError, also for a module with tensors
-    outside of the regions, and ImageWriteError.
+    up by and must be equal when it is loaded. ``before`` is what the module was when it had just
+    been made (``gpupool.images.state.made``), if loading and processing its weights changed more
+    than what its tensors hold. ``room`` is told the size before anything is written, and may raise.
+    Raises UsageError, also for a module with tensors outside of the
+    regions, and ImageWriteError.
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
-    places = places_in(module, model)
+    places, shape = places_in(module, model), state.shape_of(module, before)
     with _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
-        write_image(path, key, parts, places, progress=progress)
+        return write_image(path, key, parts, places, shape=shape, room=room, progress=progress)
 
 
 def load_image(
@@ -69,13 +119,15 @@ def load_image(
     key: dict[str, str],
     *,
     progress: Progress = lambda done, of: None,
-) -> None:
-    """Give a module, whose tensors are made but hold nothing yet, what a file has for them.
+) -> Loaded:
+    """Make of a module, which was just made, what a file has; its tensors may hold nothing yet.
 
-    Adds regions to the model, which must be out, and moves the tensors there as ``adopt`` does.
-    Raises FileNotFoundError, ImageDamagedError, UsageError if the file is of another key, its
-    tensors are not those of the module or something outside of the module refers to one's memory,
-    and what ``Model.region`` raises; module and model are as before then.
+    Adds regions to the model, which must be out, and moves the tensors there as ``adopt`` does;
+    those that loading and processing exchanged, added or took away are exchanged, added and taken
+    away, and the plain Python attributes that they changed are set. Raises FileNotFoundError,
+    ImageDamagedError, UsageError if the file is of another key, the module is not made as the
+    written one was or something outside of the module refers to its memory, and what
+    ``Model.region`` raises; module and model are as before then.
     """
     check_known(module)
     with ImageFile(path) as file:
@@ -83,7 +135,7 @@ def load_image(
         if manifest.key != key:
             names = sorted(k for k in key | manifest.key if key.get(k) != manifest.key.get(k))
             raise UsageError(f"{path} is of another {', '.join(names)}")
-        tensors = _matched(path, module, manifest)
+        check_made_alike(path, module, manifest)
         regions: list[Region] = []
         try:
             for part in manifest.parts:
@@ -93,14 +145,13 @@ def load_image(
             for region in regions:
                 region.adopt_image()
             memory = [torch.from_dlpack(region).untyped_storage() for region in regions]
-            with moving(model) as move:
-                for place, tensor in tensors:
-                    offset = place.offset // place.item_bytes
-                    move(tensor, over(memory[place.part], tensor, offset))
+            restore(path, module, model, manifest, memory)
         except BaseException:
             for region in regions:
                 model.remove_region(region)
             raise
+    size_bytes = sum(part.size_bytes for part in manifest.parts)
+    return Loaded(path, regions, size_bytes, manifest.shape.prints)
 
 
 @contextmanager
@@ -117,20 +168,3 @@ def _bytes_of(region: Region) -> memoryview:
 
 def _regions(model: Model) -> list[Region]:
     return [region for tag in TAGS for region in model.regions(tag)]
-
-
-def _matched(
-    path: Path, module: torch.nn.Module, manifest: Manifest
-) -> list[tuple[Place, torch.Tensor]]:
-    by_name = {place.name: place for place in manifest.places}
-    found: list[tuple[Place, torch.Tensor]] = []
-    for name, tensor in tensors_of(module):
-        place = by_name.pop(name, None)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        is_so = (dtype, list(tensor.shape), list(tensor.stride()), tensor.element_size())
-        if place is None or is_so != (place.dtype, place.shape, place.stride, place.item_bytes):
-            raise UsageError(f"{path} is of another module: tensor {name!r} is not as it has it")
-        found.append((place, tensor))
-    if by_name:
-        raise UsageError(f"{path} is of another module: it has {sorted(by_name)[0]!r}")
-    return found

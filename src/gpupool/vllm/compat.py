@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
+import torch
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.platforms import current_platform
 
 from gpupool.errors import UsageError
@@ -150,3 +154,120 @@ def unsupported(vllm_config: Any) -> str | None:
         # Their writes pass neither the gate nor the scheduler's output.
         return "KV connectors and KV offloading cannot be used with a pooled engine"
     return None
+
+
+def version() -> str:
+    """Of vLLM."""
+    from vllm import __version__
+
+    return str(__version__)
+
+
+def device_name(vllm_config: Any) -> str:
+    """What weights are processed for: of a GPU its kind, of a CPU its instruction sets."""
+    if current_platform.is_cpu():
+        # By these vLLM chooses how it packs weights.
+        found = sorted(n for n, has in torch.cpu.get_capabilities().items() if has is True)
+        return f"cpu {platform.machine()} {' '.join(found)}"
+    index = vllm_config.device_config.device.index or 0
+    return (
+        f"{current_platform.device_type} {current_platform.get_device_name(index)} "
+        f"{current_platform.get_device_capability(index)} {torch.version.cuda}"
+    )
+
+
+def rank_name(vllm_config: Any) -> str:
+    """Which part of the model the worker has."""
+    parallel = vllm_config.parallel_config
+    return f"{parallel.rank} of {parallel.world_size}"
+
+
+def weight_factors(vllm_config: Any) -> dict[str, object]:
+    """What of a configuration and the environment alters processed weights.
+
+    More than that, by vLLM's own digests of what alters its graphs: what is in here and does not
+    matter costs no more than an image that is made anew. Ask before weights are loaded, since that
+    may change a configuration.
+    """
+    import vllm.envs as envs
+
+    model = vllm_config.model_config
+    factors: dict[str, object] = {
+        "environment": envs.compile_factors(),
+        # vLLM's digest of a graph leaves these out.
+        "packing": {
+            name: read() for name, read in envs.environment_variables.items() if "PREPACK" in name
+        },
+        "hf_config": model.hf_config.to_dict(),
+        "dtype": str(model.dtype),
+        "quantization": [str(model.quantization), str(model.quantization_config)],
+        "convert": str(getattr(model, "convert_type", None)),
+        "revision": [str(model.revision), str(model.code_revision)],
+        "extra": vllm_config.load_config.model_loader_extra_config,
+    }
+    for name in ("model", "cache", "parallel", "attention", "kernel", "offload", "lora",
+                 "speculative", "device"):  # fmt: skip
+        part = getattr(vllm_config, f"{name}_config", None)
+        factors[name] = None if part is None else part.compute_hash()
+    return factors
+
+
+def checkpoint_folder(vllm_config: Any) -> str | None:
+    """Where the checkpoint is on this machine, without asking any other; None if it is not."""
+    model = vllm_config.model_config
+    if os.path.isdir(model.model):  # noqa: PTH112 a name, which need not be a path
+        return str(model.model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(
+            snapshot_download(
+                model.model,
+                revision=model.revision,
+                cache_dir=vllm_config.load_config.download_dir,
+                local_files_only=True,
+            )
+        )
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError):
+        return None
+
+
+def not_for_images(module: Any) -> str | None:
+    """Why the processed weights of a module cannot be taken as they are, or None."""
+    for name, child in module.named_modules():
+        method = getattr(child, "quant_method", None)
+        if isinstance(method, QuantizeMethodBase) and not getattr(
+            method, "supports_pre_processed_weights", False
+        ):
+            kind = type(method).__name__
+            return f"vLLM cannot take up processed weights of {kind} (layer {name!r})"
+    if getattr(module, "secondary_weights", ()):
+        return "some of its weights come from another checkpoint"
+    return None
+
+
+def process_again(module: Any, model_config: Any, device: Any) -> None:
+    """Let vLLM make what goes with weights that are processed already."""
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading
+    from vllm.model_executor.utils import weights_already_processed
+
+    with weights_already_processed():
+        process_weights_after_loading(module, model_config, device)
+
+
+class KnownLayers:
+    """The layers that a configuration knows, which a model enters as it is made."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        """As they are now."""
+        self._config = vllm_config.compilation_config
+        self._layers = dict(self._config.static_forward_context)
+        self._experts = list(self._config.static_all_moe_layers)
+
+    def put_back(self) -> None:
+        """Forget a model that was made since, so that it can be made again."""
+        self._config.static_forward_context.clear()
+        self._config.static_forward_context.update(self._layers)
+        self._config.static_all_moe_layers[:] = self._experts
+        forget_shared_tensors()

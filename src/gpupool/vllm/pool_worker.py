@@ -21,6 +21,7 @@ from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
 from gpupool.vllm import compat, settings
 from gpupool.vllm.block_use import BlockTables
+from gpupool.vllm.destination import loading_into
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole, KvKeeping
 
@@ -69,6 +70,7 @@ class PoolWorker:
             min_steps=min_steps,
             before_swap_out=self._pool_wait_for_device,
         )
+        self._pool_images = settings.image_cache(joined)
         self._pool_kv_store_bytes = joined.kv_store_bytes
         self._pool_kv_cache_config: Any = None
         self._pool_kv: KvKeeping | None = None
@@ -92,8 +94,10 @@ class PoolWorker:
     def load_model(self, **kwargs: Any) -> None:
         """Load as vLLM does, then move the weights into the pool; they start out of memory."""
         compat.forget_shared_tensors()
-        super().load_model(**kwargs)  # type: ignore[misc]
-        adopted = adopt(self.model_runner.get_model(), self.pool_model)
+        with loading_into(self.pool_model, self._pool_images):
+            super().load_model(**kwargs)  # type: ignore[misc]
+        # All, or what --load-format gpupool has left.
+        adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
         logger.info(
             "gpupool: %d bytes of weights and %d of buffers in the pool, %d outside",
             adopted.weights_bytes,

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gpupool.errors import UsageError
+from gpupool.images.cache import ImageCache, default_folder
 from gpupool.pool import MIB, Pool
 from gpupool.session import Session
 from gpupool.vllm import compat
@@ -19,12 +20,15 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Join the pool of a daemon.
 
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
-    all.
+    all. ``image_cache`` is the folder that ``--load-format gpupool`` keeps images of weights in,
+    and ``image_cache_bytes`` the room that they may take there.
     """
 
     socket: str
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    image_cache: Annotated[str, Meta(min_length=1)] | None = None
+    image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +39,8 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_bytes: int
     page_bytes: int = 64 * MIB
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    image_cache: Annotated[str, Meta(min_length=1)] | None = None
+    image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 _pools: dict[str, tuple[EmbeddedSettings, Pool]] = {}
@@ -56,6 +62,13 @@ def parse(additional_config: Any) -> DaemonSettings | EmbeddedSettings:
         return msgspec.convert(given, EmbeddedSettings)
     except msgspec.ValidationError as error:
         raise UsageError(f"additional_config['gpupool']: {error}") from None
+
+
+def image_cache(settings: DaemonSettings | EmbeddedSettings) -> ImageCache:
+    """The folder of images that an engine uses if it is told to load from one."""
+    given = settings.image_cache
+    folder = default_folder() if given is None else Path(given).expanduser().absolute()
+    return ImageCache(folder, settings.image_cache_bytes)
 
 
 def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
