@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "image/digest.h"
+#include "digest/digest.h"
 
 namespace {
 

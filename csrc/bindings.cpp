@@ -17,10 +17,10 @@
 #include <variant>
 #include <vector>
 
+#include "digest/digest.h"
 #include "driver/driver.h"
 #include "driver/fault.h"
 #include "driver/observe.h"
-#include "image/digest.h"
 #include "image/host_slabs.h"
 #include "image/image.h"
 #include "image/supplied_slabs.h"
@@ -148,6 +148,8 @@ void translate(std::exception_ptr pointer) {
   } catch (const DriverError& error) {
     raise("DriverError", py::make_tuple(error.what(), std::string(error.call()),
                                         static_cast<int>(error.status())));
+  } catch (const DamagedImage& error) {
+    raise("DamagedMemoryError", py::make_tuple(error.what()));
   } catch (const Cancelled& error) {
     raise("SwapCancelledError", py::make_tuple(error.what()));
   } catch (const StaleBlock& error) {
@@ -491,7 +493,7 @@ void bind_digest(py::module_& m) {
         return digest(bytes.data(), bytes.size(), first_word);
       },
       py::arg("buffer"), py::arg("first_word") = 0,
-      "A 64-bit digest of the bytes, which must be contiguous; csrc/image/digest.h defines it.\n\n"
+      "A 64-bit digest of the bytes, which must be contiguous; csrc/digest/digest.h defines it.\n\n"
       "It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of "
       "its\n"
       "parts, each with the number of its first word of 8 bytes. Raises BufferError.");
@@ -527,6 +529,11 @@ void bind_swap(py::module_& m) {
       .value("kv_cache", Tag::kv_cache)
       .value("workspace", Tag::workspace)
       .finalize();
+  py::native_enum<Verify>(m, "Verify", "enum.Enum", "Which copies of a swap-in are verified.")
+      .value("off", Verify::off)
+      .value("sample", Verify::sample)
+      .value("always", Verify::always)
+      .finalize();
   py::class_<SwapReport>(m, "SwapReport", "What one swap took and moved.")
       .def_property_readonly("map_s", [](const SwapReport& r) { return 1e-9 * double(r.map_ns); })
       .def_property_readonly("copy_s", [](const SwapReport& r) { return 1e-9 * double(r.copy_ns); })
@@ -540,11 +547,15 @@ void bind_swap(py::module_& m) {
                               a.total_ns + b.total_ns,
                               a.copied_bytes + b.copied_bytes,
                               a.filled_bytes + b.filled_bytes,
+                              a.verified_bytes + b.verified_bytes,
+                              a.recopied_bytes + b.recopied_bytes,
                               a.pages + b.pages};
           },
           "Of one after the other.")
       .def_readonly("copied_bytes", &SwapReport::copied_bytes)
       .def_readonly("filled_bytes", &SwapReport::filled_bytes)
+      .def_readonly("verified_bytes", &SwapReport::verified_bytes)
+      .def_readonly("recopied_bytes", &SwapReport::recopied_bytes)
       .def_readonly("pages", &SwapReport::pages);
   py::class_<ImageBuffer>(m, "ImageBuffer", py::buffer_protocol(), "A region's host image.")
       .def_buffer([](ImageBuffer& self) {
@@ -655,12 +666,15 @@ void bind_swap(py::module_& m) {
           "cancel", [](std::stop_source& self) { self.request_stop(); },
           "From any thread; the swap-in raises SwapCancelledError unless it is done by then.");
   py::class_<Memory>(m, "ModelMemory", "Residency of one model.")
-      .def(py::init([](DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes) {
-             auto memory = std::make_shared<ModelMemory>(driver, page_bytes, chunk_bytes);
+      .def(py::init([](DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes,
+                       std::size_t streams, Verify verify) {
+             auto memory =
+                 std::make_shared<ModelMemory>(driver, page_bytes, chunk_bytes, streams, verify);
              return Memory{std::move(driver), std::move(memory)};
            }),
            py::arg("driver").none(false), py::arg("page_bytes"),
-           py::arg("chunk_bytes") = std::size_t{32} << 20)
+           py::arg("chunk_bytes") = std::size_t{32} << 20, py::arg("streams") = std::size_t{2},
+           py::arg_v("verify", Verify::always, "Verify.always"))
       .def(
           "add_region",
           [](const Memory& self, Tag tag, std::size_t bytes, std::optional<int> image_fd,

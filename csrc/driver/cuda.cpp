@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "driver/cuda_abi.h"
+#include "driver/cuda_digest.h"
 #include "driver/driver.h"
 
 namespace gpupool {
@@ -152,6 +153,19 @@ class CudaDriver final : public Driver {
     return in_context(
         [&] { return cu_.cuMemsetD8Async(destination, value, bytes, native(stream)); });
   }
+  Status digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums,
+                StreamHandle stream) noexcept override {
+    return in_context(
+        [&] { return digest_kernel_.launch(cu_, memory, bytes, sums, native(stream)); });
+  }
+  Status copy_to_device_digest(DevicePtr destination, const void* source, std::size_t bytes,
+                               std::uint64_t* sums, StreamHandle stream) noexcept override {
+    return in_context([&] {
+      const Result result = cu_.cuMemcpyHtoDAsync(destination, source, bytes, native(stream));
+      if (result != 0) return result;
+      return digest_kernel_.launch(cu_, destination, bytes, sums, native(stream));
+    });
+  }
 
   std::int64_t now_ns() const noexcept override {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -251,6 +265,7 @@ class CudaDriver final : public Driver {
   Device device_ = 0;
   std::mutex mutex_;
   Context context_ = nullptr;  // retained by the first call that needs it
+  DigestKernel digest_kernel_;
 };
 
 }  // namespace

@@ -46,6 +46,8 @@ struct EventState;                 // opaque
 using StreamHandle = StreamState*;
 using EventHandle = EventState*;
 
+inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
+
 // X(name, (parameters), (arguments), needs_context)
 // One list generates the interface and its wrappers; needs_context is 0 for what works in a
 // process without a CUDA context (cuInit only), which is all that the pool daemon uses.
@@ -77,6 +79,11 @@ using EventHandle = EventState*;
 //                    must not be the legacy default stream. After a failure some of the copies may
 //                    be in flight. A driver of before CUDA 12.8 has no such call: it answers
 //                    not_supported, and has done nothing
+// digest             asynchronous: sums[i] becomes the digest (digest/digest.h) of the i-th
+//                    digest_piece_bytes of device memory, of which the last may have fewer; `sums`
+//                    lies in registered host memory
+// copy_to_device_digest  copies, and digests what the destination then holds; after a failure the
+//                    copy may be in flight
 #define GPUPOOL_DRIVER_CALLS(X)                                                                  \
   X(page_granularity, (std::size_t* bytes), (bytes), 0)                                          \
   X(memory_info, (std::size_t* free_bytes, std::size_t* total_bytes), (free_bytes, total_bytes), \
@@ -116,7 +123,13 @@ using EventHandle = EventState*;
      std::size_t count, StreamHandle stream),                                                    \
     (destinations, sources, sizes, count, stream), 1)                                            \
   X(fill, (DevicePtr destination, std::uint8_t value, std::size_t bytes, StreamHandle stream),   \
-    (destination, value, bytes, stream), 1)
+    (destination, value, bytes, stream), 1)                                                      \
+  X(digest, (DevicePtr memory, std::size_t bytes, std::uint64_t* sums, StreamHandle stream),     \
+    (memory, bytes, sums, stream), 1)                                                            \
+  X(copy_to_device_digest,                                                                       \
+    (DevicePtr destination, const void* source, std::size_t bytes, std::uint64_t* sums,          \
+     StreamHandle stream),                                                                       \
+    (destination, source, bytes, sums, stream), 1)
 
 enum class DriverCall {
 #define GPUPOOL_ENUMERATE(name, params, args, needs_context) name,

@@ -3,28 +3,24 @@
 
 #include <unistd.h>
 
-#include <atomic>
 #include <bit>
 #include <cstring>
 #include <new>
-#include <numeric>
 #include <utility>
 
-#include "driver/host_address_space.h"
-#include "driver/host_batch.h"
-#include "driver/host_streams.h"
+#include "driver/host_work.h"
 #include "driver/system_memory.h"
 
 namespace gpupool {
 namespace host {
 namespace {
 
-class Host final : public HostDriver {
+class Host final : public HostDriver, private HostWork {
  public:
   explicit Host(const HostOptions& options)
-      : pages_(options.granularity_bytes),
-        streams_(options.streams == StreamMode::threads ? threaded_streams()
-                                                        : stepped_streams(options.seed)) {}
+      : HostWork(options.granularity_bytes, options.streams == StreamMode::threads
+                                                ? threaded_streams()
+                                                : stepped_streams(options.seed)) {}
 
   Status page_granularity(std::size_t* bytes) noexcept override {
     return guarded([&] {
@@ -155,6 +151,17 @@ class Host final : public HostDriver {
       });
     });
   }
+  Status copy_to_device_digest(DevicePtr destination, const void* source, std::size_t bytes,
+                               std::uint64_t* sums, StreamHandle stream) noexcept override {
+    return guarded([&] {
+      if (!registry_.holds(source, bytes)) return Status::invalid_value;
+      return digest_pieces(destination, source, bytes, sums, stream);
+    });
+  }
+  Status digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums,
+                StreamHandle stream) noexcept override {
+    return guarded([&] { return digest_pieces(memory, nullptr, bytes, sums, stream); });
+  }
 
   Status launch(StreamHandle stream, std::vector<DeviceRange> touched,
                 std::function<void()> kernel) noexcept override {
@@ -214,72 +221,7 @@ class Host final : public HostDriver {
     return fault == Status::success ? status : fault;
   }
 
-  static void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
-
-  // `run(begin, end)` does that part and says whether it could.
-  template <typename Run>
-  Status enqueue(StreamHandle stream, std::size_t units, const Run& run) {
-    return streams_->enqueue(stream, {units, [this, run](std::size_t begin, std::size_t end) {
-                                        const Status status = run(begin, end);
-                                        if (status != Status::success) fault_.store(status);
-                                      }});
-  }
-
-  // Checked now, and again when it runs: memory gone meanwhile is a use after it was given back.
-  template <typename Move>
-  Status copy(DevicePtr device, const void* memory, std::size_t bytes, StreamHandle stream,
-              Move move) {
-    if (bytes == 0 || !registry_.holds(memory, bytes) || !space_.accessible(device, bytes)) {
-      return Status::invalid_value;
-    }
-    return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
-      const std::size_t n = end - begin;
-      return registry_.touch(static_cast<const char*>(memory) + begin, n, [&] {
-        return space_.touch(device + begin, n, [&] {
-          move(begin, n);
-          return Status::success;
-        });
-      });
-    });
-  }
-
-  // Nothing is copied unless all of it can be, in an order that the streams draw.
-  template <typename Destination, typename Memory, typename Move>
-  Status copy_batch(const Destination* destinations, const DevicePtr* devices,
-                    const Memory* memories, const std::size_t* sizes, std::size_t count,
-                    StreamHandle stream, Move move) {
-    if (count == 0 || devices == nullptr || memories == nullptr || sizes == nullptr) {
-      return Status::invalid_value;
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-      if (sizes[i] == 0 || !registry_.holds(memories[i], sizes[i]) ||
-          !space_.accessible(devices[i], sizes[i])) {
-        return Status::invalid_value;
-      }
-    }
-    if (overlap(destinations, sizes, count)) return Status::invalid_value;
-    std::vector<std::size_t> order(count);
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    streams_->shuffle(order);
-    const auto batch = std::make_shared<Batch<Memory>>(devices, memories, sizes, order);
-    return enqueue(stream, batch->bytes(), [=, this](std::size_t begin, std::size_t end) {
-      return batch->each(begin, end, [&](DevicePtr device, Memory memory, std::size_t n) {
-        return registry_.touch(memory, n, [&] {
-          return space_.touch(device, n, [&] {
-            move(device, memory, n);
-            return Status::success;
-          });
-        });
-      });
-    });
-  }
-
   const pid_t process_ = getpid();
-  Pages pages_;
-  AddressSpace space_{pages_};
-  Registry registry_;
-  std::atomic<Status> fault_{Status::success};
-  std::unique_ptr<Streams> streams_;  // last: its threads end before what they touch
 };
 
 }  // namespace

@@ -18,7 +18,8 @@ constexpr bool waits(DriverCall call) {
 constexpr bool puts_work(DriverCall call) {
   return call == DriverCall::copy_to_device || call == DriverCall::copy_to_host ||
          call == DriverCall::copy_batch_to_device || call == DriverCall::copy_batch_to_host ||
-         call == DriverCall::fill || call == DriverCall::stream_wait_event;
+         call == DriverCall::fill || call == DriverCall::digest ||
+         call == DriverCall::copy_to_device_digest || call == DriverCall::stream_wait_event;
 }
 
 }  // namespace
@@ -110,10 +111,14 @@ class ObservedDriver final : public Driver {
   void note(const Operands& operands) noexcept {
     Observer& o = *observer_;
     switch (call) {
+      case DriverCall::copy_to_device_digest:
+        o.digested_bytes_.fetch_add(operands.bytes, relaxed);
+        [[fallthrough]];
       case DriverCall::copy_batch_to_device:
       case DriverCall::copy_to_device: o.to_device_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::copy_batch_to_host:
       case DriverCall::copy_to_host: o.to_host_bytes_.fetch_add(operands.bytes, relaxed); break;
+      case DriverCall::digest: o.digested_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::fill: o.filled_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::page_create:
       case DriverCall::page_import: o.pages_.fetch_add(1, relaxed); break;

@@ -19,12 +19,13 @@ struct CallCount {
   bool operator==(const CallCount&) const = default;
 };
 
-// X(name): bytes that copies and fills were asked to move since the driver was opened, and what
-// there is of it now.
+// X(name): bytes that copies, fills and digests were asked for since the driver was opened, and
+// what there is of it now.
 #define GPUPOOL_OBSERVED_AMOUNTS(X)                                         \
   X(to_device_bytes)                                                        \
   X(to_host_bytes)                                                          \
   X(filled_bytes)                                                           \
+  X(digested_bytes)                                                         \
   X(pages)            /* handles of physical memory, created or imported */ \
   X(reserved_bytes)   /* addresses */                                       \
   X(mapped_bytes)     /* of addresses with a page behind them */            \

@@ -72,6 +72,15 @@ inline Operands operands_of_fill(bool, DevicePtr address, std::uint8_t, std::siz
                                  StreamHandle stream) {
   return {address, bytes, stream};
 }
+inline Operands operands_of_digest(bool, DevicePtr address, std::size_t bytes, std::uint64_t*,
+                                   StreamHandle stream) {
+  return {address, bytes, stream};
+}
+inline Operands operands_of_copy_to_device_digest(bool, DevicePtr address, const void*,
+                                                  std::size_t bytes, std::uint64_t*,
+                                                  StreamHandle stream) {
+  return {address, bytes, stream};
+}
 #define GPUPOOL_NOTHING(name)               \
   template <typename... A>                  \
   Operands operands_of_##name(bool, A...) { \

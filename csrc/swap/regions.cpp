@@ -77,11 +77,13 @@ void ModelMemory::remove_region(const Region& region) {
 
 void ModelMemory::close() {
   std::vector<std::shared_ptr<HostMemory>> images;  // which go after the lock
+  std::unique_ptr<HostMemory> sums;
   std::lock_guard lock(mutex_);
   if (state_ == State::closed) return;
   require(State::out, "only a model that is out can be closed");
   images.reserve(regions_.size());
   for (const RegionPtr& region : regions_) images.push_back(region->take_image());
+  sums = std::move(sums_);
   state_ = State::closed;
 }
 

@@ -96,6 +96,10 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   } else if (region.tag_ == Tag::weights) {
     written.add({before, bytes});
   }
+  PieceDigests digests = region.digests_;
+  if (verify_ != Verify::off && region.image_) {
+    digests.complete(pieces_of(region, saved), region.image_->data());
+  }
   const std::shared_ptr<Arena> arena = region.arena_.lock();
   if (arena) arena->prepare_limit();
   // What goes is taken from the arena first, what comes is given to it last.
@@ -115,6 +119,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   }
   region.saved_ = std::move(saved);
   region.written_ = std::move(written);
+  region.digests_ = std::move(digests);
   region.bytes_ = bytes;
   if (arena) arena->set_limit(bytes);
   return gone;

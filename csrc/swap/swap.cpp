@@ -5,10 +5,14 @@
 
 namespace gpupool {
 
-ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes)
+ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes,
+                         std::size_t streams, Verify verify)
     : driver_(std::move(driver)),
       page_bytes_(page_bytes),
-      in_(driver_, chunk_bytes),
+      chunk_bytes_(chunk_bytes),
+      piece_bytes_(std::min(chunk_bytes, digest_piece_bytes)),
+      verify_(verify),
+      in_(driver_, chunk_bytes, streams),
       out_(driver_, chunk_bytes) {
   std::size_t granularity = 0;
   GPUPOOL_CALL(driver_, page_granularity, &granularity);
@@ -25,6 +29,7 @@ ModelMemory::~ModelMemory() {
   const bool any_mapped = std::any_of(regions_.begin(), regions_.end(),
                                       [](const RegionPtr& region) { return !!region->mapping_; });
   const bool over = !any_mapped || ended();
+  if (!over && sums_) sums_->abandon();
   for (const RegionPtr& region : regions_) {
     if (!region->mapping_) continue;
     if (over) {
@@ -83,32 +88,6 @@ std::vector<Placed> ModelMemory::map_all(const std::vector<PagePtr>& pages, std:
   return placed;
 }
 
-void ModelMemory::restore(const std::vector<Placed>& placed, const std::stop_token& stop,
-                          SwapReport& report) {
-  std::optional<CopyWindow> window;
-  if (stop.stop_possible()) window.emplace(driver_, in_, stop);
-  for (std::size_t i = 0; i < regions_.size(); ++i) {
-    const Region& region = *regions_[i];
-    const DevicePtr base = region.address();
-    for (const Run& saved : region.saved_.runs()) {
-      for (const Run& run : region.image_->cut(saved)) {
-        const std::byte* source = region.image_->data() + run.begin;
-        if (window) {
-          window->to_device(base + run.begin, source, run.bytes());
-        } else {
-          in_.to_device(base + run.begin, source, run.bytes());
-        }
-        report.copied_bytes += run.bytes();
-      }
-    }
-    for (const Run& run : placed[i].zeros) {
-      in_.fill(base + run.begin, 0, run.bytes());
-      report.filled_bytes += run.bytes();
-    }
-  }
-  in_.synchronize();
-}
-
 SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t clean,
                                 const std::stop_token& stop) {
   std::lock_guard lock(mutex_);
@@ -117,10 +96,11 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   SwapReport report;
   report.pages = pages.size();
   const std::int64_t start = driver_->now_ns();
+  const std::vector<Load> loads = plan_loads();
   try {
     const std::vector<Placed> placed = map_all(pages, clean);
     report.map_ns = driver_->now_ns() - start;
-    restore(placed, stop, report);
+    restore(loads, placed, stop, report);
   } catch (...) {
     state_ = State::torn;
     try {
@@ -135,26 +115,6 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   report.copy_ns = report.total_ns - report.map_ns;
   state_ = State::resident;
   return report;
-}
-
-void ModelMemory::save(SwapReport& report) {
-  for (const RegionPtr& region : regions_) {
-    if (region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph) {
-      region->written_.add({0, region->bytes()});
-    }
-    for (const Run& written : region->written_.runs()) {
-      for (const Run& run : region->image_->cut(written)) {
-        out_.to_host(region->image_->data() + run.begin, region->address() + run.begin,
-                     run.bytes());
-        report.copied_bytes += run.bytes();
-      }
-    }
-  }
-  out_.synchronize();
-  for (const RegionPtr& region : regions_) {
-    region->saved_.add(region->written_);
-    region->written_.clear();
-  }
 }
 
 void ModelMemory::discard() {
@@ -224,8 +184,13 @@ void ModelMemory::adopt_image(Region& region) {
   require_own(region);
   require(State::out, "an image is filled while its model is out");
   if (!region.image_) throw UsageError("the region has no image");
-  // The one step that can fail comes first: until then the device's bytes are the ones to save.
-  region.saved_.add({0, region.bytes()});
+  // What can fail comes first: until then the device's bytes are the ones to save.
+  RunSet saved;
+  saved.add({0, region.bytes()});
+  PieceDigests digests;
+  if (verify_ != Verify::off) digests.complete(pieces_of(region, saved), region.image_->data());
+  region.saved_ = std::move(saved);
+  region.digests_ = std::move(digests);
   region.written_.clear();
 }
 

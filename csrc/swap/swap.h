@@ -10,10 +10,11 @@
 #include <vector>
 
 #include "image/image.h"
+#include "image/piece_digests.h"
 #include "memory/arena.h"
 #include "memory/memory.h"
 #include "swap/placement.h"
-#include "transfer/transfer.h"
+#include "transfer/lanes.h"
 
 namespace gpupool {
 
@@ -26,12 +27,27 @@ enum class Tag {
   workspace,  // thrown away
 };
 
+// Which copies of a swap-in are held against the digests made when the image was.
+enum class Verify {
+  off,
+  sample,  // one in 16, each in turn
+  always,
+};
+
+// An image does not have the bytes that it had when it was saved, or copies of it do not arrive.
+class DamagedImage final : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 struct SwapReport {
   std::int64_t map_ns = 0;   // mapping and setting access, or unmapping
   std::int64_t copy_ns = 0;  // copies and fills, from the first enqueued to all complete
   std::int64_t total_ns = 0;
   std::size_t copied_bytes = 0;
   std::size_t filled_bytes = 0;
+  std::size_t verified_bytes = 0;  // of the copied, found to be what they should be
+  std::size_t recopied_bytes = 0;  // that were not at first, and were at a second attempt
   std::size_t pages = 0;
 };
 
@@ -70,8 +86,9 @@ class Region {
   std::shared_ptr<HostMemory> image_;
   std::optional<Mapping> mapping_;
   std::weak_ptr<Arena> arena_;
-  RunSet saved_;    // bytes for which the image is worth restoring
-  RunSet written_;  // bytes for which the device is newer than the image
+  RunSet saved_;          // bytes for which the image is worth restoring
+  RunSet written_;        // bytes for which the device is newer than the image
+  PieceDigests digests_;  // of every piece of saved_, unless nothing is verified
 };
 
 using RegionPtr = std::shared_ptr<Region>;
@@ -79,9 +96,11 @@ using RegionPtr = std::shared_ptr<Region>;
 // Thread safe; each call is all or nothing. A region of another model is refused by UsageError.
 class ModelMemory {
  public:
-  // Copies are cut into chunks of `chunk_bytes`. Throws DriverError, or UsageError unless
-  // page_bytes is a multiple of the driver's granularity.
-  ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes);
+  // Copies are cut into chunks of `chunk_bytes`, of which `streams` at a time are on their way to
+  // the device. Throws DriverError, or UsageError unless page_bytes is a multiple of the driver's
+  // granularity and there is a stream and a byte in a chunk.
+  ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t chunk_bytes,
+              std::size_t streams = 2, Verify verify = Verify::always);
   // Waits for what is in flight, unmaps, and lets the addresses go once no tensor holds them. What
   // the driver does not let it wait for stays mapped and pinned for good, and its pages in doubt;
   // so does what it cannot unmap stay mapped, in doubt.
@@ -126,11 +145,14 @@ class ModelMemory {
 
   // Maps the pages, of which the first `clean` read as zeros, and restores every region; what has
   // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. On an
-  // error the model is out as before, or torn if the driver does not let it go back. A request to
-  // stop is met between chunks, at most two of which are then in flight, and throws Cancelled.
+  // error the model is out as before, or torn if the driver does not let it go back. What arrives
+  // is verified; if it is not what it should be after a second copy, throws DamagedImage. A request
+  // to stop is met between chunks, at most two of which for each stream are then in flight, and
+  // throws Cancelled.
   SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                      const std::stop_token& stop = {});
-  // Saves what the images lack and unmaps everything. No step may be running. On an error the
+  // Saves what the images lack and unmaps everything: where it verifies, of what was written only
+  // pieces that are not what they were. No step may be running. On an error the
   // model is resident as before, or torn if the driver does not let it go back. Of a torn model it
   // unmaps what is left; on an error that stays torn.
   SwapReport swap_out();
@@ -155,8 +177,28 @@ class ModelMemory {
   void require_own(const Region& region) const;
   [[nodiscard]] std::size_t all_pages() const;
   std::vector<Placed> map_all(const std::vector<PagePtr>& pages, std::size_t clean);
-  void restore(const std::vector<Placed>& placed, const std::stop_token& stop, SwapReport& report);
+  // One copy of a swap-in.
+  struct Load {
+    const Region* region;
+    Run run;
+    std::uint64_t* sums;  // of its pieces; null: not verified
+  };
+  // What a swap-out saves of a region.
+  struct Save {
+    Region* region;
+    RunSet saved;
+    PieceDigests digests;
+    std::vector<Run> pieces;  // whose digest may have changed
+  };
+  [[nodiscard]] std::vector<Load> plan_loads();
+  void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
+               const std::stop_token& stop, SwapReport& report);
+  void verify(const std::vector<Load>& loads, SwapReport& report);
   void save(SwapReport& report);
+  void save_written(SwapReport& report);
+  void save_changed(SwapReport& report);
+  [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
+  std::uint64_t* sums(std::size_t count);
   void unmap_or_undo();
   void discard();
   [[nodiscard]] bool ended() noexcept;
@@ -166,12 +208,17 @@ class ModelMemory {
 
   DriverPtr driver_;
   std::size_t page_bytes_;
+  const std::size_t chunk_bytes_;
+  const std::size_t piece_bytes_;  // of what is digested
+  const Verify verify_;
+  std::size_t swap_ins_ = 0;
+  std::unique_ptr<HostMemory> sums_;
   mutable std::mutex mutex_;
   State state_ = State::out;
   std::vector<RegionPtr> regions_;
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);
-  CopyStream in_;
+  CopyLanes in_;
   CopyStream out_;
 };
 

@@ -114,6 +114,15 @@ void CopyStream::to_host(std::span<const CopySpan> batch) {
       });
 }
 
+void CopyStream::to_device_digest(DevicePtr destination, const std::byte* source, std::size_t bytes,
+                                  std::uint64_t* sums) {
+  GPUPOOL_CALL(driver_, copy_to_device_digest, destination, source, bytes, sums, stream_);
+}
+
+void CopyStream::digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums) {
+  GPUPOOL_CALL(driver_, digest, memory, bytes, sums, stream_);
+}
+
 void CopyStream::fill(DevicePtr destination, std::uint8_t value, std::size_t bytes) {
   if (bytes == 0) return;
   GPUPOOL_CALL(driver_, fill, destination, value, bytes, stream_);
@@ -125,20 +134,6 @@ void CopyStream::record(const Event& event) {
 
 void CopyStream::wait_for(const Event& event) {
   GPUPOOL_CALL(driver_, stream_wait_event, stream_, event.handle());
-}
-
-CopyWindow::CopyWindow(const DriverPtr& driver, CopyStream& stream, std::stop_token stop)
-    : stream_(stream), stop_(std::move(stop)), events_{Event(driver), Event(driver)} {}
-
-void CopyWindow::to_device(DevicePtr destination, const std::byte* source, std::size_t bytes) {
-  for (std::size_t at = 0; at < bytes; at += stream_.chunk_bytes()) {
-    const Event& before_last = events_[turn_];
-    before_last.wait();
-    if (stop_.stop_requested()) throw Cancelled("the copies were stopped on request");
-    stream_.to_device(destination + at, source + at, std::min(stream_.chunk_bytes(), bytes - at));
-    stream_.record(before_last);  // which is now that of the last
-    turn_ = 1 - turn_;
-  }
 }
 
 bool CopyStream::ended() noexcept {

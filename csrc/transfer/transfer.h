@@ -1,10 +1,8 @@
 // Streams, events and the copies that run on them.
 #pragma once
 
-#include <array>
 #include <span>
 #include <stdexcept>
-#include <stop_token>
 
 #include "driver/driver.h"
 
@@ -59,6 +57,10 @@ class CopyStream {
   // error is not_supported where the driver has no such call; nothing is in flight then.
   void to_device(std::span<const CopySpan> batch);
   void to_host(std::span<const CopySpan> batch);
+  // At most a chunk: what Driver::digest and copy_to_device_digest say of their sums holds here.
+  void to_device_digest(DevicePtr destination, const std::byte* source, std::size_t bytes,
+                        std::uint64_t* sums);
+  void digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums);
   void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);  // none for no bytes
   void record(const Event& event);
   void wait_for(const Event& event);
@@ -78,22 +80,6 @@ class CopyStream {
 class Cancelled final : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
-};
-
-// Copies of a stream that can be stopped: at most two chunks are in flight at a time.
-class CopyWindow {
- public:
-  CopyWindow(const DriverPtr& driver, CopyStream& stream,
-             std::stop_token stop);  // throws DriverError
-  // Returns when all but the last two chunks have arrived. Throws DriverError, or Cancelled; chunks
-  // may still be in flight then, until the stream is synchronised.
-  void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes);
-
- private:
-  CopyStream& stream_;
-  std::stop_token stop_;
-  std::array<Event, 2> events_;  // of the last chunk but one, and the last
-  std::size_t turn_ = 0;
 };
 
 }  // namespace gpupool

@@ -34,6 +34,7 @@ __all__: list[str] = [
     "SwapReport",
     "Tag",
     "Trace",
+    "Verify",
     "copy_with_digest",
     "digest",
     "open_cuda_driver",
@@ -359,6 +360,15 @@ class Tag(enum.Enum):
     weights = 0
     workspace = 4
 
+class Verify(enum.Enum):
+    """
+    Which copies of a swap-in are verified.
+    """
+
+    always = 2
+    off = 0
+    sample = 1
+
 class SwapReport:
     """
     What one swap took and moved.
@@ -378,7 +388,11 @@ class SwapReport:
     @property
     def pages(self) -> int: ...
     @property
+    def recopied_bytes(self) -> int: ...
+    @property
     def total_s(self) -> float: ...
+    @property
+    def verified_bytes(self) -> int: ...
 
 class ImageBuffer:
     """
@@ -509,6 +523,8 @@ class ModelMemory:
         driver: Driver,
         page_bytes: typing.SupportsInt | typing.SupportsIndex,
         chunk_bytes: typing.SupportsInt | typing.SupportsIndex = 33554432,
+        streams: typing.SupportsInt | typing.SupportsIndex = 2,
+        verify: Verify = ...,
     ) -> None: ...
     def add_region(
         self,
@@ -789,7 +805,7 @@ def digest(
     buffer: typing_extensions.Buffer, first_word: typing.SupportsInt | typing.SupportsIndex = 0
 ) -> int:
     """
-    A 64-bit digest of the bytes, which must be contiguous; csrc/image/digest.h defines it.
+    A 64-bit digest of the bytes, which must be contiguous; csrc/digest/digest.h defines it.
 
     It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of its
     parts, each with the number of its first word of 8 bytes. Raises BufferError.

@@ -83,6 +83,13 @@ class PoolFullError(GpupoolError):
     """Fewer pages are free than a resident model asked for; it goes on with those it has."""
 
 
+class DamagedMemoryError(GpupoolError):
+    """A model's image, or what arrived of it on the device, is not what was saved.
+
+    The model is out and stays out: each attempt to bring it in is verified, and refused, again.
+    """
+
+
 class SwapCancelledError(GpupoolError):
     """A swap-in was cancelled; the model is out as before."""
 

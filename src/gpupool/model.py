@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from gpupool._core import Driver, Region, SwapReport, Tag
+from gpupool._core import Driver, Region, SwapReport, Tag, Verify
 from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import UsageError
 from gpupool.gate import Gate
@@ -32,8 +32,12 @@ class Model:
         lease_timeout_s: float = 240.0,
         min_steps: int = 0,
         before_swap_out: Callable[[], None] | None = None,
+        verify: str = "always",
     ) -> None:
         """Join the pool behind ``session``, which this model owns from now on.
+
+        ``verify`` says of which copies of a swap-in the digests are looked at: ``always`` (of all),
+        ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for another word.
 
         ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
         it waits for the device and marks what was written.
@@ -41,7 +45,9 @@ class Model:
         lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
         self.name = name
         self._session = session
-        self._residency = Residency(name, session, before_swap_out)
+        if verify not in Verify.__members__:
+            raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
+        self._residency = Residency(name, session, before_swap_out, Verify[verify])
         self.gate = Gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
 

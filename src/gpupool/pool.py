@@ -103,8 +103,11 @@ class Pool:
         *,
         lease_timeout_s: float = 240.0,
         before_swap_out: Callable[[], None] | None = None,
+        verify: str = "always",
     ) -> Model:
-        """A new model without regions. Raises UsageError if the name is taken.
+        """A new model without regions; ``verify`` is as ``Model`` has it.
+
+        Raises UsageError if the name is taken.
 
         >>> import ctypes, gpupool
         >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
@@ -141,6 +144,7 @@ class Pool:
                 session,
                 lease_timeout_s=lease_timeout_s,
                 before_swap_out=before_swap_out,
+                verify=verify,
             )
         except BaseException:
             session.close()

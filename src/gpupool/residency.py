@@ -13,8 +13,8 @@ from functools import reduce
 from operator import add
 from typing import NoReturn, Protocol, cast
 
-from gpupool._core import ModelMemory, Page, Region, SwapReport, Tag
-from gpupool.errors import DaemonUnavailableError, GpupoolError, UsageError
+from gpupool._core import ModelMemory, Page, Region, SwapReport, Tag, Verify
+from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
@@ -55,13 +55,17 @@ class Residency:
     """The memory of one model and its standing with the arbiter."""
 
     def __init__(
-        self, name: str, session: Session, before_swap_out: Callable[[], None] | None
+        self,
+        name: str,
+        session: Session,
+        before_swap_out: Callable[[], None] | None,
+        verify: Verify,
     ) -> None:
         """Out and without regions."""
         self._name = name
         self._session = session
         self.before_swap_out = before_swap_out
-        self.saved = ModelMemory(session.driver, session.page_bytes)
+        self.saved = ModelMemory(session.driver, session.page_bytes, verify=verify)
         """Of regions that swaps save by themselves, and of workspaces."""
         self._kept: ModelMemory | None = None
         self.regions: list[Region] = []
@@ -133,6 +137,8 @@ class Residency:
             with span(self._session.driver, f"swap in {self._name}", values):
                 report = self._arrive(grant, early)
                 values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
+                if report.recopied_bytes:
+                    values.update(recopied_bytes=report.recopied_bytes)
         except BaseException:
             if not self.torn:  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -191,11 +197,13 @@ class Residency:
             for keeper in self.keepers:
                 keeper.arrived()
             return reduce(add, reports)
-        except BaseException:
+        except BaseException as error:
             if self.resident:
                 self._parted = True
                 with contextlib.suppress(Exception):  # the next bring-in or give-up tries again
                     self._unmap()
+            if isinstance(error, DamagedMemoryError):
+                raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
             raise
 
     def _leave(self, *, for_good: bool = False) -> SwapReport:

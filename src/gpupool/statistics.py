@@ -23,6 +23,8 @@ class DriverStatistics:
     to_device_bytes: int
     to_host_bytes: int
     filled_bytes: int
+    digested_bytes: int
+    """Of device memory, most of it as it was copied there."""
     pages: int
     """Handles of physical memory, created or imported."""
     reserved_bytes: int
@@ -55,24 +57,30 @@ class SwapStatistics:
     seconds: float
     copied_bytes: int
     filled_bytes: int
+    recopied_bytes: int = 0
+    """Of the copied, what did not arrive as it should at first, and did at a second attempt."""
 
 
 class SwapCount:
     """Adds swaps up."""
 
     def __init__(self) -> None:
-        self._swaps, self._seconds, self._copied_bytes, self._filled_bytes = 0, 0.0, 0, 0
+        self._total = SwapStatistics(0, 0.0, 0, 0)
 
     def add(self, report: SwapReport) -> None:
         """One more."""
-        self._swaps += 1
-        self._seconds += report.total_s
-        self._copied_bytes += report.copied_bytes
-        self._filled_bytes += report.filled_bytes
+        total = self._total
+        self._total = SwapStatistics(
+            swaps=total.swaps + 1,
+            seconds=total.seconds + report.total_s,
+            copied_bytes=total.copied_bytes + report.copied_bytes,
+            filled_bytes=total.filled_bytes + report.filled_bytes,
+            recopied_bytes=total.recopied_bytes + report.recopied_bytes,
+        )
 
     def statistics(self) -> SwapStatistics:
         """Those so far."""
-        return SwapStatistics(self._swaps, self._seconds, self._copied_bytes, self._filled_bytes)
+        return self._total
 
 
 @dataclass(frozen=True)

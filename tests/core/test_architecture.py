@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC, PACKAGE = ROOT / "csrc", ROOT / "src" / "gpupool"
 
 # Each folder may include itself and those before it.
-CPP_ROOMS = ["driver", "memory", "transfer", "image", "swap"]
+CPP_ROOMS = ["digest", "driver", "memory", "transfer", "image", "swap"]
 
 # Each room, which rooms it may import besides itself, and which packages that are not Python's own.
 CORE = {"_core", "errors"}

@@ -178,6 +178,7 @@ def test_a_method_is_the_calls_it_makes(
     each = 0 if method == "batch" else 50
     made = {name: calls[name].calls for name in calls if name.startswith("copy_")}
     assert made == {
+        "copy_to_device_digest": 0,
         "copy_batch_to_device": batch,
         "copy_batch_to_host": batch,
         "copy_to_device": each,

@@ -71,11 +71,9 @@ class FakeObserver:
         }
 
     def amounts(self) -> dict[str, int]:
-        names = "to_device_bytes to_host_bytes filled_bytes pages reserved_bytes mapped_bytes"
-        return {
-            name: 10 + index
-            for index, name in enumerate(f"{names} registered_bytes streams events".split())
-        }
+        names = "to_device_bytes to_host_bytes filled_bytes digested_bytes pages reserved_bytes "
+        names += "mapped_bytes registered_bytes streams events"
+        return {name: 10 + index for index, name in enumerate(names.split())}
 
 
 def test_calls_are_counted_in_calls_failures_and_seconds() -> None:
@@ -83,8 +81,8 @@ def test_calls_are_counted_in_calls_failures_and_seconds() -> None:
     assert seen.calls["fill"] == CallStatistics(calls=11, failures=3, seconds=pytest.approx(2.5))
     assert seen.calls["map"] == CallStatistics(calls=7, failures=0, seconds=pytest.approx(1e-9))
     assert (seen.to_device_bytes, seen.to_host_bytes, seen.filled_bytes) == (10, 11, 12)
-    assert (seen.pages, seen.reserved_bytes, seen.mapped_bytes) == (13, 14, 15)
-    assert (seen.registered_bytes, seen.streams, seen.events) == (16, 17, 18)
+    assert (seen.digested_bytes, seen.pages, seen.reserved_bytes) == (13, 14, 15)
+    assert (seen.mapped_bytes, seen.registered_bytes, seen.streams, seen.events) == (16, 17, 18, 19)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -116,13 +114,17 @@ def test_failures_are_counted_by_call(seed: int) -> None:
 def test_swaps_add_up_figure_by_figure() -> None:
     count = SwapCount()
     assert count.statistics() == SwapStatistics(0, 0.0, 0, 0)
-    for total_s, copied_bytes, filled_bytes in ((0.5, 10, 3), (0.25, 20, 4)):
+    for total_s, copied_bytes, filled_bytes, recopied_bytes in ((0.5, 10, 3, 1), (0.25, 20, 4, 0)):
         report = SimpleNamespace(
-            total_s=total_s, copied_bytes=copied_bytes, filled_bytes=filled_bytes, copy_s=99.0
+            total_s=total_s,
+            copied_bytes=copied_bytes,
+            filled_bytes=filled_bytes,
+            recopied_bytes=recopied_bytes,
+            copy_s=99.0,
         )
         count.add(cast(SwapReport, report))
     assert count.statistics() == SwapStatistics(
-        swaps=2, seconds=0.75, copied_bytes=30, filled_bytes=7
+        swaps=2, seconds=0.75, copied_bytes=30, filled_bytes=7, recopied_bytes=1
     )
 
 

@@ -115,8 +115,10 @@ TEST(what_the_table_says_needs_a_context_is_what_makes_one) {
     if (name == "copy_batch_to_host") {
       return driver.copy_batch_to_host(host, &handle, sizes, 1, stream);
     }
-    CHECK_EQ(name, "fill");
-    return driver.fill(0, 0, 1, stream);
+    if (name == "fill") return driver.fill(0, 0, 1, stream);
+    if (name == "digest") return driver.digest(0, 1, &handle, stream);
+    CHECK_EQ(name, "copy_to_device_digest");
+    return driver.copy_to_device_digest(0, &bytes, 1, &handle, stream);
   };
   for (const auto& [name, needs_context] : needed) {
     const Clean clean;

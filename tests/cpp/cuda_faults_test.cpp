@@ -40,6 +40,10 @@ const std::map<std::string, std::string> seam_of = {
     {"cuMemcpyDtoHAsync", "copy_to_host"},
     {"cuMemcpyBatchAsync", "copy_batch_to_device"},
     {"cuMemsetD8Async", "fill"},
+    {"cuModuleLoadData", "digest"},
+    {"cuModuleGetFunction", "digest"},
+    {"cuMemHostGetDevicePointer", "digest"},
+    {"cuLaunchKernel", "digest"},
     // Comes first in every call.
     {"cuThreadExchangeStreamCaptureMode", "page_granularity"},
     // The first call that needs a context is the one that retains it and makes it current.

@@ -4,7 +4,7 @@
 #include <array>
 
 #include "bench.h"
-#include "image/digest.h"
+#include "digest/digest.h"
 
 namespace gpupool {
 

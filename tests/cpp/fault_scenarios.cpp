@@ -38,7 +38,8 @@ void swap_in_cancelled_at(World& w) {
     explicit Asking(Hooked& h) : hooked(h) {
       if (copies_before == 0) stop.request_stop();
       hooked.before = [this](DriverCall call) {
-        if (call == DriverCall::copy_to_device && ++copies == copies_before) stop.request_stop();
+        if (call == DriverCall::copy_to_device_digest && ++copies == copies_before)
+          stop.request_stop();
       };
     }
     ~Asking() {
@@ -210,6 +211,12 @@ const Scenario scenarios[] = {
      is_out},
     {"a swap-in is cancelled when one copy has ended", saved, swap_in_cancelled_at<3>, {}, is_out},
     {"a swap-in is cancelled in its second region", saved, swap_in_cancelled_at<6>, {}, is_out},
+    {"what verifies nothing comes in",
+     [](World& w) {
+       w.b->load(0, 7);
+       w.b->memory.adopt_image(*w.b->regions[0]);
+     },
+     [](World& w) { w.b->swap_in(); }},
     {"a swap-in could be cancelled", saved,
      [](World& w) { w.a->swap_in(std::stop_source().get_token()); }},
     {"create pages ahead", nothing, [](World& w) { w.pool->create_ahead(5); }},

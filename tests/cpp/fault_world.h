@@ -104,7 +104,10 @@ struct World {
 };
 
 inline Model::Model(World& w, OwnerId o)
-    : world(w), owner(o), memory(w.driver, page_bytes, mib / 2) {}
+    : world(w),
+      owner(o),
+      // One of the two verifies nothing.
+      memory(w.driver, page_bytes, mib / 2, 2, o == 2 ? Verify::off : Verify::always) {}
 
 inline void Model::add_regions() {
   for (const auto& [tag, bytes] :

@@ -11,7 +11,7 @@ namespace {
 // A model of one region of two pages whose weights are in its image.
 struct Loaded {
   explicit Loaded(Standstill& scene)
-      : memory(std::make_unique<ModelMemory>(scene.driver, page_bytes, page_bytes / 2)),
+      : memory(std::make_unique<ModelMemory>(scene.driver, page_bytes, page_bytes / 2, 1)),
         region(memory->add_region(Tag::weights, 2 * page_bytes, -1)) {
     memory->adopt_image(*region);
   }
@@ -25,7 +25,7 @@ TEST(a_model_whose_swap_in_failed_keeps_what_its_copies_touch) {
   for (const bool region_kept : {false, true}) {
     Standstill scene;
     std::optional<Loaded> model(scene);
-    scene.hold_at = DriverCall::copy_to_device;
+    scene.hold_at = DriverCall::copy_to_device_digest;
     scene.plan->arm_call(DriverCall::copy_to_device, 3, 1, Status::out_of_memory);
     scene.refuse_to_wait();
     CHECK_THROWS(DriverError, model->memory->swap_in(scene.acquire(1, 2)));
@@ -43,7 +43,7 @@ TEST(a_model_whose_swap_out_failed_keeps_what_its_copies_touch) {
   scene.held_stream = 1;  // the one that copies out
   model->memory->swap_in(scene.acquire(1, 2));
   model->memory->mark_written(*model->region, {{0, 2 * page_bytes}});
-  scene.hold_at = DriverCall::copy_to_host;
+  scene.hold_at = DriverCall::digest;
   scene.plan->arm_call(DriverCall::copy_to_host, 3, 1, Status::out_of_memory);
   scene.plan->arm_call(DriverCall::stream_synchronize, 1, FaultPlan::every_call, Status::unknown);
   CHECK_THROWS(DriverError, model->memory->swap_out());
@@ -142,15 +142,15 @@ TEST(a_window_has_two_chunks_in_flight) {
   Mapping mapping(scene.driver, place, scene.acquire(1, 1));
   mapping.map();
   const HostMemory source(scene.driver, -1, page_bytes);
-  CopyStream stream(scene.driver, 4096);
-  CopyWindow window(scene.driver, stream, {});
+  CopyLanes lanes(scene.driver, 4096, 1);
+  const CopyLanes::Window window(scene.driver, lanes, {});
   CHECK_OK(scene.device->hold(scene.hooked->streams.at(0), &scene.hold));
-  window.to_device(place->address(), source.data(), 8192);
+  for (int i = 0; i < 2; ++i) lanes.to_device(place->address(), source.data(), 4096, nullptr);
   // The third waits for the first, and nothing lets that run.
-  CHECK_THROWS(DriverError, window.to_device(place->address(), source.data(), 1));
+  CHECK_THROWS(DriverError, lanes.to_device(place->address(), source.data(), 1, nullptr));
   scene.hold.reset();
-  window.to_device(place->address(), source.data(), 1);
-  stream.synchronize();
+  lanes.to_device(place->address(), source.data(), 1, nullptr);
+  lanes.synchronize();
 }
 
 TEST(calls_of_one_kind_fail_when_they_are_told_to) {

@@ -103,6 +103,8 @@ class Ledger final : public Driver {
   GPUPOOL_NOTHING(copy_batch_to_device)
   GPUPOOL_NOTHING(copy_batch_to_host)
   GPUPOOL_NOTHING(fill)
+  GPUPOOL_NOTHING(digest)
+  GPUPOOL_NOTHING(copy_to_device_digest)
 #undef GPUPOOL_NOTHING
 
   DriverPtr inner_;

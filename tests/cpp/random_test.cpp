@@ -74,6 +74,15 @@ struct ShiftedCopy : Planted {
     const bool shift = now() && bytes > 8;
     return Planted::copy_to_device(to + (shift ? 8 : 0), from, bytes - (shift ? 8 : 0), stream);
   }
+  // Its digest is that of the page, as it was before.
+  Status copy_to_device_digest(DevicePtr to, const void* from, std::size_t bytes,
+                               std::uint64_t* sums, StreamHandle stream) noexcept override {
+    if (!now()) return Planted::copy_to_device_digest(to, from, bytes, sums, stream);
+    const Status status = Planted::copy_to_device_digest(to, from, bytes, sums, stream);
+    return status != Status::success || bytes <= 8
+               ? status
+               : Planted::copy_to_device(to + 8, from, bytes - 8, stream);
+  }
 };
 struct LostWait : Planted {
   using Planted::Planted;

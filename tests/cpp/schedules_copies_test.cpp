@@ -1,7 +1,7 @@
 // Copy streams, events and windows of copies under many stepped schedules. One program with
 // schedules_test.cpp.
 #include "stepped_models.h"
-#include "transfer/transfer.h"
+#include "transfer/lanes.h"
 
 using namespace gpupool;
 
@@ -91,11 +91,13 @@ TEST(a_stream_ends_when_its_copies_have) {
 TEST(a_window_lets_two_chunks_be_in_flight) {
   for_schedules(200, [](std::uint64_t seed) {
     Copies copies(seed);
-    CopyStream stream(copies.device, 100);
-    CopyWindow window(copies.device, stream, std::stop_source().get_token());
-    window.to_device(copies.base(), copies.host.data(), small_page);
-    CHECK(copies.device->pending() <= 4);  // two copies and an event behind each
-    stream.synchronize();
+    CopyLanes lanes(copies.device, 100, 2);
+    const CopyLanes::Window window(copies.device, lanes, std::stop_source().get_token());
+    for (std::size_t at = 0; at < small_page; at += 64) {
+      lanes.to_device(copies.base() + at, copies.host.data() + at, 64, nullptr);
+    }
+    CHECK(copies.device->pending() <= 8);  // two copies of each stream and an event behind each
+    lanes.synchronize();
     CHECK(all_are(copies.on_device(), 1));
   });
 }

@@ -3,6 +3,7 @@
 // deleted (see delete_waits.cmake), and must then fail.
 #include <cstdio>
 
+#include "hooked.h"
 #include "stepped_models.h"
 #include "transfer/scrub.h"
 
@@ -104,6 +105,32 @@ TEST(a_page_called_clean_is_zero) {
       }
     });
   }
+}
+
+// The second attempt at a copy is waited for like the first.
+TEST(what_is_copied_again_is_waited_for) {
+  for_schedules(200, [](std::uint64_t seed) {
+    std::shared_ptr<Hooked> hooked;
+    SteppedMachine machine(seed, 4, [&](DriverPtr device) {
+      return hooked = std::make_shared<Hooked>(std::move(device));
+    });
+    ModelMemory memory(machine.faulty, small_page, small_page, 2);
+    const RegionPtr region = memory.add_region(Tag::weights, 3 * small_page, -1);
+    memory.adopt_image(*region);
+    std::vector<PagePtr> pages;
+    for (const PageId id : machine.pool.acquire(1, 3)) pages.push_back(machine.pool.page(id));
+    // Wrong for as long as the first attempt runs.
+    std::byte& byte = region->image()[machine.random.below(region->bytes())];
+    byte ^= std::byte{1};
+    int copies = 0;
+    hooked->before = [&](DriverCall call) {
+      if (call == DriverCall::copy_to_device_digest && ++copies == 4) byte ^= std::byte{1};
+    };
+    CHECK_EQ(memory.swap_in(pages).recopied_bytes, small_page);
+    hooked->before = [](DriverCall) {};
+    CHECK_EQ(machine.device->pending(), 0);
+    memory.swap_out();
+  });
 }
 
 TEST(a_report_counts_the_copies_whole) {

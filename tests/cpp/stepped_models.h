@@ -52,7 +52,8 @@ class SteppedModel {
   SteppedModel(SteppedMachine& machine, OwnerId owner)
       : machine_(machine),
         owner_(owner),
-        memory_(new ModelMemory(machine.faulty, small_page, 1504)) {
+        memory_(new ModelMemory(machine.faulty, small_page, 1504, 1 + machine.random.below(3),
+                                static_cast<Verify>(machine.random.below(3)))) {
     add(Tag::weights, 2 * small_page - 800);
     add(Tag::runtime, 1000);
     add(Tag::kv_cache, 3 * small_page);

@@ -63,6 +63,9 @@ TEST(use_after_unmap_is_a_sticky_fault) {
   ask("copy_batch_to_device", two->copy_batch_to_device(&source, host, sizes, 1, two.other));
   ask("copy_batch_to_host", two->copy_batch_to_host(host, &source, sizes, 1, two.other));
   ask("fill", two->fill(destination, 1, 1, two.other));
+  std::uint64_t sum = 0;
+  ask("digest", two->digest(destination, 1, &sum, two.other));
+  ask("copy_to_device_digest", two->copy_to_device_digest(destination, &bytes, 1, &sum, two.other));
   std::vector<std::string> asked;
   for (const auto& [name, status] : answers) {
     CHECK_EQ(status, fault);

@@ -60,7 +60,7 @@ TEST(a_trace_shows_every_byte_of_swaps_in_two_threads) {
   std::map<std::int32_t, std::vector<TraceEvent>> calls;
   for (const TraceEvent& event : trace->events()) {
     const bool copy =
-        event.call == DriverCall::copy_to_device || event.call == DriverCall::copy_to_host;
+        event.call == DriverCall::copy_to_device_digest || event.call == DriverCall::copy_to_host;
     if (event.kind == Kind::call && copy) copied_asked += event.bytes;
     if (event.kind == Kind::call) calls[event.track].push_back(event);
     if (event.kind == Kind::ran && copy) copied_ran += event.bytes;

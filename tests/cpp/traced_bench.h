@@ -25,7 +25,8 @@ struct Traced : Observed {
     }
     Traced& traced;
     OwnerId id;
-    ModelMemory memory{traced.driver, page_bytes, mib / 2};
+    // One stream in, so that the next wait is for what was put there.
+    ModelMemory memory{traced.driver, page_bytes, mib / 2, 1};
     RegionPtr region;
   };
   PagePool pool{driver, 6 * page_bytes, page_bytes};

@@ -1,7 +1,7 @@
 // Copy streams: chunks add up to the whole, errors are reported, nothing runs on after the end.
-#include "transfer/transfer.h"
 #include "bench.h"
 #include "driver/fault.h"
+#include "transfer/lanes.h"
 
 using namespace gpupool;
 
@@ -77,19 +77,48 @@ TEST(the_end_of_a_stream_waits_for_its_work) {
   CHECK(all_are(bench.read(base, 8 * page_bytes), 20));
 }
 
-TEST(copies_in_a_window_add_up_to_the_whole) {
+TEST(copies_of_lanes_add_up_to_the_whole) {
   Bench bench;
   const DevicePtr base = bench.mapped(2);
   const HostMemory source(bench.driver(), -1, 2 * page_bytes);
   const Bytes content = pattern(1, 2 * page_bytes);
   std::copy(content.begin(), content.end(), reinterpret_cast<std::uint8_t*>(source.data()));
-  CopyStream stream(bench.driver(), 5000);
-  std::stop_source stop;
-  CopyWindow window(bench.driver(), stream, stop.get_token());
-  window.to_device(base, source.data(), page_bytes + 1);
-  window.to_device(base + page_bytes + 1, source.data() + page_bytes + 1, page_bytes - 1);
-  stop.request_stop();  // nothing is left to stop
-  stream.synchronize();
-  CHECK(bench.read(base, 2 * page_bytes) == content);
-  CHECK_THROWS(Cancelled, window.to_device(base, source.data(), 1));
+  const HostMemory sums(bench.driver(), -1, 4096);
+  auto* sum = reinterpret_cast<std::uint64_t*>(sums.data());
+  for (const std::size_t count : {1, 2, 3}) {
+    CHECK_OK(bench->fill(base, 0, 2 * page_bytes, bench.stream()));
+    CHECK_OK(bench->stream_synchronize(bench.stream()));
+    CopyLanes lanes(bench.driver(), page_bytes, count);
+    CHECK_EQ(lanes.count(), count);
+    std::stop_source stop;
+    {
+      const CopyLanes::Window window(bench.driver(), lanes, stop.get_token());
+      constexpr std::size_t part = page_bytes / 8;
+      for (std::size_t at = 0; at < 2 * page_bytes; at += part) {
+        lanes.to_device(base + at, source.data() + at, part, at % 3 == 0 ? sum++ : nullptr);
+      }
+      stop.request_stop();  // nothing is left to stop
+      lanes.synchronize();
+      CHECK(bench.read(base, 2 * page_bytes) == content);
+      CHECK_THROWS(Cancelled, lanes.to_device(base, source.data(), 1, nullptr));
+    }
+    lanes.to_device(base, source.data(), 1, nullptr);  // there is no window any more
+    lanes.synchronize();
+  }
+}
+
+TEST(there_is_at_least_one_lane) {
+  CHECK_THROWS(UsageError, CopyLanes(open_test_driver(), page_bytes, 0));
+}
+
+TEST(all_lanes_are_waited_for_although_one_fails) {
+  Bench bench;
+  const auto plan = std::make_shared<FaultPlan>();
+  CopyLanes lanes(with_faults(bench.driver(), plan), page_bytes, 3);
+  plan->arm_call(DriverCall::stream_synchronize, 1, 1, Status::unknown);
+  CHECK_THROWS(DriverError, lanes.synchronize());
+  plan->arm_call(DriverCall::stream_synchronize, 3, 1, Status::unknown);
+  CHECK_THROWS(DriverError, lanes.synchronize());  // the third was asked
+  plan->disarm();
+  lanes.synchronize();
 }

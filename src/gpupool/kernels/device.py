@@ -102,7 +102,7 @@ def _round(z, multiplier: tl.constexpr):
 
 @triton.jit
 def _mix(word, number):
-    """As csrc/image/digest.h has it; both are 64 bits without a sign."""
+    """As csrc/digest/digest.h has it; both are 64 bits without a sign."""
     z = word ^ ((number + 1) * 0x9E3779B97F4A7C15)
     z = _round(z, 0xD2511F53)
     z = _round(z, 0xCD9E8D57)

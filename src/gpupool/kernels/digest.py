@@ -1,4 +1,4 @@
-"""The digest of the core (csrc/image/digest.h) of runs of bytes on the device."""
+"""The digest of the core (csrc/digest/digest.h) of runs of bytes on the device."""
 
 from __future__ import annotations
 

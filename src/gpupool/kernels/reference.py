@@ -28,7 +28,7 @@ def copy(memory: torch.Tensor, layout: BlockLayout, sources: list[int], targets:
 
 
 def digest(run: torch.Tensor, first_word: int = 0) -> int:
-    """As csrc/image/digest.h defines it, of a tensor of bytes."""
+    """As csrc/digest/digest.h defines it, of a tensor of bytes."""
     words = run.numel() // 8
     rest = run[8 * words :]
     # Copied, since only what is aligned to 8 bytes can be viewed as words.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -68,6 +68,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_bytes: ByteSize = field(name="kv_cache")
     kv_store_bytes: ByteSize | None = field(name="kv_store", default=None)
     """Host memory for copies of its KV blocks, at most."""
+    verify: Literal["always", "sample", "off"] = "always"
+    """Which copies of a swap-in are held against their digests."""
     args: dict[str, ArgValue] = {}
 
     @property

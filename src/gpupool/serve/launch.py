@@ -68,6 +68,8 @@ def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str
     pooled: dict[str, str | int] = {"socket": str(socket_path), "model": model.name}
     if model.kv_store_bytes is not None:
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
+    if model.verify != "always":
+        pooled["verify"] = model.verify
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model.model),

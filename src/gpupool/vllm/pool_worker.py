@@ -69,6 +69,7 @@ class PoolWorker:
             lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
             min_steps=min_steps,
             before_swap_out=self._pool_wait_for_device,
+            verify=joined.verify,
         )
         self._pool_images = settings.image_cache(joined)
         self._pool_kv_store_bytes = joined.kv_store_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,13 +20,15 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Join the pool of a daemon.
 
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
-    all. ``image_cache`` is the folder that ``--load-format gpupool`` keeps images of weights in,
-    and ``image_cache_bytes`` the room that they may take there.
+    all. ``verify`` says which copies of a swap-in are held against their digests. ``image_cache``
+    is the folder that ``--load-format gpupool`` keeps images of weights in, and
+    ``image_cache_bytes`` the room that they may take there.
     """
 
     socket: str
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    verify: Literal["always", "sample", "off"] = "always"
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
@@ -39,6 +41,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_bytes: int
     page_bytes: int = 64 * MIB
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    verify: Literal["always", "sample", "off"] = "always"
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 

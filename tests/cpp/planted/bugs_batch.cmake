@@ -1,10 +1,10 @@
 # Copies in batches, from the drivers up to the copy streams.
 
-plant(a_batch_is_checked_but_for_its_last_copy driver/host.cpp
+plant(a_batch_is_checked_but_for_its_last_copy driver/host_work.h
   [[i < count]]
   [[i + 1 < count]]
   host_batch)
-plant(a_copy_of_no_bytes_is_taken driver/host.cpp
+plant(a_copy_of_no_bytes_is_taken driver/host_work.h
   [[sizes[i] == 0]]
   [[false]]
   host_batch)

@@ -2,7 +2,7 @@
 # cuda driver over the stand-in.
 
 # Changes nothing, and is in every program: a harness that calls everything caught is found out.
-plant(canary driver/host.cpp
+plant(canary driver/host_work.h
   [[fault_.store(status);]]
   [[fault_.store(status); /* nothing else */]])
 
@@ -51,7 +51,7 @@ plant(host_memory_is_used_after_its_unregistration driver/host_address_space.h
   [[if (!covered(memory, bytes)) return Status::illegal_address;]]
   [[]]
   host_device@host/stepped)
-plant(host_memory_is_copied_unregistered driver/host.cpp
+plant(host_memory_is_copied_unregistered driver/host_work.h
   [[!registry_.holds(memory, bytes)]]
   [[false]]
   host_device)
@@ -144,3 +144,24 @@ plant(a_registration_looks_at_its_first_bytes_alone driver/host_address_space.cp
   [[into + bytes]]
   [[into + 1]]
   conformance)
+plant(a_digest_is_of_one_piece_less driver/host_work.h
+  [[bytes / digest_piece_bytes + (bytes % digest_piece_bytes != 0)]]
+  [[std::max<std::size_t>(1, bytes / digest_piece_bytes)]]
+  conformance)
+plant(a_digest_is_made_of_the_piece_before driver/host_work.h
+  [[gpupool::digest(pointer(device + piece), length)]]
+  [[gpupool::digest(pointer(device + (i > 0 ? piece - digest_piece_bytes : 0)), length)]]
+  conformance)
+plant(a_copy_with_a_digest_only_digests driver/host_work.h
+  [[copy_with_digest(pointer(device + piece), from + piece, length)]]
+  [[gpupool::digest(from + piece, length)]]
+  conformance)
+plant(a_launch_has_a_block_less driver/cuda_digest.cpp
+  [[static_cast<std::size_t>(bytes % digest_piece_bytes != 0)]]
+  [[std::size_t{0}]]
+  conformance@cuda)
+plant(a_digest_on_cuda_copies_nothing driver/cuda.cpp
+  [[if (result != 0) return result;
+      return digest_kernel_.launch(cu_, destination, bytes, sums, native(stream));]]
+  [[return result;]]
+  conformance@cuda)

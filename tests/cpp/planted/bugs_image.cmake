@@ -89,8 +89,8 @@ plant(an_event_is_done_before_it_is transfer/transfer.cpp
   [[if (status == Status::not_ready) return false;]]
   [[if (status == Status::not_ready) return true;]]
   schedules_copies)
-plant(a_cancelled_copy_goes_on transfer/transfer.cpp
-  [[stop_.stop_requested()]]
+plant(a_cancelled_copy_goes_on transfer/lanes.cpp
+  [[window_->stop_.stop_requested()]]
   [[false]]
   transfer)
 plant(the_last_page_is_not_scrubbed transfer/scrub.cpp
@@ -115,8 +115,8 @@ plant(two_threads_scrub_at_once transfer/scrub.cpp
   [[pool_->begin_scrub_owned(owner, pages);]]
   [[mutex_.unlock(); pool_->begin_scrub_owned((owner), pages);]]
   scrub)
-plant(a_window_has_one_chunk_in_flight transfer/transfer.cpp
-  [[turn_ = 1 - turn_;]]
+plant(a_window_has_one_chunk_in_flight transfer/lanes.cpp
+  [[events->turn = !events->turn;]]
   [[]]
   in_flight@host/stepped)
 plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp

@@ -76,7 +76,7 @@ plant(work_seen_to_end_is_called_unfinished driver/watch.cpp
 plant(work_waited_for_is_called_unfinished driver/watch.cpp
   [[finish(track, now, Status::success, Kind::ran);]]
   [[finish(track, now, Status::success, Kind::unfinished);]]
-  watch)
+  watch watch@host/stepped)
 plant(unfinished_work_is_not_shown driver/watch.cpp
   [[while (!track.work.empty()) finish(track, now, Status::success, Kind::unfinished);]]
   [[track.work.clear();]]

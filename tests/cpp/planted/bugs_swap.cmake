@@ -3,31 +3,64 @@ plant(the_last_partial_page_is_not_zeroed swap/swap.cpp
   [[region->saved_.gaps(region->span_bytes())]]
   [[region->saved_.gaps(region->bytes())]]
   model_memory)
-plant(saved_bytes_do_not_come_back swap/swap.cpp
-  [[in_.to_device(base + run.begin, source, run.bytes());]]
+plant(saved_bytes_do_not_come_back transfer/lanes.cpp
+  [[stream.to_device(destination, source, bytes);]]
   [[]]
-  model_memory)
-plant(pages_are_zeroed_on_another_stream swap/swap.cpp
-  [[in_.fill(base + run.begin, 0, run.bytes());]]
-  [[out_.fill(base + run.begin, 0, run.bytes());]]
+  verify)
+plant(saved_bytes_are_only_digested transfer/lanes.cpp
+  [[stream.to_device_digest(destination, source, bytes, sums);]]
+  [[stream.digest(destination, bytes, sums);]]
+  verify)
+plant(what_arrived_wrong_is_let_in swap/loads.cpp
+  [[*sum != load.region->digests_.of(piece)]]
+  [[false]]
+  verify)
+plant(what_arrived_wrong_twice_is_let_in swap/loads.cpp
+  [[*load.sums == load.region->digests_.of(load.run)]]
+  [[true]]
+  verify)
+plant(the_same_sample_is_taken_each_time swap/loads.cpp
+  [[(i + turn) % sampled_one_in != 0]]
+  [[i % sampled_one_in != 0]]
+  verify)
+plant(the_sums_of_a_copy_are_those_of_the_one_before swap/loads.cpp
+  [[next += pieces_in(loads[i].run, piece_bytes_);]]
+  [[]]
+  verify)
+plant(a_piece_that_did_not_change_is_saved swap/saves.cpp
+  [[save.digests.of(piece) == now]]
+  [[false]]
+  verify)
+plant(half_a_save_is_taken_for_one swap/saves.cpp
+  [[save.region->digests_.forget(piece);]]
+  [[]]
+  verify)
+plant(a_shorter_piece_has_the_digest_of_the_longer image/piece_digests.cpp
+  [[it->second.end != piece.end]]
+  [[false]]
+  verify)
+plant(pages_are_zeroed_on_another_stream swap/loads.cpp
+  [[in_.fill(regions_[i]->address() + run.begin, 0, run.bytes());]]
+  [[out_.fill(regions_[i]->address() + run.begin, 0, run.bytes());]]
   model_memory@host/stepped)
 plant(fresh_weights_are_taken_for_saved swap/regions.cpp
   [[if (tag == Tag::weights) written_.add({0, bytes});]]
   [[]]
   model_memory)
-plant(what_was_written_is_forgotten_before_it_is_copied swap/swap.cpp
-  [[region->written_.runs()]]
-  [[(region->saved_.add(region->written_), std::exchange(region->written_, RunSet()).runs())]]
+plant(what_was_written_is_forgotten_before_it_is_copied swap/saves.cpp
+  [[save.saved.add(region->written_);]]
+  [[save.saved.add(std::exchange(region->written_, RunSet()));]]
   faults)
-plant(what_was_written_is_copied_for_ever swap/swap.cpp
-  [[region->written_.clear();]]
-  [[]]
-  model_memory)
-plant(the_runtime_is_not_saved swap/swap.cpp
+plant(what_was_written_is_copied_for_ever swap/saves.cpp
+  [[region->saved_.add(region->written_);
+    region->written_.clear();]]
+  [[region->saved_.add(region->written_);]]
+  verify)
+plant(the_runtime_is_not_saved swap/saves.cpp
   [[region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph]]
   [[region->tag_ == Tag::cudagraph]]
   model_memory)
-plant(the_graphs_are_not_saved swap/swap.cpp
+plant(the_graphs_are_not_saved swap/saves.cpp
   [[region->written_.add({0, region->bytes()});]]
   [[if (region->tag_ == Tag::runtime) region->written_.add({0, region->bytes()});]]
   model_memory)
@@ -58,7 +91,7 @@ plant(a_mark_beyond_the_end_is_taken swap/resize.cpp
 plant(an_adopted_image_is_overwritten swap/swap.cpp
   [[region.written_.clear();]]
   [[]]
-  model_memory)
+  verify)
 plant(a_failed_unmap_is_not_undone swap/swap.cpp
   [[for (const RegionPtr& region : regions_) region->mapping_->map();]]
   [[]]

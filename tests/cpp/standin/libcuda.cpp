@@ -199,7 +199,7 @@ CUresult CUDAAPI cuMemHostRegister(void* memory, size_t bytes, unsigned int flag
   if (flags > 15) return invalid();
   State::get().asked("cuMemHostRegister", flags);
   return noted(host()->host_register(memory, bytes),
-               [&](auto& books) { books.registrations.insert(memory); });
+               [&](auto& books) { books.registrations.emplace(memory, bytes); });
 }
 
 CUresult CUDAAPI cuMemHostUnregister(void* memory) {

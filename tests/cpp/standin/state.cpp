@@ -92,7 +92,9 @@ void State::end_of_last_context() {
                   books_.registrations.size() + books_.streams.size() + books_.events.size();
   for (const StreamHandle stream : books_.streams) static_cast<void>(host_->stream_destroy(stream));
   for (const EventHandle event : books_.events) static_cast<void>(host_->event_destroy(event));
-  for (void* memory : books_.registrations) static_cast<void>(host_->host_unregister(memory));
+  for (const auto& [memory, bytes] : books_.registrations) {
+    static_cast<void>(host_->host_unregister(memory));
+  }
   for (const auto& [at, bytes] : books_.mappings) static_cast<void>(host_->unmap(at, bytes));
   for (const auto& [at, bytes] : books_.reservations) {
     static_cast<void>(host_->address_free(at, bytes));

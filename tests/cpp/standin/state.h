@@ -50,7 +50,7 @@ class State {
     std::map<std::uint64_t, int> pages;  // handle -> handle types it may be exported as
     std::map<std::uint64_t, std::size_t> reservations;
     std::map<std::uint64_t, std::size_t> mappings;
-    std::set<void*> registrations;
+    std::map<void*, std::size_t> registrations;
     std::set<StreamHandle> streams;
     std::set<EventHandle> events;
   };

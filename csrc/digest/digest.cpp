@@ -1,4 +1,4 @@
-#include "image/digest.h"
+#include "digest/digest.h"
 
 #include <bit>
 #include <cstring>

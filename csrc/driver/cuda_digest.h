@@ -1,0 +1,29 @@
+// The kernel that digests device memory, in the primary context.
+#pragma once
+
+#include <mutex>
+
+#include "driver/cuda_abi.h"
+#include "driver/driver.h"
+
+namespace gpupool::cuda {
+
+// What tools/ptx.py made of digest_kernel.cu.
+extern const char digest_kernel_ptx[];
+
+// Thread safe. Loaded by the first launch, and gone with the context.
+class DigestKernel {
+ public:
+  // With the context current; as Driver::digest.
+  Result launch(const Symbols& cu, DevicePtr memory, std::size_t bytes, std::uint64_t* sums,
+                Stream stream) noexcept;
+
+ private:
+  Result load(const Symbols& cu) noexcept;
+
+  std::mutex mutex_;
+  Module module_ = nullptr;
+  Function function_ = nullptr;
+};
+
+}  // namespace gpupool::cuda

@@ -1,0 +1,121 @@
+// What the host driver puts on its streams: checked when it is asked for, and again when it runs.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "digest/digest.h"
+#include "driver/host_address_space.h"
+#include "driver/host_batch.h"
+#include "driver/host_streams.h"
+
+namespace gpupool::host {
+
+class HostWork {
+ protected:
+  HostWork(std::size_t granularity_bytes, std::unique_ptr<Streams> streams)
+      : pages_(granularity_bytes), streams_(std::move(streams)) {}
+
+  static void* pointer(DevicePtr address) { return reinterpret_cast<void*>(address); }
+
+  // `run(begin, end)` does that part and says whether it could.
+  template <typename Run>
+  Status enqueue(StreamHandle stream, std::size_t units, const Run& run) {
+    return streams_->enqueue(stream, {units, [this, run](std::size_t begin, std::size_t end) {
+                                        const Status status = run(begin, end);
+                                        if (status != Status::success) fault_.store(status);
+                                      }});
+  }
+
+  // Checked now, and again when it runs: memory gone meanwhile is a use after it was given back.
+  template <typename Move>
+  Status copy(DevicePtr device, const void* memory, std::size_t bytes, StreamHandle stream,
+              Move move) {
+    if (bytes == 0 || !registry_.holds(memory, bytes) || !space_.accessible(device, bytes)) {
+      return Status::invalid_value;
+    }
+    return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
+      const std::size_t n = end - begin;
+      return registry_.touch(static_cast<const char*>(memory) + begin, n, [&] {
+        return space_.touch(device + begin, n, [&] {
+          move(begin, n);
+          return Status::success;
+        });
+      });
+    });
+  }
+
+  // Nothing is copied unless all of it can be, in an order that the streams draw.
+  template <typename Destination, typename Memory, typename Move>
+  Status copy_batch(const Destination* destinations, const DevicePtr* devices,
+                    const Memory* memories, const std::size_t* sizes, std::size_t count,
+                    StreamHandle stream, Move move) {
+    if (count == 0 || devices == nullptr || memories == nullptr || sizes == nullptr) {
+      return Status::invalid_value;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+      if (sizes[i] == 0 || !registry_.holds(memories[i], sizes[i]) ||
+          !space_.accessible(devices[i], sizes[i])) {
+        return Status::invalid_value;
+      }
+    }
+    if (overlap(destinations, sizes, count)) return Status::invalid_value;
+    std::vector<std::size_t> order(count);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    streams_->shuffle(order);
+    const auto batch = std::make_shared<Batch<Memory>>(devices, memories, sizes, order);
+    return enqueue(stream, batch->bytes(), [=, this](std::size_t begin, std::size_t end) {
+      return batch->each(begin, end, [&](DevicePtr device, Memory memory, std::size_t n) {
+        return registry_.touch(memory, n, [&] {
+          return space_.touch(device, n, [&] {
+            move(device, memory, n);
+            return Status::success;
+          });
+        });
+      });
+    });
+  }
+
+  // Digests pieces of device memory, where it first copies `source` unless that is null.
+  Status digest_pieces(DevicePtr device, const void* source, std::size_t bytes, std::uint64_t* sums,
+                       StreamHandle stream) {
+    const std::size_t count = bytes / digest_piece_bytes + (bytes % digest_piece_bytes != 0);
+    if (count == 0 || !registry_.holds(sums, count * sizeof(*sums)) ||
+        !space_.accessible(device, bytes)) {
+      return Status::invalid_value;
+    }
+    return enqueue(stream, count, [=, this](std::size_t begin, std::size_t end) {
+      const std::size_t at = begin * digest_piece_bytes;
+      const std::size_t n = std::min(bytes, end * digest_piece_bytes) - at;
+      const auto* const from = static_cast<const std::byte*>(source);
+      const auto run = [&] {
+        return space_.touch(device + at, n, [&] {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t piece = i * digest_piece_bytes;
+            const std::size_t length = std::min(bytes - piece, digest_piece_bytes);
+            sums[i] = from == nullptr
+                          ? gpupool::digest(pointer(device + piece), length)
+                          : copy_with_digest(pointer(device + piece), from + piece, length);
+          }
+          return Status::success;
+        });
+      };
+      return registry_.touch(sums + begin, (end - begin) * sizeof(*sums), [&] {
+        return from == nullptr ? run() : registry_.touch(from + at, n, run);
+      });
+    });
+  }
+
+  Pages pages_;
+  AddressSpace space_{pages_};
+  Registry registry_;
+  std::atomic<Status> fault_{Status::success};
+  std::unique_ptr<Streams> streams_;  // last: its threads end before what they touch
+};
+
+}  // namespace gpupool::host

@@ -1,0 +1,123 @@
+// What a swap-in copies, and whether it has arrived.
+#include <algorithm>
+#include <string>
+
+#include "swap/swap.h"
+
+namespace gpupool {
+namespace {
+
+constexpr std::size_t sampled_one_in = 16;
+// Copies are cut so that each stream has some, however small the model.
+constexpr std::size_t loads_a_stream = 4;
+
+constexpr const char* tag_names[] = {"weights", "runtime", "cudagraph", "kv_cache", "workspace"};
+
+std::size_t pieces_in(Run run, std::size_t piece_bytes) {
+  return (run.bytes() + piece_bytes - 1) / piece_bytes;
+}
+
+}  // namespace
+
+std::vector<Run> ModelMemory::pieces_of(const Region& region, const RunSet& saved) const {
+  std::vector<Run> pieces;
+  for (const Run& run : saved.runs()) {
+    const std::vector<Run> more = in_pieces(region.image_->cut(run), piece_bytes_);
+    pieces.insert(pieces.end(), more.begin(), more.end());
+  }
+  return pieces;
+}
+
+std::uint64_t* ModelMemory::sums(std::size_t count) {
+  const std::size_t bytes = count * sizeof(std::uint64_t);
+  if (bytes > 0 && (!sums_ || sums_->bytes() < bytes)) {
+    sums_.reset();
+    sums_ = std::make_unique<HostMemory>(driver_, -1, bytes);
+  }
+  return sums_ ? reinterpret_cast<std::uint64_t*>(sums_->data()) : nullptr;
+}
+
+std::vector<ModelMemory::Load> ModelMemory::plan_loads() {
+  std::size_t whole = 0;
+  for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
+  const std::size_t share = whole / (loads_a_stream * in_.count()) / piece_bytes_ * piece_bytes_;
+  const std::size_t most =
+      std::clamp(share, piece_bytes_, chunk_bytes_ / piece_bytes_ * piece_bytes_);
+  std::vector<Load> loads;
+  for (const RegionPtr& region : regions_) {
+    for (const Run& piece : pieces_of(*region, region->saved_)) {
+      // One copy for pieces that follow upon one another, of which only the last may be short: so
+      // the sums of a copy are those of its pieces.
+      Run* const last =
+          loads.empty() || loads.back().region != region.get() ? nullptr : &loads.back().run;
+      if (last != nullptr && last->end == piece.begin && last->begin % piece_bytes_ == 0 &&
+          last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most) {
+        last->end = piece.end;
+      } else {
+        loads.push_back({region.get(), piece, nullptr});
+      }
+    }
+  }
+  if (verify_ == Verify::off) return loads;
+  std::size_t count = 0;
+  for (const Load& load : loads) count += pieces_in(load.run, piece_bytes_);
+  std::uint64_t* next = sums(count);
+  const std::size_t turn = swap_ins_++;
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    if (verify_ == Verify::sample && (i + turn) % sampled_one_in != 0) continue;
+    loads[i].sums = next;
+    next += pieces_in(loads[i].run, piece_bytes_);
+  }
+  return loads;
+}
+
+void ModelMemory::restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
+                          const std::stop_token& stop, SwapReport& report) {
+  {
+    std::optional<CopyLanes::Window> window;
+    if (stop.stop_possible()) window.emplace(driver_, in_, stop);
+    for (const Load& load : loads) {
+      in_.to_device(load.region->address() + load.run.begin,
+                    load.region->image_->data() + load.run.begin, load.run.bytes(), load.sums);
+      report.copied_bytes += load.run.bytes();
+    }
+  }
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    for (const Run& run : placed[i].zeros) {
+      in_.fill(regions_[i]->address() + run.begin, 0, run.bytes());
+      report.filled_bytes += run.bytes();
+    }
+  }
+  in_.synchronize();
+  verify(loads, report);
+}
+
+void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
+  std::vector<Load> wrong;
+  for (const Load& load : loads) {
+    if (load.sums == nullptr) continue;
+    std::uint64_t* sum = load.sums;
+    for (const Run& piece : in_pieces({&load.run, 1}, piece_bytes_)) {
+      if (*sum != load.region->digests_.of(piece)) wrong.push_back({load.region, piece, sum});
+      ++sum;
+    }
+    report.verified_bytes += load.run.bytes();
+  }
+  if (wrong.empty()) return;
+  for (const Load& load : wrong) {
+    in_.to_device(load.region->address() + load.run.begin,
+                  load.region->image_->data() + load.run.begin, load.run.bytes(), load.sums);
+    report.recopied_bytes += load.run.bytes();
+  }
+  in_.synchronize();
+  for (const Load& load : wrong) {
+    if (*load.sums == load.region->digests_.of(load.run)) continue;
+    throw DamagedImage("bytes " + std::to_string(load.run.begin) + " to " +
+                       std::to_string(load.run.end) + " of a region of " +
+                       tag_names[static_cast<std::size_t>(load.region->tag())] +
+                       " are not what was saved, also when they are copied again: memory is "
+                       "faulty, or something wrote to the image");
+  }
+}
+
+}  // namespace gpupool

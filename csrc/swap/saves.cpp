@@ -1,0 +1,103 @@
+// What a swap-out copies to the images.
+#include <algorithm>
+#include <utility>
+
+#include "swap/swap.h"
+
+namespace gpupool {
+namespace {
+
+// Of runs in order, those that share a byte with `piece`, cut to it.
+std::vector<Run> within(Run piece, const std::vector<Run>& runs) {
+  std::vector<Run> found;
+  auto it = std::lower_bound(runs.begin(), runs.end(), piece,
+                             [](Run run, Run of) { return run.end <= of.begin; });
+  for (; it != runs.end() && it->begin < piece.end; ++it) {
+    found.push_back({std::max(it->begin, piece.begin), std::min(it->end, piece.end)});
+  }
+  return found;
+}
+
+}  // namespace
+
+void ModelMemory::save(SwapReport& report) {
+  for (const RegionPtr& region : regions_) {
+    if (region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph) {
+      region->written_.add({0, region->bytes()});
+    }
+  }
+  if (verify_ == Verify::off) {
+    save_written(report);
+  } else {
+    save_changed(report);
+  }
+}
+
+void ModelMemory::save_written(SwapReport& report) {
+  for (const RegionPtr& region : regions_) {
+    for (const Run& written : region->written_.runs()) {
+      for (const Run& run : region->image_->cut(written)) {
+        out_.to_host(region->image_->data() + run.begin, region->address() + run.begin,
+                     run.bytes());
+        report.copied_bytes += run.bytes();
+      }
+    }
+  }
+  out_.synchronize();
+  for (const RegionPtr& region : regions_) {
+    region->saved_.add(region->written_);
+    region->written_.clear();
+  }
+}
+
+// The digests are of what the device has: a copy that goes wrong is found, whichever way it went.
+void ModelMemory::save_changed(SwapReport& report) {
+  std::vector<Save> saves;
+  std::size_t count = 0;
+  for (const RegionPtr& region : regions_) {
+    if (region->written_.empty()) continue;
+    Save save{region.get(), region->saved_, region->digests_, {}};
+    save.saved.add(region->written_);
+    const std::vector<Run> written = region->written_.runs();
+    for (const Run& piece : pieces_of(*region, save.saved)) {
+      if (!save.digests.of(piece) || !within(piece, written).empty()) save.pieces.push_back(piece);
+    }
+    count += save.pieces.size();
+    saves.push_back(std::move(save));
+  }
+  if (count == 0) return;
+  std::uint64_t* const is = sums(count);
+  std::uint64_t* sum = is;
+  for (const Save& save : saves) {
+    for (const Run& piece : save.pieces) {
+      out_.digest(save.region->address() + piece.begin, piece.bytes(), sum++);
+    }
+  }
+  out_.synchronize();
+
+  sum = is;
+  for (Save& save : saves) {
+    const std::vector<Run> written = save.region->written_.runs();
+    for (const Run& piece : save.pieces) {
+      const std::uint64_t now = *sum++;
+      if (save.digests.of(piece) == now) continue;
+      save.digests.set(piece, now);
+      // Should this swap-out fail, the image may have half of it.
+      save.region->digests_.forget(piece);
+      for (const Run& run : within(piece, written)) {
+        out_.to_host(save.region->image_->data() + run.begin, save.region->address() + run.begin,
+                     run.bytes());
+        report.copied_bytes += run.bytes();
+      }
+    }
+    save.digests.keep(pieces_of(*save.region, save.saved));
+  }
+  out_.synchronize();
+  for (Save& save : saves) {
+    save.region->saved_ = std::move(save.saved);
+    save.region->digests_ = std::move(save.digests);
+    save.region->written_.clear();
+  }
+}
+
+}  // namespace gpupool
