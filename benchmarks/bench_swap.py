@@ -1,17 +1,30 @@
-"""How long a swap takes beside a plain copy of as many bytes, in one run.
+"""How long swaps take beside plain copies of as many bytes, in one run.
 
-    python benchmarks/bench_swap.py --device host --mib 256 --json -
+    python benchmarks/bench_swap.py --device host --mib 1024 --json -
 
-Keys: swap_in_ms, map_ms, copy_ms (medians), swap_out_clean_ms, clean_swap_out_bytes, memcpy_gbps
-(one thread, between two warm buffers), copy_gbps and swap_in_gbps of the swap-in.
+Every round times each thing once, so that all of them meet the same noise; figures are medians.
+What swaps are held against is memcpy between two warm buffers of huge pages, by 1 thread and by as
+many as there are processors, of which the faster counts; on a GPU it is a copy from pinned memory.
+
+Keys: swap_in_ratio_to_memcpy (rate of a swap-in's copies, unverified, over that of memcpy),
+verify_overhead (how much longer the copies of a swap-in take when all is verified, as a part of
+what they take when nothing is), clean_swap_out_bytes (what a swap-out of weights nobody wrote to
+copies), and of each kind of swap-in map_ms, copy_ms and swap_in_total_ms.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
+import mmap
+import os
 import statistics
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,76 +34,147 @@ import torch
 import gpupool
 
 MIB = 1 << 20
+VERIFIES = ("off", "always")
+
+
+class Subject:
+    """A model with one region of weights, alone in a pool."""
+
+    def __init__(self, device: str, size_bytes: int, page_bytes: int, verify: str) -> None:
+        self.pool = gpupool.Pool(device=device, budget_bytes=size_bytes, page_bytes=page_bytes)
+        self.model = self.pool.model("bench", verify=verify)
+        region = self.model.region("weights", size_bytes)
+        self.image = torch.frombuffer(region.image(), dtype=torch.uint8)
+        self.image.random_(generator=torch.Generator().manual_seed(1))
+        region.adopt_image()
+
+    def swap(self) -> tuple[Any, Any]:
+        """In and out, and what is reported of it."""
+        with self.model.resident():
+            pass
+        self.model.swap_out()
+        return self.model.last_swap_in, self.model.last_swap_out
+
+
+def plain_copies(device: str, source: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """The copies that swaps are held against, by what they are called."""
+    if device != "host":
+        pinned = source.pin_memory()
+        target = torch.empty_like(pinned, device=device)
+
+        def copy() -> None:
+            target.copy_(pinned, non_blocking=True)
+            torch.cuda.synchronize(device)
+
+        return {"pinned_copy": copy}
+    size_bytes = source.numel()
+    # As the pool's memory is, where the system gives huge pages.
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer = torch.frombuffer(memory, dtype=torch.uint8)
+
+    def by(threads: int) -> Callable[[], None]:
+        executor = ThreadPoolExecutor(threads)
+        share = -(-size_bytes // threads)
+
+        def part(index: int) -> None:
+            at = index * share
+            # The interpreter's lock is let go meanwhile.
+            ctypes.memmove(
+                buffer.data_ptr() + at, source.data_ptr() + at, min(share, size_bytes - at)
+            )
+
+        return lambda: list(executor.map(part, range(threads))) and None
+
+    return {f"memcpy_{n}_threads": by(n) for n in sorted({1, os.cpu_count() or 1})}
 
 
 def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, Any]:
-    """Swap one region of weights in and out ``runs`` times; medians of all but the first."""
-    pool = gpupool.Pool(device=device, budget_bytes=size_bytes + page_bytes, page_bytes=page_bytes)
-    model = pool.model("bench")
-    region = model.region("weights", size_bytes)
-    image = torch.frombuffer(region.image(), dtype=torch.uint8)
-    image.random_(generator=torch.Generator().manual_seed(1))
-    region.adopt_image()
-    ins, outs = [], []
-    for _ in range(runs + 1):
-        with model.resident():
-            pass
-        model.swap_out()
-        assert model.last_swap_in is not None
-        assert model.last_swap_out is not None
-        ins.append(model.last_swap_in)
-        outs.append(model.last_swap_out)
-    pool.close()
-    ins, outs = ins[1:], outs[1:]
-    memcpy_s = _memcpy_s(image, runs)
-    swap_in_s = statistics.median(report.total_s for report in ins)
-    copy_s = statistics.median(report.copy_s for report in ins)
-    return {
+    """All of it ``runs`` times, after a first round that counts for nothing."""
+    subjects = {how: Subject(device, size_bytes, page_bytes, how) for how in VERIFIES}
+    plain = plain_copies(device, subjects["off"].image)
+    taken: defaultdict[str, list[float]] = defaultdict(list)
+    clean_bytes = 0
+    for round_ in range(runs + 1):
+        if round_ == 1:
+            taken.clear()
+        for name, copy in plain.items():
+            begun_s = time.perf_counter()
+            copy()
+            taken[name].append(time.perf_counter() - begun_s)
+        for how, subject in subjects.items():
+            came, went = subject.swap()
+            taken[f"{how} map"].append(came.map_s)
+            taken[f"{how} copy"].append(came.copy_s)
+            taken[f"{how} total"].append(came.total_s)
+            taken[f"{how} out"].append(went.total_s)
+            clean_bytes = max(clean_bytes, went.copied_bytes)
+            assert came.copied_bytes == size_bytes
+            assert came.verified_bytes == (size_bytes if how == "always" else 0)
+    middle = {name: statistics.median(times) for name, times in taken.items()}
+    best_s = min(middle[name] for name in plain)
+    found: dict[str, Any] = {
         "device": device,
         "bytes": size_bytes,
         "page_bytes": page_bytes,
         "runs": runs,
-        "swap_in_ms": 1e3 * swap_in_s,
-        "map_ms": 1e3 * statistics.median(report.map_s for report in ins),
-        "copy_ms": 1e3 * copy_s,
-        "swap_out_clean_ms": 1e3 * statistics.median(report.total_s for report in outs),
-        "clean_swap_out_bytes": max(report.copied_bytes for report in outs),
-        "memcpy_gbps": size_bytes / memcpy_s / 1e9,
-        "copy_gbps": size_bytes / copy_s / 1e9,
-        "swap_in_gbps": size_bytes / swap_in_s / 1e9,
+        "swap_in_ratio_to_memcpy": best_s / middle["off copy"],
+        "verify_overhead": middle["always copy"] / middle["off copy"] - 1,
+        "clean_swap_out_bytes": clean_bytes,
+        "gbps": {name: size_bytes / middle[name] / 1e9 for name in plain},
     }
+    for how in VERIFIES:
+        found[f"verify_{how}"] = {
+            "map_ms": 1e3 * middle[f"{how} map"],
+            "copy_ms": 1e3 * middle[f"{how} copy"],
+            "swap_in_total_ms": 1e3 * middle[f"{how} total"],
+            "swap_out_clean_ms": 1e3 * middle[f"{how} out"],
+        }
+    return found
 
 
-def _memcpy_s(source: torch.Tensor, runs: int) -> float:
-    """Median of copying ``source`` to a buffer that is mapped already, on one thread."""
-    torch.set_num_threads(1)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    taken = []
-    for _ in range(runs):
-        begun_s = time.perf_counter()
-        target.copy_(source)
-        taken.append(time.perf_counter() - begun_s)
-    return statistics.median(taken)
+def plot(found: dict[str, Any], path: Path) -> None:
+    """What each takes: plain copies, and swap-ins as mapping and copying."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [*found["gbps"], *(f"verify_{how}" for how in VERIFIES)]
+    copy = [1e3 * found["bytes"] / (1e9 * rate) for rate in found["gbps"].values()]
+    copy += [found[f"verify_{how}"]["copy_ms"] for how in VERIFIES]
+    mapped = [0.0] * len(found["gbps"]) + [found[f"verify_{how}"]["map_ms"] for how in VERIFIES]
+    figure, axes = pyplot.subplots(figsize=(7, 3))
+    axes.barh(names, mapped, label="mapping")
+    axes.barh(names, copy, left=mapped, label="copying")
+    axes.set_xlabel(f"milliseconds for {found['bytes'] / MIB:.0f} MiB, device {found['device']}")
+    axes.invert_yaxis()
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 @click.command(help=__doc__)
 @click.option("--device", required=True, help="host, cuda or cuda:<ordinal>.")
-@click.option("--mib", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--mib", default=1024, show_default=True, type=click.IntRange(2))
 @click.option("--page-mib", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--runs", default=11, show_default=True, type=click.IntRange(1))
 @click.option("--json", "json_path", help="Write the figures to a file, or - for the terminal.")
-def main(device: str, mib: int, page_mib: int, runs: int, json_path: str | None) -> None:
+@click.option("--plot", "plot_path", help="Draw them into a PNG or SVG file; needs matplotlib.")
+def main(
+    device: str, mib: int, page_mib: int, runs: int, json_path: str | None, plot_path: str | None
+) -> None:
     """Run and report."""
+    if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--plot needs matplotlib: pip install 'gpupool[bench]'")
     found = measure(device, mib * MIB, page_mib * MIB, runs)
-    if json_path == "-":
-        json.dump(found, sys.stdout, indent=2)
-        print()
-    elif json_path is not None:
-        Path(json_path).write_text(json.dumps(found, indent=2) + "\n")
+    text = json.dumps(found, indent=2)
+    if json_path is not None and json_path != "-":
+        Path(json_path).write_text(text + "\n")
     else:
-        for key, value in found.items():
-            print(f"{key:22} {value:.2f}" if isinstance(value, float) else f"{key:22} {value}")
+        sys.stdout.write(text + "\n")
+    if plot_path is not None:
+        plot(found, Path(plot_path))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def prepare_process() -> None:
         import vllm._custom_ops as custom_ops
 
         custom_ops._supports_onednn = False
+        custom_ops.create_onednn_scaled_mm = _refuse_packed
+
+
+def _refuse_packed(*args: Any, **kwargs: Any) -> Any:
+    # What it makes keeps the addresses of scales that are then moved: it would answer nonsense.
+    raise UsageError(
+        "8-bit integer weights cannot be pooled on a CPU: oneDNN keeps a packed copy of them that "
+        "cannot be moved; load this model without gpupool, or in another format"
+    )
 
 
 def waive_free_memory_check(vllm_config: Any) -> None:
