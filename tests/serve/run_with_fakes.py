@@ -12,7 +12,7 @@ from fake_pool import query_status
 
 from gpupool.errors import GpupoolError
 from gpupool.serve.app import Parts, serve
-from gpupool.serve.config import ModelConfig, PoolConfig, load_config
+from gpupool.serve.config import ImagesConfig, ModelConfig, PoolConfig, load_config
 from gpupool.serve.lifecycle import RestartPolicy
 from gpupool.serve.progress import LineReporter
 
@@ -23,7 +23,9 @@ def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
     return [sys.executable, str(HERE / "fake_pool.py"), str(socket_path)]
 
 
-def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str]:
+def engine_command(
+    model: ModelConfig, port: int, socket_path: Path, images: ImagesConfig | None
+) -> list[str]:
     options = model.args.get("fake", [])
     assert isinstance(options, list)
     return [

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpupool.serve.config import load_config
+from gpupool.serve.config import ImagesConfig, load_config
 from gpupool.serve.failures import ConfigError
-from gpupool.serve.sizes import GIB, KIB, MIB, format_size, parse_size
+from gpupool.serve.sizes import GIB, KIB, MIB, ByteSize, format_size, parse_size
 
 Make = Callable[[str], Path]
 
@@ -65,6 +65,18 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     assert a.args == {"dtype": "float32", "enforce-eager": True}
     assert (b.model, b.is_local, b.kv_cache_bytes) == ("org/b", False, 7)
     assert (b.kv_store_bytes, a.kv_store_bytes) == (1024, None)
+    assert (a.verify, config.images) == ("always", None)
+
+
+def test_images_are_kept_beside_the_file(tmp_path: Path, make_checkpoint: Make) -> None:
+    make_checkpoint("a")
+    for images, expected in (
+        ({}, ImagesConfig()),
+        ({"folder": "im", "limit": "2GiB"}, ImagesConfig(str(tmp_path / "im"), ByteSize(2 * GIB))),
+        ({"folder": "/images"}, ImagesConfig("/images")),
+    ):
+        config = load_config(write(tmp_path, {**GOOD, "images": images}))
+        assert config.images == expected
 
 
 def test_defaults(tmp_path: Path, make_checkpoint: Make) -> None:

@@ -10,7 +10,7 @@ from fake_pool import MIB
 from msgspec.structs import replace
 
 from gpupool.serve import launch
-from gpupool.serve.config import ModelConfig, PoolConfig
+from gpupool.serve.config import ImagesConfig, ModelConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 from gpupool.serve.sizes import ByteSize
 
@@ -57,6 +57,21 @@ def test_engine_command_line() -> None:
         '--hf-overrides={"a": 1}',
         "--seed=-1",
     ]
+
+
+def test_engines_load_from_images_where_the_pool_keeps_some() -> None:
+    model = ModelConfig(name="a", model="/models/a", kv_cache_bytes=ByteSize(MIB), verify="sample")
+    socket = Path("/run/x/daemon.sock")
+    for images, keys in (
+        (ImagesConfig(), {}),
+        (ImagesConfig("/images", ByteSize(5)), {"image_cache": "/images", "image_cache_bytes": 5}),
+    ):
+        command = launch.engine_command(model, 1, socket, images)
+        assert command[-1] == "--load-format=gpupool"
+        pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
+        assert pooled == {"socket": str(socket), "model": "a", "verify": "sample", **keys}
+    other = replace(model, args={"load_format": "dummy"})
+    assert launch.engine_command(other, 1, socket, ImagesConfig())[-1] == "--load-format=dummy"
 
 
 def test_engine_environment() -> None:

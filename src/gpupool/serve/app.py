@@ -18,7 +18,7 @@ import msgspec
 
 from gpupool.errors import GpupoolError
 from gpupool.serve import launch
-from gpupool.serve.config import Config, ModelConfig, PoolConfig, load_config
+from gpupool.serve.config import Config, ImagesConfig, ModelConfig, PoolConfig, load_config
 from gpupool.serve.engine import START_TIMEOUT_S, Engine
 from gpupool.serve.failures import ServeError
 from gpupool.serve.http_server import HttpServer, listen, url_of
@@ -50,7 +50,9 @@ class Parts:
     """What is started and asked; tests put their own in."""
 
     daemon_command: Callable[[PoolConfig, Path], list[str]] = launch.daemon_command
-    engine_command: Callable[[ModelConfig, int, Path], list[str]] = launch.engine_command
+    engine_command: Callable[[ModelConfig, int, Path, ImagesConfig | None], list[str]] = (
+        launch.engine_command
+    )
     query_status: QueryStatus = _query_status
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     stop_grace_s: float = 15.0
@@ -178,7 +180,7 @@ class _Run:
                 Engine(
                     model.name,
                     Launch(
-                        command=_command_of(self._parts, model, self._socket_path),
+                        command=self._command_of(model),
                         environment=launch.engine_environment(
                             model, self._environment, private_dir, START_TIMEOUT_S, self._api_key
                         ),
@@ -193,9 +195,9 @@ class _Run:
             )
         return engines
 
-
-def _command_of(parts: Parts, model: ModelConfig, socket_path: Path) -> Callable[[int], list[str]]:
-    return lambda port: parts.engine_command(model, port, socket_path)
+    def _command_of(self, model: ModelConfig) -> Callable[[int], list[str]]:
+        images = self._config.images
+        return lambda port: self._parts.engine_command(model, port, self._socket_path, images)
 
 
 def _first(group: BaseExceptionGroup[GpupoolError]) -> GpupoolError:

@@ -78,12 +78,22 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.model).is_absolute()
 
 
+class ImagesConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Engines keep images of their processed weights, and start from them the next time."""
+
+    folder: Annotated[str, Meta(min_length=1)] | None = None
+    """Absolute after loading; by default the worker's own, in the user's cache folder."""
+    limit_bytes: ByteSize | None = field(name="limit", default=None)
+    """What all images there may have together; those used least recently go."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """All of pool.yaml."""
 
     pool: PoolConfig
     models: Annotated[list[ModelConfig], Meta(min_length=1)]
     server: ServerConfig = ServerConfig()
+    images: ImagesConfig | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -100,7 +110,11 @@ def load_config(path: Path) -> Config:
         models = _check_models(config, path.absolute().parent)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}.") from None
-    return msgspec.structs.replace(config, models=models)
+    images = config.images
+    if images is not None and images.folder is not None:
+        folder = path.absolute().parent / Path(images.folder).expanduser()
+        images = msgspec.structs.replace(images, folder=str(folder))
+    return msgspec.structs.replace(config, models=models, images=images)
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpupool.serve.config import ArgValue, ModelConfig, PoolConfig
+from gpupool.serve.config import ArgValue, ImagesConfig, ModelConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 
 # vLLM counts an engine step's time from when it is queued. A step here may wait for many turns
@@ -63,13 +63,19 @@ def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
     ]
 
 
-def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str]:
+def engine_command(
+    model: ModelConfig, port: int, socket_path: Path, images: ImagesConfig | None = None
+) -> list[str]:
     """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`."""
     pooled: dict[str, str | int] = {"socket": str(socket_path), "model": model.name}
     if model.kv_store_bytes is not None:
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     if model.verify != "always":
         pooled["verify"] = model.verify
+    if images is not None and images.folder is not None:
+        pooled["image_cache"] = images.folder
+    if images is not None and images.limit_bytes is not None:
+        pooled["image_cache_bytes"] = int(images.limit_bytes)
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model.model),
@@ -80,8 +86,11 @@ def engine_command(model: ModelConfig, port: int, socket_path: Path) -> list[str
         *("--kv-cache-memory-bytes", str(int(model.kv_cache_bytes))),
         *("--additional-config", json.dumps({"gpupool": pooled})),
     ]
-    for name, value in model.args.items():
-        command += _option(name.replace("_", "-"), value)
+    args = {name.replace("_", "-"): value for name, value in model.args.items()}
+    if images is not None:
+        args.setdefault("load-format", "gpupool")
+    for name, value in args.items():
+        command += _option(name, value)
     return command
 
 
