@@ -73,7 +73,8 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     """Join, come in, grow, go out when others want in, come back smaller, and leave."""
     reluctance = _Reluctance()
     session = DaemonSession(socket_path, NAME)
-    model = Model(NAME, session, lease_timeout_s=60.0, before_swap_out=reluctance)
+    # Some copies are verified and some are not, so that it makes every driver call.
+    model = Model(NAME, session, lease_timeout_s=60.0, before_swap_out=reluctance, verify="sample")
     for tag, size_bytes in REGIONS.items():
         model.region(tag, size_bytes, capacity_bytes=2 * PAGE_BYTES)
     (runtime,), (cudagraph,) = model.regions("runtime"), model.regions("cudagraph")
