@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-DRIVER = Path(__file__).resolve().parents[1] / "csrc" / "driver"
+CORE = Path(__file__).resolve().parents[1] / "csrc"
+DRIVER = CORE / "driver"
 WRITTEN = DRIVER / "digest_kernel.ptx.inc"
 # The oldest GPUs and the oldest form of PTX: drivers of CUDA 12.0 and newer, which is all that
 # gpupool runs on, take both. nvcc writes its own version, though it uses nothing newer here.
@@ -42,8 +43,8 @@ def main() -> int:
 
 
 def _ptx(nvcc: str) -> str:
-    command = [nvcc, "-std=c++17", "-ptx", f"-arch={ARCHITECTURE}", "-o", "/dev/stdout"]
-    command.append(str(DRIVER / "digest_kernel.cu"))
+    command = [nvcc, "-std=c++17", "-ptx", f"-arch={ARCHITECTURE}", f"-I{CORE}"]
+    command += ["-o", "/dev/stdout", str(DRIVER / "digest_kernel.cu")]
     made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     lines = (line.partition("//")[0].rstrip() for line in made.splitlines())
     text = "\n".join(line for line in lines if line)

@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "digest/mix.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -12,18 +14,9 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "words are read as they lie");
 
-constexpr std::uint64_t key_step = 0x9e3779b97f4a7c15;
-constexpr std::uint32_t multipliers[] = {0xd2511f53, 0xcd9e8d57, 0x9e3779b1, 0x85ebca77};
+constexpr std::uint64_t key_step = digest_key_step;
+constexpr std::uint32_t multipliers[] = GPUPOOL_DIGEST_MULTIPLIERS;
 constexpr std::size_t word_bytes = 8;
-
-inline std::uint64_t mix(std::uint64_t word, std::uint64_t key) noexcept {
-  std::uint64_t z = word ^ key;
-  for (const std::uint32_t m : multipliers) {
-    const std::uint64_t product = (z & 0xffffffff) * m;
-    z = std::rotl(product, 32) ^ (z >> 32);
-  }
-  return z;
-}
 
 // For processors without a path of their own, and what vectors leave over. Compilers do not make
 // good vectors of it (GCC 12 on x86-64, Clang on arm64): hence the paths below.
@@ -36,7 +29,7 @@ inline std::uint64_t sum_portable(std::byte* destination, const std::byte* sourc
     std::uint64_t word = 0;
     std::memcpy(&word, source + word_bytes * i, word_bytes);
     if constexpr (copy) std::memcpy(destination + word_bytes * i, &word, word_bytes);
-    sum += mix(word, first_key + i * key_step);
+    sum += digest_mix(word, first_key + i * key_step);
   }
   return sum;
 }
@@ -175,7 +168,7 @@ std::uint64_t whole(std::byte* destination, const std::byte* source, std::size_t
     std::memcpy(&last, source + words * word_bytes, rest);
     if (destination != nullptr) std::memcpy(destination + words * word_bytes, &last, rest);
     // The number of this word counted from the other end, 2^64 - 1 - i, plus one.
-    sum += mix(last | std::uint64_t{rest} << 56, (0 - (first_word + words)) * key_step);
+    sum += digest_mix(last | std::uint64_t{rest} << 56, (0 - (first_word + words)) * key_step);
   }
   return sum;
 }

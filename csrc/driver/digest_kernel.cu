@@ -1,6 +1,6 @@
-// Digests of device memory. tools/ptx.py compiles this to digest_kernel_ptx.h, which is what the
+// Digests of device memory. tools/ptx.py compiles this to digest_kernel.ptx.inc, which is what the
 // driver is given, so that nobody needs nvcc to build gpupool.
-#include "digest_kernel.h"
+#include "driver/digest_kernel.h"
 
 using namespace gpupool::digest_kernel;
 

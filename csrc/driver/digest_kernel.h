@@ -4,25 +4,15 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define GPUPOOL_ON_DEVICE __host__ __device__
-#else
-#define GPUPOOL_ON_DEVICE
-#endif
+#include "digest/mix.h"
 
 namespace gpupool::digest_kernel {
 
 inline constexpr unsigned threads = 1024;  // of a block, which has one piece
 
-// As digest/digest.h defines it.
-GPUPOOL_ON_DEVICE inline std::uint64_t mix(std::uint64_t word, std::uint64_t number) {
-  constexpr std::uint32_t multipliers[] = {0xd2511f53, 0xcd9e8d57, 0x9e3779b1, 0x85ebca77};
-  std::uint64_t z = word ^ (number + 1) * 0x9e3779b97f4a7c15;
-  for (const std::uint32_t m : multipliers) {
-    const std::uint64_t product = std::uint64_t{static_cast<std::uint32_t>(z)} * m;
-    z = (product << 32) | (static_cast<std::uint32_t>(z >> 32) ^ (product >> 32));
-  }
-  return z;
+// The word of that number, as it counts.
+GPUPOOL_ON_DEVICE inline std::uint64_t mixed(std::uint64_t word, std::uint64_t number) {
+  return digest_mix(word, (number + 1) * digest_key_step);
 }
 
 GPUPOOL_ON_DEVICE inline std::uint64_t word_at(const unsigned char* memory, unsigned bytes) {
@@ -41,15 +31,15 @@ GPUPOOL_ON_DEVICE inline std::uint64_t share(const unsigned char* memory, std::u
 #ifdef __CUDACC__
 #pragma unroll 8
 #endif
-    for (std::uint64_t i = thread; i < words; i += threads) sum += mix(at[i], i);
+    for (std::uint64_t i = thread; i < words; i += threads) sum += mixed(at[i], i);
   } else {
     for (std::uint64_t i = thread; i < words; i += threads)
-      sum += mix(word_at(memory + 8 * i, 8), i);
+      sum += mixed(word_at(memory + 8 * i, 8), i);
   }
   const auto rest = static_cast<unsigned>(bytes % 8);
   if (thread == 0 && rest > 0) {
     const std::uint64_t last = word_at(memory + 8 * words, rest) | std::uint64_t{rest} << 56;
-    sum += mix(last, ~words);
+    sum += mixed(last, ~words);
   }
   return sum;
 }

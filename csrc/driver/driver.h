@@ -46,6 +46,7 @@ struct EventState;                 // opaque
 using StreamHandle = StreamState*;
 using EventHandle = EventState*;
 
+// How much memory has one digest of its own, which is what is compared and copied again.
 inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 
 // X(name, (parameters), (arguments), needs_context)
@@ -81,7 +82,7 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 //                    not_supported, and has done nothing
 // digest             asynchronous: sums[i] becomes the digest (digest/digest.h) of the i-th
 //                    digest_piece_bytes of device memory, of which the last may have fewer; `sums`
-//                    lies in registered host memory
+//                    lies in registered host memory, and the memory must be mapped with access
 // copy_to_device_digest  copies, and digests what the destination then holds; after a failure the
 //                    copy may be in flight
 #define GPUPOOL_DRIVER_CALLS(X)                                                                  \

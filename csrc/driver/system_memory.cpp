@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <fstream>
 #include <limits>
@@ -29,6 +30,10 @@ std::size_t available_bytes() {
 }
 
 std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept {
+  if (bytes > std::numeric_limits<std::size_t>::max() - alignment) {
+    errno = ENOMEM;
+    return nullptr;
+  }
   // More than that, of which what lies before and behind goes back.
   const std::size_t padded = bytes + alignment;
   void* const raw = mmap(nullptr, padded, PROT_NONE, nothing, -1, 0);

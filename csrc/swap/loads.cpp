@@ -42,7 +42,7 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads() {
   for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
   const std::size_t share = whole / (loads_a_stream * in_.count()) / piece_bytes_ * piece_bytes_;
   const std::size_t most =
-      std::clamp(share, piece_bytes_, chunk_bytes_ / piece_bytes_ * piece_bytes_);
+      std::clamp(share, piece_bytes_, out_.chunk_bytes() / piece_bytes_ * piece_bytes_);
   std::vector<Load> loads;
   for (const RegionPtr& region : regions_) {
     for (const Run& piece : pieces_of(*region, region->saved_)) {

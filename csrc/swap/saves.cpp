@@ -59,7 +59,9 @@ void ModelMemory::save_changed(SwapReport& report) {
     Save save{region.get(), region->saved_, region->digests_, {}};
     save.saved.add(region->written_);
     const std::vector<Run> written = region->written_.runs();
-    for (const Run& piece : pieces_of(*region, save.saved)) {
+    const std::vector<Run> pieces = pieces_of(*region, save.saved);
+    save.digests.keep(pieces);
+    for (const Run& piece : pieces) {
       if (!save.digests.of(piece) || !within(piece, written).empty()) save.pieces.push_back(piece);
     }
     count += save.pieces.size();
@@ -90,7 +92,6 @@ void ModelMemory::save_changed(SwapReport& report) {
         report.copied_bytes += run.bytes();
       }
     }
-    save.digests.keep(pieces_of(*save.region, save.saved));
   }
   out_.synchronize();
   for (Save& save : saves) {

@@ -9,7 +9,6 @@ ModelMemory::ModelMemory(DriverPtr driver, std::size_t page_bytes, std::size_t c
                          std::size_t streams, Verify verify)
     : driver_(std::move(driver)),
       page_bytes_(page_bytes),
-      chunk_bytes_(chunk_bytes),
       piece_bytes_(std::min(chunk_bytes, digest_piece_bytes)),
       verify_(verify),
       in_(driver_, chunk_bytes, streams),

@@ -208,7 +208,6 @@ class ModelMemory {
 
   DriverPtr driver_;
   std::size_t page_bytes_;
-  const std::size_t chunk_bytes_;
   const std::size_t piece_bytes_;  // of what is digested
   const Verify verify_;
   std::size_t swap_ins_ = 0;

@@ -74,6 +74,9 @@ TEST(it_has_at_least_one_byte) { CHECK_THROWS(UsageError, HostMemory(open_test_d
 TEST(more_than_the_system_can_give_is_refused) {
   CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, std::size_t{1} << 60));
   CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, std::size_t{1} << 63));
+  // Which is past the end of all addresses with what makes room to align it.
+  CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, ~std::size_t{8191}));
+  CHECK_THROWS(std::system_error, HostMemory(open_test_driver(), -1, 4096, ~std::size_t{8191}));
 }
 
 TEST(a_descriptor_must_hold_the_bytes) {

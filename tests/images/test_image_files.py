@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("torch")
 
 import numpy as np
 import torch
+from failing import Failing
 
 from gpupool import Pool
 from gpupool.adopt import adopt
@@ -27,6 +29,7 @@ from gpupool.images.modules import load_image, places_in, save_image
 from gpupool.images.restore import over_place
 
 MIB = 1 << 20
+FULL = partial(OSError, errno.ENOSPC, "No space left on device")
 KEY = {"checkpoint": "abc", "vllm": "0.32.0"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool)
 
@@ -163,20 +166,6 @@ def test_a_bit_that_flipped_is_found_wherever_it_is(pool: Pool, tmp_path: Path) 
         content[at] ^= 1 << bit
 
 
-class Failing:
-    """A call of the system whose nth finds the disk full."""
-
-    def __init__(self, real: Callable[..., Any], nth: int) -> None:
-        self.calls = 0
-        self._real, self._nth = real, nth
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls += 1
-        if self.calls == self._nth:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return self._real(*arguments)
-
-
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
 def test_a_disk_that_fills_up_leaves_what_was_there(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -186,7 +175,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(
     module, model = Net(2, filled=True), pool.model("second")
     adopt(module, model)
     for nth in range(1, 20):
-        failing = Failing(getattr(os, call), nth)
+        failing = Failing(getattr(os, call), nth, FULL)
         with monkeypatch.context() as patched:
             patched.setattr(os, call, failing)
             try:
@@ -258,7 +247,7 @@ def test_a_module_whose_tensors_cannot_all_be_moved_is_as_before(
     for nth in range(1, 100):
         module, model = Net(5, filled=True), pool.model(f"try {nth}")
         before = module.bits()
-        monkeypatch.setattr(restore, "over_place", Failing(over_place, nth))
+        monkeypatch.setattr(restore, "over_place", Failing(over_place, nth, FULL))
         try:
             load_image(path, module, model, KEY)
         except OSError:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from failing import Failing
 
 from gpupool import Pool
 from gpupool.adopt import adopt
@@ -159,20 +160,6 @@ def test_a_fresh_module_becomes_what_processing_made(pool: Pool, tmp_path: Path,
         was.check(net)
 
 
-class Failing:
-    """Fails when it is called for the nth time."""
-
-    def __init__(self, real: Callable[..., Any], nth: int) -> None:
-        self.calls = 0
-        self._real, self._nth = real, nth
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls += 1
-        if self.calls == self._nth:
-            raise InterruptedError
-        return self._real(*arguments)
-
-
 @pytest.mark.parametrize(
     ("where", "name"),
     [(restore, "over_place"), (slots, "fill"), (slots, "vacate"), (state, "put")],
@@ -191,7 +178,7 @@ def test_a_failure_halfway_leaves_the_module_as_it_was(
     objects = {slot.name: id(slot.tensor) for slot in slots.slots_of(net)}
     failures = 0
     for nth in range(1, 200):
-        failing = Failing(real, nth)
+        failing = Failing(real, nth, InterruptedError)
         with monkeypatch.context() as patched:
             patched.setattr(where, name, failing)
             try:

@@ -22,7 +22,7 @@ Values = dict[str, dict[str, str]]
 
 def made(module: torch.nn.Module) -> Made:
     """A module that has just been made, with no weights yet. Keeps nothing of it."""
-    return Made(_layouts(module), _values(module))
+    return Made(layouts(module), _values(module))
 
 
 def shape_of(module: torch.nn.Module, before: Made | None = None) -> Shape:
@@ -60,7 +60,13 @@ def differing(before: dict[str, str], now: dict[str, str]) -> str | None:
 
 def layouts(module: torch.nn.Module) -> dict[str, str]:
     """Of each tensor, and which are one."""
-    return _layouts(module)
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for slot in slots_of(module):
+        found[slot.name] = slot.layout
+        if slot.tensor is not None and first.setdefault(id(slot.tensor), slot.name) != slot.name:
+            found[slot.name] += f", the same as {first[id(slot.tensor)]}"
+    return found
 
 
 def prints(module: torch.nn.Module) -> dict[str, str]:
@@ -138,13 +144,3 @@ def _values(module: torch.nn.Module) -> Values:
         name: plain({leaf: value for leaf, value in vars(child).items() if leaf not in _OWN})
         for name, child in children
     }
-
-
-def _layouts(module: torch.nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for slot in slots_of(module):
-        found[slot.name] = slot.layout
-        if slot.tensor is not None and first.setdefault(id(slot.tensor), slot.name) != slot.name:
-            found[slot.name] += f", the same as {first[id(slot.tensor)]}"
-    return found

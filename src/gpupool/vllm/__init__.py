@@ -1,6 +1,7 @@
 """gpupool under unmodified vLLM: start any engine with ``--worker-cls gpupool.vllm.Worker``.
 
-This is the only room that imports vLLM, and only when the worker is asked for.
+This is the only room that imports vLLM: when the worker is asked for, and in vLLM's processes,
+which run ``plugin`` as they start.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # digest/digest: each path, its copy, and what is left behind the last whole word.
-plant(a_round_mixes_with_another_constant digest/digest.cpp
+plant(a_round_mixes_with_another_constant digest/mix.h
   [[(z & 0xffffffff) * m]]
   [[(z & 0xffffffff) * (m + 2)]]
   digest)
-plant(a_round_turns_a_bit_less digest/digest.cpp
-  [[std::rotl(product, 32)]]
-  [[std::rotl(product, 31)]]
+plant(a_round_turns_a_bit_less digest/mix.h
+  [[(product << 32 | product >> 32)]]
+  [[(product << 31 | product >> 33)]]
   digest)
-plant(a_round_forgets_the_high_half digest/digest.cpp
+plant(a_round_forgets_the_high_half digest/mix.h
   [[(z >> 32)]]
   [[(z >> 33)]]
   digest)
