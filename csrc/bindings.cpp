@@ -37,6 +37,10 @@ namespace py = pybind11;
 using namespace gpupool;
 using NoGil = py::call_guard<py::gil_scoped_release>;
 using DlDevicePair = std::pair<std::int32_t, std::int32_t>;
+// Taken as they are: where pybind11 refuses an argument it repeats all of them, also 64 MiB of
+// bytes.
+using AnyBuffer = py::typing::Union<py::buffer>;
+using AnyInteger = py::typing::Union<py::int_>;
 using InterfaceFields = py::typing::Dict<py::str, py::object>;
 
 namespace {
@@ -484,22 +488,34 @@ void bind_transfer(py::module_& m) {
            "Waits for all copies. Raises DriverError.");
 }
 
+std::uint64_t word_number(const AnyInteger& number) {
+  const std::uint64_t word =
+      PyLong_Check(number.ptr()) == 0 ? ~std::uint64_t{0} : PyLong_AsUnsignedLongLong(number.ptr());
+  if (PyErr_Occurred() != nullptr || PyLong_Check(number.ptr()) == 0) {
+    PyErr_Clear();
+    throw UsageError("first_word must be an integer of 64 bits, 0 or more");
+  }
+  return word;
+}
+
 void bind_digest(py::module_& m) {
   m.def(
       "digest",
-      [](const py::buffer& buffer, std::uint64_t first_word) {
+      [](const AnyBuffer& buffer, const AnyInteger& first_word) {
         const Bytes bytes(buffer, PyBUF_SIMPLE);
+        const std::uint64_t first = word_number(first_word);
         const py::gil_scoped_release no_gil;
-        return digest(bytes.data(), bytes.size(), first_word);
+        return digest(bytes.data(), bytes.size(), first);
       },
       py::arg("buffer"), py::arg("first_word") = 0,
       "A 64-bit digest of the bytes, which must be contiguous; csrc/digest/digest.h defines it.\n\n"
       "It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of "
       "its\n"
-      "parts, each with the number of its first word of 8 bytes. Raises BufferError.");
+      "parts, each with the number of its first word of 8 bytes. Raises UsageError or "
+      "BufferError.");
   m.def(
       "copy_with_digest",
-      [](const py::buffer& destination, const py::buffer& source, std::uint64_t first_word) {
+      [](const AnyBuffer& destination, const AnyBuffer& source, const AnyInteger& first_word) {
         const Bytes to(destination, PyBUF_WRITABLE);
         const Bytes from(source, PyBUF_SIMPLE);
         if (to.size() != from.size()) {
@@ -511,8 +527,9 @@ void bind_digest(py::module_& m) {
         if (to_address < from_address + from.size() && from_address < to_address + to.size()) {
           throw UsageError("the destination overlaps the source");
         }
+        const std::uint64_t first = word_number(first_word);
         const py::gil_scoped_release no_gil;
-        return copy_with_digest(to.data(), from.data(), to.size(), first_word);
+        return copy_with_digest(to.data(), from.data(), to.size(), first);
       },
       py::arg("destination"), py::arg("source"), py::arg("first_word") = 0,
       "Copies, and returns the digest of what was copied; each byte is read once.\n\n"

@@ -26,7 +26,10 @@ class CudaDriver final : public Driver {
     check(*this, "cuDeviceGet", status_of(cu_.cuDeviceGet(&device_, ordinal)));
   }
   ~CudaDriver() override {
-    if (context_ != nullptr) cu_.cuDevicePrimaryCtxRelease(device_);
+    if (context_ == nullptr) return;
+    // Others, as torch, may keep the context.
+    static_cast<void>(in_context([&] { return digest_kernel_.unload(cu_); }));
+    cu_.cuDevicePrimaryCtxRelease(device_);
   }
 
   Status page_granularity(std::size_t* bytes) noexcept override {

@@ -111,6 +111,7 @@ struct CopyAttributes {
     (std::uint64_t destination, unsigned char value, std::size_t bytes, Stream stream))           \
   X(cuMemHostGetDevicePointer, 3020, (std::uint64_t* address, void* memory, unsigned flags))      \
   X(cuModuleLoadData, 2000, (Module * module, const void* image))                                 \
+  X(cuModuleUnload, 2000, (Module module))                                                        \
   X(cuModuleGetFunction, 2000, (Function * function, Module module, const char* name))            \
   X(cuLaunchKernel, 4000,                                                                         \
     (Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,      \

@@ -1,5 +1,7 @@
 #include "driver/cuda_digest.h"
 
+#include <utility>
+
 #include "driver/digest_kernel.h"
 
 namespace gpupool::cuda {
@@ -25,6 +27,12 @@ Result DigestKernel::load(const Symbols& cu) noexcept {
     }
   }
   return 0;
+}
+
+Result DigestKernel::unload(const Symbols& cu) noexcept {
+  function_ = nullptr;
+  const Module module = std::exchange(module_, nullptr);
+  return module == nullptr ? 0 : cu.cuModuleUnload(module);
 }
 
 Result DigestKernel::launch(const Symbols& cu, DevicePtr memory, std::size_t bytes,

@@ -11,12 +11,14 @@ namespace gpupool::cuda {
 // What tools/ptx.py made of digest_kernel.cu.
 extern const char digest_kernel_ptx[];
 
-// Thread safe. Loaded by the first launch, and gone with the context.
+// Thread safe. Loaded by the first launch.
 class DigestKernel {
  public:
   // With the context current; as Driver::digest.
   Result launch(const Symbols& cu, DevicePtr memory, std::size_t bytes, std::uint64_t* sums,
                 Stream stream) noexcept;
+  // With the context current, when no launch follows nor is under way.
+  Result unload(const Symbols& cu) noexcept;
 
  private:
   Result load(const Symbols& cu) noexcept;

@@ -155,7 +155,11 @@ class Host final : public HostDriver, private HostWork {
                                std::uint64_t* sums, StreamHandle stream) noexcept override {
     return guarded([&] {
       if (!registry_.holds(source, bytes)) return Status::invalid_value;
-      return digest_pieces(destination, source, bytes, sums, stream);
+      if (streams_->fuses()) return digest_pieces(destination, source, bytes, sums, stream);
+      const Status refused = may_digest(destination, bytes, sums);
+      if (refused != Status::success) return refused;
+      const Status copied = copy_to_device(destination, source, bytes, stream);
+      return copied == Status::success ? digest(destination, bytes, sums, stream) : copied;
     });
   }
   Status digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums,

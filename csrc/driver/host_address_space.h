@@ -107,6 +107,14 @@ class Registry {
     if (!covered(memory, bytes)) return Status::illegal_address;
     return work();
   }
+  // The same of two.
+  template <typename Work>
+  Status touch(const void* one, std::size_t one_bytes, const void* other, std::size_t other_bytes,
+               const Work& work) const {
+    std::shared_lock lock(mutex_);
+    if (!covered(one, one_bytes) || !covered(other, other_bytes)) return Status::illegal_address;
+    return work();
+  }
 
  private:
   bool covered(const void* memory, std::size_t bytes) const;

@@ -66,6 +66,7 @@ class SteppedStreams final : public Streams {
     return push(handle, Op::work_of(std::move(work), random_));
   }
 
+  [[nodiscard]] bool fuses() const noexcept override { return false; }  // as on a GPU
   void shuffle(std::vector<std::size_t>& order) noexcept override {
     std::lock_guard lock(mutex_);
     for (std::size_t i = order.size(); i > 1; --i) {

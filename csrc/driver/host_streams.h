@@ -50,6 +50,8 @@ class Streams {
   virtual Status enqueue(StreamHandle stream, Work work) = 0;
   // Puts what cuda.h gives no order into one of the orders that it may come in.
   virtual void shuffle(std::vector<std::size_t>& order) noexcept = 0;
+  // Whether a copy and the digest of what arrived are better one piece of work than two.
+  [[nodiscard]] virtual bool fuses() const noexcept = 0;
   // Later work of the stream waits until somebody finishes `hold`.
   virtual Status hold(StreamHandle stream, std::shared_ptr<EventRecord> hold) = 0;
 

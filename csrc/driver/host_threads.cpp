@@ -140,6 +140,7 @@ class ThreadedStreams final : public Streams {
   }
 
   void shuffle(std::vector<std::size_t>&) noexcept override {}
+  [[nodiscard]] bool fuses() const noexcept override { return true; }  // each byte is read once
 
   Status hold(StreamHandle handle, std::shared_ptr<EventRecord> hold) override {
     return push(handle, [hold = std::move(hold)] { hold->wait(); });

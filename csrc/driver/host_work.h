@@ -81,15 +81,22 @@ class HostWork {
     });
   }
 
+  static std::size_t pieces_in(std::size_t bytes) {
+    return bytes / digest_piece_bytes + (bytes % digest_piece_bytes != 0);
+  }
+  Status may_digest(DevicePtr device, std::size_t bytes, const std::uint64_t* sums) const {
+    if (bytes == 0 || !registry_.holds(sums, pieces_in(bytes) * sizeof(*sums))) {
+      return Status::invalid_value;
+    }
+    return space_.accessible(device, bytes) ? Status::success : Status::invalid_value;
+  }
+
   // Digests pieces of device memory, where it first copies `source` unless that is null.
   Status digest_pieces(DevicePtr device, const void* source, std::size_t bytes, std::uint64_t* sums,
                        StreamHandle stream) {
-    const std::size_t count = bytes / digest_piece_bytes + (bytes % digest_piece_bytes != 0);
-    if (count == 0 || !registry_.holds(sums, count * sizeof(*sums)) ||
-        !space_.accessible(device, bytes)) {
-      return Status::invalid_value;
-    }
-    return enqueue(stream, count, [=, this](std::size_t begin, std::size_t end) {
+    const Status refused = may_digest(device, bytes, sums);
+    if (refused != Status::success) return refused;
+    return enqueue(stream, pieces_in(bytes), [=, this](std::size_t begin, std::size_t end) {
       const std::size_t at = begin * digest_piece_bytes;
       const std::size_t n = std::min(bytes, end * digest_piece_bytes) - at;
       const auto* const from = static_cast<const std::byte*>(source);
@@ -105,9 +112,9 @@ class HostWork {
           return Status::success;
         });
       };
-      return registry_.touch(sums + begin, (end - begin) * sizeof(*sums), [&] {
-        return from == nullptr ? run() : registry_.touch(from + at, n, run);
-      });
+      const std::size_t sum_bytes = (end - begin) * sizeof(*sums);
+      return from == nullptr ? registry_.touch(sums + begin, sum_bytes, run)
+                             : registry_.touch(sums + begin, sum_bytes, from + at, n, run);
     });
   }
 

@@ -114,11 +114,10 @@ void HostMemory::grow(int fd, std::size_t bytes) {
   }
   const std::size_t before = pieces_.size();
   pieces_.reserve(before + missing / register_bytes_max + 1);
-  if (!map_file(data_ + bytes_, missing, PROT_READ | PROT_WRITE, file.get())) fail("mmap");
   // Which takes the memory now. Of more than there is, it is taken as it is used.
-  if (missing >= huge_page_bytes && missing <= available_bytes()) {
-    put_huge_pages(file.get(), data_ + bytes_, missing);
-  }
+  const bool huge = missing >= huge_page_bytes && missing <= available_bytes();
+  if (!map_file(data_ + bytes_, missing, PROT_READ | PROT_WRITE, file.get())) fail("mmap");
+  if (huge) put_huge_pages(file.get(), data_ + bytes_, missing);
   const std::size_t end = bytes_ + missing;
   for (std::size_t at = bytes_; at < end; at = pieces_.back().end) {
     const Run piece{at, std::min(end, at + register_bytes_max)};

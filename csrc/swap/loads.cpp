@@ -19,6 +19,13 @@ std::size_t pieces_in(Run run, std::size_t piece_bytes) {
 
 }  // namespace
 
+DamagedImage ModelMemory::damaged(const Region& region, Run run, const char* when) {
+  return DamagedImage("bytes " + std::to_string(run.begin) + " to " + std::to_string(run.end) +
+                      " of a region of " + tag_names[static_cast<std::size_t>(region.tag())] +
+                      " are not what was saved" + when +
+                      ": memory is faulty, or something wrote to the image");
+}
+
 std::vector<Run> ModelMemory::pieces_of(const Region& region, const RunSet& saved) const {
   std::vector<Run> pieces;
   for (const Run& run : saved.runs()) {
@@ -40,18 +47,19 @@ std::uint64_t* ModelMemory::sums(std::size_t count) {
 std::vector<ModelMemory::Load> ModelMemory::plan_loads() {
   std::size_t whole = 0;
   for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
-  const std::size_t share = whole / (loads_a_stream * in_.count()) / piece_bytes_ * piece_bytes_;
   const std::size_t most =
-      std::clamp(share, piece_bytes_, out_.chunk_bytes() / piece_bytes_ * piece_bytes_);
+      std::clamp(whole / (loads_a_stream * in_.count()), piece_bytes_, out_.chunk_bytes());
   std::vector<Load> loads;
   for (const RegionPtr& region : regions_) {
     for (const Run& piece : pieces_of(*region, region->saved_)) {
       // One copy for pieces that follow upon one another, of which only the last may be short: so
-      // the sums of a copy are those of its pieces.
+      // the sums of a copy are those of its pieces. It must not go from one registration of the
+      // image into another, as where it has grown.
       Run* const last =
           loads.empty() || loads.back().region != region.get() ? nullptr : &loads.back().run;
       if (last != nullptr && last->end == piece.begin && last->begin % piece_bytes_ == 0 &&
-          last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most) {
+          last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most &&
+          region->image_->cut({last->begin, piece.end}).size() == 1) {
         last->end = piece.end;
       } else {
         loads.push_back({region.get(), piece, nullptr});
@@ -112,11 +120,7 @@ void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
   in_.synchronize();
   for (const Load& load : wrong) {
     if (*load.sums == load.region->digests_.of(load.run)) continue;
-    throw DamagedImage("bytes " + std::to_string(load.run.begin) + " to " +
-                       std::to_string(load.run.end) + " of a region of " +
-                       tag_names[static_cast<std::size_t>(load.region->tag())] +
-                       " are not what was saved, also when they are copied again: memory is "
-                       "faulty, or something wrote to the image");
+    throw damaged(*load.region, load.run, ", also when they are copied again");
   }
 }
 

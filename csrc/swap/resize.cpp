@@ -2,6 +2,7 @@
 #include <string>
 #include <utility>
 
+#include "digest/digest.h"
 #include "swap/swap.h"
 
 namespace gpupool {
@@ -70,6 +71,18 @@ std::shared_ptr<Arena> ModelMemory::share_out(Region& region, std::size_t alignm
   return arena;
 }
 
+// Of what is saved, pieces with a digest that are none any more when `saved` is.
+std::vector<Run> ModelMemory::pieces_recut(const Region& region, const RunSet& saved) const {
+  std::vector<Run> recut;
+  if (verify_ == Verify::off || !region.image_) return recut;
+  PieceDigests left = region.digests_;
+  left.keep(pieces_of(region, saved));
+  for (const Run& piece : pieces_of(region, region.saved_)) {
+    if (region.digests_.of(piece) && !left.of(piece)) recut.push_back(piece);
+  }
+  return recut;
+}
+
 std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
                                          const std::vector<PagePtr>& pages, std::size_t clean,
                                          int image_fd) {
@@ -88,7 +101,6 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   check_pages(pages, more_pages ? (span - region.span_bytes()) / page_bytes_ : 0, clean);
 
   // Everything that may fail comes before the first change that shows.
-  if (region.image_) region.image_->grow(image_fd, bytes);
   RunSet saved = region.saved_, written = region.written_;
   if (bytes < before) {
     saved.remove({bytes, before});
@@ -96,9 +108,25 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   } else if (region.tag_ == Tag::weights) {
     written.add({before, bytes});
   }
+  // Whose digests are lost: what the image has of them must be what was saved, or is saved anew.
+  for (const Run& piece : pieces_recut(region, saved)) {
+    if (piece.begin >= bytes) continue;
+    if (state_ == State::resident) {
+      written.add({piece.begin, std::min(piece.end, bytes)});
+    } else if (digest(region.image_->data() + piece.begin, piece.bytes()) !=
+               region.digests_.of(piece)) {
+      throw damaged(region, piece, "");
+    }
+  }
+  if (region.image_) region.image_->grow(image_fd, bytes);
   PieceDigests digests = region.digests_;
   if (verify_ != Verify::off && region.image_) {
-    digests.complete(pieces_of(region, saved), region.image_->data());
+    const std::vector<Run> pieces = pieces_of(region, saved);
+    if (state_ == State::resident) {
+      digests.keep(pieces);
+    } else {
+      digests.complete(pieces, region.image_->data());
+    }
   }
   const std::shared_ptr<Arena> arena = region.arena_.lock();
   if (arena) arena->prepare_limit();

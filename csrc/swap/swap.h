@@ -127,8 +127,9 @@ class ModelMemory {
   // loses is lost. A resident region that grows into new pages is given exactly those, of which
   // the first `clean` read as zeros; one that shrinks waits for the device and returns the pages
   // it no longer maps. The image grows by `image_fd` (see missing_image_bytes) and never shrinks.
-  // Throws UsageError, DriverError or std::system_error; the region is as before then, but for
-  // pages that could not be unmapped again: mapped_pages() says what it has.
+  // Throws UsageError, DriverError, std::system_error, or DamagedImage where an image is cut that
+  // does not have what was saved; the region is as before then, but for pages that could not be
+  // unmapped again: mapped_pages() says what it has.
   std::vector<PagePtr> resize(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
                               std::size_t clean, int image_fd);
   // How long a descriptor must be for the image of a region of `bytes`; 0 if none is needed.
@@ -198,6 +199,8 @@ class ModelMemory {
   void save_written(SwapReport& report);
   void save_changed(SwapReport& report);
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
+  [[nodiscard]] std::vector<Run> pieces_recut(const Region& region, const RunSet& saved) const;
+  [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
   std::uint64_t* sums(std::size_t count);
   void unmap_or_undo();
   void discard();

@@ -17,8 +17,8 @@ class CopyLanes {
   CopyLanes(const DriverPtr& driver, std::size_t chunk_bytes, std::size_t count);
 
   // All asynchronous; throw DriverError, after which some may be in flight until synchronize().
-  // With `sums` what has arrived is digested too, as Driver::copy_to_device_digest says. A copy with
-  // sums or in a window is at most a chunk.
+  // With `sums` what has arrived is digested too, as Driver::copy_to_device_digest says. A copy
+  // with sums or in a window is at most a chunk.
   void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes,
                  std::uint64_t* sums);
   void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);  // none for no bytes

@@ -790,9 +790,7 @@ class SlabAllocator:
         """
 
 def copy_with_digest(
-    destination: typing_extensions.Buffer,
-    source: typing_extensions.Buffer,
-    first_word: typing.SupportsInt | typing.SupportsIndex = 0,
+    destination: typing_extensions.Buffer, source: typing_extensions.Buffer, first_word: int = 0
 ) -> int:
     """
     Copies, and returns the digest of what was copied; each byte is read once.
@@ -801,14 +799,12 @@ def copy_with_digest(
     is read-only or bytes that are not contiguous; nothing is copied then.
     """
 
-def digest(
-    buffer: typing_extensions.Buffer, first_word: typing.SupportsInt | typing.SupportsIndex = 0
-) -> int:
+def digest(buffer: typing_extensions.Buffer, first_word: int = 0) -> int:
     """
     A 64-bit digest of the bytes, which must be contiguous; csrc/digest/digest.h defines it.
 
     It finds accidents, not forgeries. A run's digest is the sum, modulo 2**64, of those of its
-    parts, each with the number of its first word of 8 bytes. Raises BufferError.
+    parts, each with the number of its first word of 8 bytes. Raises UsageError or BufferError.
     """
 
 def open_cuda_driver(ordinal: typing.SupportsInt | typing.SupportsIndex) -> Driver:

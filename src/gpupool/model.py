@@ -12,7 +12,8 @@ from gpupool.errors import UsageError
 from gpupool.gate import Gate
 from gpupool.host_images import host_memory, in_system_pages, lacks_image
 from gpupool.interop import CupyAllocator, TorchAllocator
-from gpupool.residency import Keeper, Residency
+from gpupool.keeper import Keeper
+from gpupool.residency import Residency
 from gpupool.session import Session
 
 
@@ -102,7 +103,8 @@ class Model:
         touched any more. A resident model takes the pages it needs from those that are free, and
         gives back what it does not need at once; no step of another thread should run meanwhile.
         Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
-        HostMemoryError or RefusedError; the region is as before then.
+        HostMemoryError, RefusedError, or DamagedMemoryError where an image is cut that does not
+        have what was saved; the region is as before then.
         """
         self._require_own(region)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
@@ -222,7 +224,8 @@ class Model:
 
         A swap-out does not copy weights that it has saved before: whoever changes weights or a
         KV cache in the block says so with ``writes``, or by ``Region.mark_written``, or the change
-        is lost at the next swap-out. Raises DoesNotFitError, LeaseTimeoutError, DriverError.
+        is lost at the next swap-out. Raises DoesNotFitError, LeaseTimeoutError, DriverError, or
+        DamagedMemoryError, with the model out as before, for memory that is not what was saved.
         """
         if timeout_s is not None:
             timeout_s = seconds("timeout_s", timeout_s)

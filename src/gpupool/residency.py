@@ -11,44 +11,13 @@ import contextlib
 from collections.abc import Callable
 from functools import reduce
 from operator import add
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, cast
 
 from gpupool._core import ModelMemory, Page, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
+from gpupool.keeper import Keeper
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
-
-
-class Keeper(Protocol):
-    """Keeps over swaps what regions without an image hold, by copies of its own."""
-
-    def arrived(self) -> None:
-        """The memory is there and reads as zeros: begin to bring back what was kept.
-
-        After an error the model leaves again.
-        """
-
-    def leaving(self) -> None:
-        """No step is open, and none will be before ``left``. After an error the model stays."""
-
-    def save(self) -> None:
-        """Keep what the memory holds, and return when nothing is in flight any more.
-
-        After an error the memory stays mapped, and this is called again later. There is nothing to
-        save after a failed ``arrived``.
-        """
-
-    def left(self) -> None:
-        """The memory is gone."""
-
-    def settle(self) -> None:
-        """Instead of ``save`` if the model leaves for good: only let nothing be in flight."""
-
-    def forsake(self) -> None:
-        """Instead of ``left`` if the model has left for good."""
-
-    def close(self) -> None:
-        """The model is closed: what was kept may go. Never fails for want of the daemon."""
 
 
 class Residency:
@@ -126,6 +95,12 @@ class Residency:
 
     def bring_in(self, timeout_s: float) -> SwapReport:
         """Get pages and restore every region."""
+        try:
+            return self._bring_in(timeout_s)
+        except DamagedMemoryError as error:
+            raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
+
+    def _bring_in(self, timeout_s: float) -> SwapReport:
         if self.torn:
             self._leave()
         self.declare()
@@ -197,13 +172,11 @@ class Residency:
             for keeper in self.keepers:
                 keeper.arrived()
             return reduce(add, reports)
-        except BaseException as error:
+        except BaseException:
             if self.resident:
                 self._parted = True
                 with contextlib.suppress(Exception):  # the next bring-in or give-up tries again
                     self._unmap()
-            if isinstance(error, DamagedMemoryError):
-                raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
             raise
 
     def _leave(self, *, for_good: bool = False) -> SwapReport:
@@ -267,7 +240,7 @@ class _Early:
         return 0 if self.report is None else self.pages
 
     def begin(self, pages: list[Page]) -> None:
-        """Bring it in. Raises DriverError."""
+        """Bring it in. Raises DriverError or DamagedMemoryError."""
         with span(self._of._session.driver, f"swap in {self._of._name}, early", {}):
             self.report = self._of.saved.swap_in(pages)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pool_bench import BUDGET_PAGES, PAGE_BYTES, pool_of, resident_model
 
-from gpupool import Model, Pool
+from gpupool import Model, Pool, copy_with_digest, digest
 from gpupool.checks import SECONDS_MAX, seconds, whole
 from gpupool.errors import DriverError, UsageError
 
@@ -59,6 +59,19 @@ class TestNumbers:
         is_refused(lambda: model.resize(region, number), "size_bytes=|cannot have -1")
         assert model.regions("weights") == [region]
         assert region.bytes == 100
+
+    def test_of_a_digest(self, number: object) -> None:
+        if number == 2**63:
+            return  # a number of a word as any other
+        source, destination = bytes(1 << 20), bytearray(1 << 20)
+        is_refused(lambda: digest(source, number), "^first_word")
+        is_refused(lambda: copy_with_digest(destination, source, number), "^first_word")
+        with pytest.raises(TypeError) as caught:
+            digest(number, 0)
+        assert len(str(caught.value)) < 300
+        with pytest.raises(TypeError) as caught:
+            copy_with_digest(destination, number)
+        assert len(str(caught.value)) < 300
 
     def test_of_a_trace(self, number: object, tmp_path: Path) -> None:
         pool = pool_of()

@@ -76,7 +76,7 @@ TEST(a_copy_with_a_digest_moves_exactly_its_bytes) {
   }
 }
 
-TEST(a_digest_of_nothing_or_of_what_is_not_there_is_refused) {
+TEST(a_digest_of_nothing_is_refused) {
   Digested all;
   CHECK(all->digest(all.base, 0, all.sums, all.stream()) != Status::success);
   CHECK(all->copy_to_device_digest(all.base, all.staging(), 0, all.sums, all.stream()) !=

@@ -52,7 +52,8 @@ const std::map<std::string, std::string> seam_of = {
     {"cuCtxSetCurrent", "memory_info"},
 };
 const std::set<std::string> at_open = {"cuInit", "cuDeviceGet"};
-const std::set<std::string> unreported = {"cuGetErrorName", "cuDevicePrimaryCtxRelease"};
+const std::set<std::string> unreported = {"cuGetErrorName", "cuDevicePrimaryCtxRelease",
+                                          "cuModuleUnload"};
 // Calls that give something back: what such a call was refused, the library still holds.
 const std::set<std::string> releases = {
     "cuMemRelease",
@@ -61,6 +62,7 @@ const std::set<std::string> releases = {
     "cuMemHostUnregister",
     "cuStreamDestroy",
     "cuEventDestroy",
+    "cuModuleUnload",
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuDevicePrimaryCtxRelease",

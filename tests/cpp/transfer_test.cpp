@@ -1,6 +1,7 @@
 // Copy streams: chunks add up to the whole, errors are reported, nothing runs on after the end.
 #include "bench.h"
 #include "driver/fault.h"
+#include "hooked.h"
 #include "transfer/lanes.h"
 
 using namespace gpupool;
@@ -75,6 +76,19 @@ TEST(the_end_of_a_stream_waits_for_its_work) {
     for (std::uint8_t i = 0; i <= 20; ++i) stream.fill(base, i, 8 * page_bytes);
   }
   CHECK(all_are(bench.read(base, 8 * page_bytes), 20));
+}
+
+TEST(every_lane_is_waited_for_also_after_one_fails) {
+  Bench bench;
+  const auto plan = std::make_shared<FaultPlan>();
+  const auto hooked = std::make_shared<Hooked>(with_faults(bench.driver(), plan));
+  CopyLanes lanes(hooked, page_bytes, 3);
+  int waits = 0;
+  hooked->before = [&](DriverCall call) { waits += call == DriverCall::stream_synchronize; };
+  plan->arm(1, Status::unknown, false);
+  CHECK_THROWS(DriverError, lanes.synchronize());
+  CHECK_EQ(waits, 3);
+  hooked->before = [](DriverCall) {};
 }
 
 TEST(copies_of_lanes_add_up_to_the_whole) {

@@ -149,6 +149,27 @@ TEST(a_region_that_changes_its_size_is_verified_still) {
   }
 }
 
+TEST(what_a_resize_cuts_is_not_taken_for_good) {
+  Scene scene;
+  for (const std::size_t bytes : {5 * mib, 4 * mib + 2 * mib / 3}) {
+    scene.flip(8 * (4 * mib + 17));
+    CHECK_THROWS(DamagedImage, scene.memory.resize(*scene.weights, bytes, {}, 0, -1));
+    CHECK_EQ(scene.weights->bytes(), scene.content.size());
+    CHECK_THROWS(DamagedImage, scene.memory.swap_in(scene.pages));
+    scene.flip(8 * (4 * mib + 17));
+    scene.memory.resize(*scene.weights, bytes, {}, 0, -1);
+    scene.content.resize(bytes);
+    scene.check();
+    // Of a resident one the device has what is good: it is saved again.
+    scene.memory.swap_in(scene.pages);
+    scene.flip(8 * (4 * mib + 17));
+    scene.memory.resize(*scene.weights, bytes - 100, {}, 0, -1);
+    scene.content.resize(bytes - 100);
+    scene.memory.swap_out();
+    scene.check();
+  }
+}
+
 TEST(a_sample_finds_damage_within_sixteen_turns) {
   Scene scene(Verify::sample, 7 * mib, mib / 4);
   std::size_t verified = 0;
@@ -192,4 +213,15 @@ TEST(nothing_is_digested_where_that_is_switched_off) {
   scene.memory.swap_in(scene.pages);
   CHECK_EQ(scene.memory.swap_out().copied_bytes, 0);
   CHECK_EQ(digests, 0);
+}
+
+TEST(a_closed_model_keeps_no_memory_for_sums) {
+  Scene scene;
+  scene.check();
+  int unregistered = 0;
+  scene.hooked->before = [&](DriverCall call) {
+    unregistered += call == DriverCall::host_unregister;
+  };
+  scene.memory.close();
+  CHECK_EQ(unregistered, 2);  // that of the sums, and the image
 }

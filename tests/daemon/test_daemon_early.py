@@ -14,6 +14,7 @@ from gpupool._core import Driver, FaultPlan, Page, Region, open_host_driver, wit
 from gpupool.daemon import client
 from gpupool.errors import (
     DaemonUnavailableError,
+    DamagedMemoryError,
     DriverError,
     LeaseTimeoutError,
     UsageError,
@@ -88,6 +89,30 @@ def test_weights_are_there_before_the_other_has_saved(
     for one in (a, b, a, b):
         one.step()
     until(lambda: held(daemon) == {"a": 0, "b": 4})
+    a.model.close()
+    b.model.close()
+
+
+def test_damage_that_is_found_early_has_the_name_of_the_model(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Paged(daemon, "a", 0x33), Paged(daemon, "b", 0x44)
+    a.step()
+    flipped = ctypes.c_char.from_buffer(b.weights.image(), PAGE_BYTES + 1)
+    flipped.value = b"\x01"
+    refused = threading.Event()
+    with monkeypatch.context() as patched:
+        save_later(a, patched, refused.wait)
+        with ThreadPoolExecutor(1) as thread:
+            stepping = thread.submit(b.step)
+            until(stepping.done)  # with the weights of the other as they were
+            refused.set()
+            with pytest.raises(DamagedMemoryError, match=r"^model 'b': bytes 2097152 to 4194304 "):
+                stepping.result()
+    flipped.value = b"\x00"
+    del flipped
+    for one in (b, a, b):
+        one.step()
     a.model.close()
     b.model.close()
 

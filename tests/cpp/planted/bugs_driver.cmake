@@ -156,6 +156,30 @@ plant(a_copy_with_a_digest_only_digests driver/host_work.h
   [[copy_with_digest(pointer(device + piece), from + piece, length)]]
   [[gpupool::digest(from + piece, length)]]
   conformance)
+plant(sums_go_where_nothing_is_registered driver/host_work.h
+  [[registry_.holds(sums, pieces_in(bytes) * sizeof(*sums))]]
+  [[true]]
+  host_digest)
+plant(what_nobody_may_touch_is_digested driver/host_work.h
+  [[space_.accessible(device, bytes) ? Status::success : Status::invalid_value]]
+  [[Status::success]]
+  host_digest)
+plant(a_copy_with_a_digest_is_of_unregistered_memory driver/host.cpp
+  [[if (!registry_.holds(source, bytes)) return Status::invalid_value;]]
+  [[]]
+  host_digest)
+plant(sums_go_where_nothing_is_registered_any_more driver/host_work.h
+  [[registry_.touch(sums + begin, sum_bytes, run)]]
+  [[run()]]
+  host_digest)
+plant(a_copy_with_a_digest_reads_what_was_unregistered driver/host_work.h
+  [[registry_.touch(sums + begin, sum_bytes, from + at, n, run)]]
+  [[registry_.touch(static_cast<const void*>(sums + begin), sum_bytes, run)]]
+  host_digest)
+plant(a_module_outlives_its_driver driver/cuda_digest.cpp
+  [[module == nullptr ? 0 : cu.cuModuleUnload(module)]]
+  [[static_cast<Result>(module == nullptr)]]
+  cuda_driver@cuda)
 plant(a_launch_has_a_block_less driver/cuda_digest.cpp
   [[static_cast<std::size_t>(bytes % digest_piece_bytes != 0)]]
   [[std::size_t{0}]]

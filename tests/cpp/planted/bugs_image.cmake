@@ -115,6 +115,10 @@ plant(two_threads_scrub_at_once transfer/scrub.cpp
   [[pool_->begin_scrub_owned(owner, pages);]]
   [[mutex_.unlock(); pool_->begin_scrub_owned((owner), pages);]]
   scrub)
+plant(a_lane_is_not_waited_for_after_another_failed transfer/lanes.cpp
+  [[if (!first) first = std::current_exception();]]
+  [[throw;]]
+  transfer)
 plant(a_window_has_one_chunk_in_flight transfer/lanes.cpp
   [[events->turn = !events->turn;]]
   [[]]

@@ -27,6 +27,34 @@ plant(the_sums_of_a_copy_are_those_of_the_one_before swap/loads.cpp
   [[next += pieces_in(loads[i].run, piece_bytes_);]]
   [[]]
   verify)
+plant(a_copy_goes_from_one_registration_into_another swap/loads.cpp
+  [[region->image_->cut({last->begin, piece.end}).size() == 1]]
+  [[true]]
+  large_loads)
+plant(the_second_piece_of_a_copy_is_held_against_the_first swap/loads.cpp
+  [[++sum;]]
+  [[]]
+  large_loads)
+plant(pieces_are_never_copied_together swap/loads.cpp
+  [[last->end = piece.end;]]
+  [[loads.push_back({region.get(), piece, nullptr});]]
+  large_loads)
+plant(a_copy_begins_within_a_piece swap/loads.cpp
+  [[last->begin % piece_bytes_ == 0]]
+  [[true]]
+  large_loads)
+plant(there_is_no_room_for_more_sums swap/loads.cpp
+  [[(!sums_ || sums_->bytes() < bytes)]]
+  [[!sums_]]
+  large_loads BY crash)
+plant(damage_that_a_resize_cuts_is_blessed swap/resize.cpp
+  [[throw damaged(region, piece, "");]]
+  [[]]
+  verify)
+plant(a_piece_that_a_resize_cuts_is_not_saved_anew swap/resize.cpp
+  [[written.add({piece.begin, std::min(piece.end, bytes)});]]
+  [[]]
+  verify)
 plant(a_piece_that_did_not_change_is_saved swap/saves.cpp
   [[save.digests.of(piece) == now]]
   [[false]]
@@ -187,6 +215,10 @@ plant(a_removed_region_keeps_its_image swap/regions.cpp
   [[image = gone->take_image();]]
   [[]]
   model_memory)
+plant(a_closed_model_keeps_its_sums swap/regions.cpp
+  [[sums = std::move(sums_);]]
+  [[]]
+  verify)
 plant(a_closed_model_keeps_its_images swap/regions.cpp
   [[for (const RegionPtr& region : regions_) images.push_back(region->take_image());]]
   [[]]

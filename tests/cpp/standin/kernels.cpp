@@ -48,6 +48,14 @@ CUresult CUDAAPI cuModuleLoadData(CUmodule* module, const void* image) {
   const std::string_view text = static_cast<const char*>(image);
   if (!text.starts_with(".version ")) return answer(Status::invalid_value);
   *module = reinterpret_cast<CUmodule>(&the_module);
+  State::get().note([](auto& books) { ++books.modules; });
+  return answer(Status::success);
+}
+
+CUresult CUDAAPI cuModuleUnload(CUmodule module) {
+  ENTER("cuModuleUnload");
+  if (module != reinterpret_cast<CUmodule>(&the_module)) return answer(Status::invalid_handle);
+  State::get().note([](auto& books) { --books.modules; });
   return answer(Status::success);
 }
 

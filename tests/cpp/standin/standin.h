@@ -24,6 +24,7 @@ struct Held {
   std::uint64_t registrations;
   std::uint64_t streams;
   std::uint64_t events;
+  std::uint64_t modules;
   bool operator==(const Held&) const = default;
 };
 

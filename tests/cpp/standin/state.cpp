@@ -89,7 +89,8 @@ int State::release(int device) {
 
 void State::end_of_last_context() {
   left_behind_ += books_.reservations.size() + books_.mappings.size() +
-                  books_.registrations.size() + books_.streams.size() + books_.events.size();
+                  books_.registrations.size() + books_.streams.size() + books_.events.size() +
+                  books_.modules;
   for (const StreamHandle stream : books_.streams) static_cast<void>(host_->stream_destroy(stream));
   for (const EventHandle event : books_.events) static_cast<void>(host_->event_destroy(event));
   for (const auto& [memory, bytes] : books_.registrations) {
@@ -162,7 +163,8 @@ Held State::held() {
           .mappings = books_.mappings.size(),
           .registrations = books_.registrations.size(),
           .streams = books_.streams.size(),
-          .events = books_.events.size()};
+          .events = books_.events.size(),
+          .modules = books_.modules};
 }
 
 std::uint64_t State::contexts_made() {

@@ -53,6 +53,7 @@ class State {
     std::map<void*, std::size_t> registrations;
     std::set<StreamHandle> streams;
     std::set<EventHandle> events;
+    std::uint64_t modules = 0;
   };
   template <typename Change>
   void note(Change change) {

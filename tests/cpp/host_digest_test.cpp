@@ -1,0 +1,71 @@
+// What the host device refuses to digest, or to copy and digest.
+#include "bench.h"
+
+using namespace gpupool;
+
+namespace {
+constexpr Status invalid = Status::invalid_value;
+constexpr Status fault = Status::illegal_address;
+}  // namespace
+
+TEST(a_digest_touches_only_what_it_may) {
+  Bench bench;
+  const DevicePtr base = bench.mapped(3);
+  const HostMemory host(bench.driver(), -1, 2 * page_bytes);
+  auto* const sums = reinterpret_cast<std::uint64_t*>(bench.staging());
+  alignas(64) static std::uint64_t loose[8];
+  const auto both = [&](DevicePtr at, const std::byte* from, std::size_t bytes, std::uint64_t* to) {
+    if (from == nullptr) return bench->digest(at, bytes, to, bench.stream());
+    return bench->copy_to_device_digest(at, from, bytes, to, bench.stream());
+  };
+  for (const std::byte* from : {static_cast<std::byte*>(nullptr), host.data()}) {
+    CHECK_OK(both(base, from, 2 * page_bytes, sums));
+    // Addresses behind the end, and those of nothing.
+    CHECK_EQ(both(base + 2 * page_bytes, from, 2 * page_bytes, sums), invalid);
+    CHECK_EQ(both(4096, from, 8, sums), invalid);
+    // Sums that are not registered, of which one would be too many.
+    CHECK_EQ(both(base, from, 8, loose), invalid);
+    CHECK_EQ(both(base, from, 8, nullptr), invalid);
+    auto* const last = reinterpret_cast<std::uint64_t*>(bench.staging() + 64 * mib) - 1;
+    CHECK_OK(both(base, from, page_bytes, last));
+    CHECK_EQ(both(base, from, page_bytes + 1, last), invalid);
+  }
+  CHECK_EQ(both(base, reinterpret_cast<std::byte*>(loose), 8, sums), invalid);
+  CHECK_EQ(both(base, host.data() + page_bytes, page_bytes + 1, sums), invalid);
+  CHECK_OK(bench->stream_synchronize(bench.stream()));
+  // Mapped, but nobody may touch it.
+  PageHandle page = 0;
+  DevicePtr closed = 0;
+  CHECK_OK(bench->address_reserve(&closed, page_bytes));
+  CHECK_OK(bench->page_create(&page, page_bytes));
+  CHECK_OK(bench->map(closed, page_bytes, page));
+  CHECK_EQ(both(closed, nullptr, 8, sums), invalid);
+  CHECK_EQ(both(closed, host.data(), 8, sums), invalid);
+}
+
+// Between the call and the run of it somebody took the memory away.
+TEST(what_a_digest_waits_to_touch_must_stay) {
+  for (const bool copies : {false, true}) {
+    for (const int gone : {0, 1, 2}) {
+      if (gone == 2 && !copies) continue;
+      Bench bench;
+      const DevicePtr base = bench.mapped(1);
+      alignas(4096) static std::byte sums[4096], source[4096];
+      CHECK_OK(bench->host_register(sums, sizeof sums));
+      CHECK_OK(bench->host_register(source, sizeof source));
+      std::unique_ptr<host::Hold> hold;
+      CHECK_OK(host_device(bench.driver())->hold(bench.stream(), &hold));
+      auto* const to = reinterpret_cast<std::uint64_t*>(sums);
+      CHECK_OK(copies
+                   ? bench->copy_to_device_digest(base, source, sizeof source, to, bench.stream())
+                   : bench->digest(base, sizeof source, to, bench.stream()));
+      switch (gone) {
+        case 0: CHECK_OK(bench->unmap(base, page_bytes)); break;
+        case 1: CHECK_OK(bench->host_unregister(sums)); break;
+        default: CHECK_OK(bench->host_unregister(source));
+      }
+      hold.reset();
+      CHECK_EQ(bench->stream_synchronize(bench.stream()), fault);
+    }
+  }
+}
