@@ -62,7 +62,7 @@ plant(a_forked_child_is_answered driver/host.cpp
 plant(a_fault_is_forgotten driver/host.cpp
   [[return fault == Status::success ? status : fault;]]
   [[return status;]]
-  host_device)
+  host_device@host/stepped)
 plant(a_synchronised_stream_still_runs driver/host_threads.cpp
   [[state->queue.empty() && !state->running]]
   [[state->queue.empty()]]
