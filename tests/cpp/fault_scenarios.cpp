@@ -115,7 +115,8 @@ const Scenario scenarios[] = {
        event.wait();
        second.synchronize();
      }},
-    {"copies in batches", resident,
+    {"copies in batches",
+     resident,
      [](World& w) {
        HostMemory memory(w.driver, -1, mib);
        CopyStream stream(w.driver, 3000);
