@@ -76,6 +76,10 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
       totals.injections += injected;
       for (const auto& [call, count] : refused) totals.hits[call] += count;
       if (injected == 0) CHECK(!failed);
+      // Where waits were refused work may go on into what is looked at next.
+      if (refused[DriverCall::stream_synchronize] + refused[DriverCall::context_synchronize] > 0) {
+        CHECK_OK(world.ledger->context_synchronize());
+      }
       scenario.after(world, failed);
       check_usable(world);
     }

@@ -115,8 +115,7 @@ const Scenario scenarios[] = {
        event.wait();
        second.synchronize();
      }},
-    {"copies in batches",
-     resident,
+    {"copies in batches", resident,
      [](World& w) {
        HostMemory memory(w.driver, -1, mib);
        CopyStream stream(w.driver, 3000);
@@ -127,10 +126,7 @@ const Scenario scenarios[] = {
        stream.to_host(spans);
        stream.to_device(spans);
        stream.synchronize();
-     },
-     {},
-     // While all waits are refused the copies go on, into what is looked at next.
-     [](World& w, bool) { CHECK_OK(w.ledger->context_synchronize()); }},
+     }},
     {"ask for free memory", nothing,
      [](World& w) {
        std::size_t free_bytes = 0, total_bytes = 0;
