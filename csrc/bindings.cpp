@@ -489,13 +489,11 @@ void bind_transfer(py::module_& m) {
 }
 
 std::uint64_t word_number(const AnyInteger& number) {
-  const std::uint64_t word =
-      PyLong_Check(number.ptr()) == 0 ? ~std::uint64_t{0} : PyLong_AsUnsignedLongLong(number.ptr());
-  if (PyErr_Occurred() != nullptr || PyLong_Check(number.ptr()) == 0) {
-    PyErr_Clear();
-    throw UsageError("first_word must be an integer of 64 bits, 0 or more");
-  }
-  return word;
+  const auto whole = py::reinterpret_steal<py::object>(PyNumber_Index(number.ptr()));
+  const std::uint64_t word = whole ? PyLong_AsUnsignedLongLong(whole.ptr()) : 0;
+  if (PyErr_Occurred() == nullptr) return word;
+  PyErr_Clear();
+  throw UsageError("first_word must be an integer of 64 bits, 0 or more");
 }
 
 void bind_digest(py::module_& m) {

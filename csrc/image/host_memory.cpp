@@ -114,7 +114,7 @@ void HostMemory::grow(int fd, std::size_t bytes) {
   }
   const std::size_t before = pieces_.size();
   pieces_.reserve(before + missing / register_bytes_max + 1);
-  // Which takes the memory now. Of more than there is, it is taken as it is used.
+  // Huge pages take the memory now. Of more than there is, it is taken as it is used.
   const bool huge = missing >= huge_page_bytes && missing <= available_bytes();
   if (!map_file(data_ + bytes_, missing, PROT_READ | PROT_WRITE, file.get())) fail("mmap");
   if (huge) put_huge_pages(file.get(), data_ + bytes_, missing);

@@ -71,18 +71,6 @@ std::shared_ptr<Arena> ModelMemory::share_out(Region& region, std::size_t alignm
   return arena;
 }
 
-// Of what is saved, pieces with a digest that are none any more when `saved` is.
-std::vector<Run> ModelMemory::pieces_recut(const Region& region, const RunSet& saved) const {
-  std::vector<Run> recut;
-  if (verify_ == Verify::off || !region.image_) return recut;
-  PieceDigests left = region.digests_;
-  left.keep(pieces_of(region, saved));
-  for (const Run& piece : pieces_of(region, region.saved_)) {
-    if (region.digests_.of(piece) && !left.of(piece)) recut.push_back(piece);
-  }
-  return recut;
-}
-
 std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
                                          const std::vector<PagePtr>& pages, std::size_t clean,
                                          int image_fd) {
@@ -108,13 +96,14 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   } else if (region.tag_ == Tag::weights) {
     written.add({before, bytes});
   }
-  // Whose digests are lost: what the image has of them must be what was saved, or is saved anew.
-  for (const Run& piece : pieces_recut(region, saved)) {
-    if (piece.begin >= bytes) continue;
+  // The digest of a piece that is cut in two is lost: what the image has of it must be what was
+  // saved, or is saved anew.
+  for (const Run& piece : pieces_of(region, region.saved_)) {
+    const std::optional<std::uint64_t> was = region.digests_.of(piece);
+    if (!was || piece.begin >= bytes || piece.end <= bytes) continue;
     if (state_ == State::resident) {
-      written.add({piece.begin, std::min(piece.end, bytes)});
-    } else if (digest(region.image_->data() + piece.begin, piece.bytes()) !=
-               region.digests_.of(piece)) {
+      written.add({piece.begin, bytes});
+    } else if (digest(region.image_->data() + piece.begin, piece.bytes()) != was) {
       throw damaged(region, piece, "");
     }
   }

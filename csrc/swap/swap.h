@@ -199,7 +199,6 @@ class ModelMemory {
   void save_written(SwapReport& report);
   void save_changed(SwapReport& report);
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
-  [[nodiscard]] std::vector<Run> pieces_recut(const Region& region, const RunSet& saved) const;
   [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
   std::uint64_t* sums(std::size_t count);
   void unmap_or_undo();

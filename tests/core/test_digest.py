@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,6 +144,7 @@ def test_objects_without_bytes_and_numbers_out_of_range_are_refused() -> None:
     for wrong_number in (-1, 1 << 64):
         with pytest.raises(UsageError):
             digest(b"", wrong_number)
+    assert digest(b"word", np.uint64(7)) == digest(b"word", 7)  # what counts as an integer is one
 
 
 @pytest.mark.parametrize("call", ["digest", "copy"])

@@ -3,11 +3,6 @@
 
 using namespace gpupool;
 
-namespace {
-constexpr Status invalid = Status::invalid_value;
-constexpr Status fault = Status::illegal_address;
-}  // namespace
-
 TEST(a_digest_touches_only_what_it_may) {
   Bench bench;
   const DevicePtr base = bench.mapped(3);
@@ -21,17 +16,17 @@ TEST(a_digest_touches_only_what_it_may) {
   for (const std::byte* from : {static_cast<std::byte*>(nullptr), host.data()}) {
     CHECK_OK(both(base, from, 2 * page_bytes, sums));
     // Addresses behind the end, and those of nothing.
-    CHECK_EQ(both(base + 2 * page_bytes, from, 2 * page_bytes, sums), invalid);
-    CHECK_EQ(both(4096, from, 8, sums), invalid);
+    CHECK_EQ(both(base + 2 * page_bytes, from, 2 * page_bytes, sums), Status::invalid_value);
+    CHECK_EQ(both(4096, from, 8, sums), Status::invalid_value);
     // Sums that are not registered, of which one would be too many.
-    CHECK_EQ(both(base, from, 8, loose), invalid);
-    CHECK_EQ(both(base, from, 8, nullptr), invalid);
+    CHECK_EQ(both(base, from, 8, loose), Status::invalid_value);
+    CHECK_EQ(both(base, from, 8, nullptr), Status::invalid_value);
     auto* const last = reinterpret_cast<std::uint64_t*>(bench.staging() + 64 * mib) - 1;
     CHECK_OK(both(base, from, page_bytes, last));
-    CHECK_EQ(both(base, from, page_bytes + 1, last), invalid);
+    CHECK_EQ(both(base, from, page_bytes + 1, last), Status::invalid_value);
   }
-  CHECK_EQ(both(base, reinterpret_cast<std::byte*>(loose), 8, sums), invalid);
-  CHECK_EQ(both(base, host.data() + page_bytes, page_bytes + 1, sums), invalid);
+  CHECK_EQ(both(base, reinterpret_cast<std::byte*>(loose), 8, sums), Status::invalid_value);
+  CHECK_EQ(both(base, host.data() + page_bytes, page_bytes + 1, sums), Status::invalid_value);
   CHECK_OK(bench->stream_synchronize(bench.stream()));
   // Mapped, but nobody may touch it.
   PageHandle page = 0;
@@ -39,8 +34,8 @@ TEST(a_digest_touches_only_what_it_may) {
   CHECK_OK(bench->address_reserve(&closed, page_bytes));
   CHECK_OK(bench->page_create(&page, page_bytes));
   CHECK_OK(bench->map(closed, page_bytes, page));
-  CHECK_EQ(both(closed, nullptr, 8, sums), invalid);
-  CHECK_EQ(both(closed, host.data(), 8, sums), invalid);
+  CHECK_EQ(both(closed, nullptr, 8, sums), Status::invalid_value);
+  CHECK_EQ(both(closed, host.data(), 8, sums), Status::invalid_value);
 }
 
 // Between the call and the run of it somebody took the memory away.
@@ -65,7 +60,7 @@ TEST(what_a_digest_waits_to_touch_must_stay) {
         default: CHECK_OK(bench->host_unregister(source));
       }
       hold.reset();
-      CHECK_EQ(bench->stream_synchronize(bench.stream()), fault);
+      CHECK_EQ(bench->stream_synchronize(bench.stream()), Status::illegal_address);
     }
   }
 }

@@ -123,6 +123,10 @@ plant(a_window_has_one_chunk_in_flight transfer/lanes.cpp
   [[events->turn = !events->turn;]]
   [[]]
   in_flight@host/stepped)
+plant(a_file_stays_mapped_for_want_of_memory image/host_memory.cpp
+  [[if (huge) put_huge_pages(file.get(), data_ + bytes_, missing);]]
+  [[if (missing <= available_bytes()) put_huge_pages(file.get(), data_ + bytes_, missing);]]
+  grow_memory)
 plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
   [[pieces_.clear();]]
   [[]]
