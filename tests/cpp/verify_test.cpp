@@ -170,6 +170,22 @@ TEST(what_a_resize_cuts_is_not_taken_for_good) {
   }
 }
 
+// The failed save has forgotten the digest of a piece, and the resize what there was to save of it.
+TEST(a_piece_that_a_save_began_with_is_saved_when_it_is_cut) {
+  Scene scene;
+  scene.memory.swap_in(scene.pages);
+  scene.write(5 * mib, Bytes(24, 7));
+  scene.memory.mark_written(*scene.weights, {{5 * mib, 5 * mib + 24}});
+  scene.machine.plan->arm_call(DriverCall::copy_to_host, 1, 1, Status::unknown);
+  CHECK_THROWS(DriverError, scene.memory.swap_out());
+  scene.machine.plan->disarm();
+  CHECK(scene.memory.resident());
+  scene.memory.resize(*scene.weights, 5 * mib, {}, 0, -1);
+  scene.content.resize(5 * mib);
+  scene.memory.swap_out();
+  scene.check();
+}
+
 TEST(a_sample_finds_damage_within_sixteen_turns) {
   Scene scene(Verify::sample, 7 * mib, mib / 4);
   std::size_t verified = 0;

@@ -55,6 +55,10 @@ plant(a_piece_that_a_resize_cuts_is_not_saved_anew swap/resize.cpp
   [[written.add({piece.begin, bytes});]]
   [[]]
   verify)
+plant(a_cut_piece_without_a_digest_gets_none swap/resize.cpp
+  [[verify_ == Verify::off || piece.begin >= bytes]]
+  [[!region.digests_.of(piece) || piece.begin >= bytes]]
+  verify)
 plant(a_piece_that_did_not_change_is_saved swap/saves.cpp
   [[save.digests.of(piece) == now]]
   [[false]]
