@@ -5,8 +5,8 @@
 
 #include <csignal>
 #include <filesystem>
-#include <fstream>
 
+#include "mapped_files.h"
 #include "model_bench.h"
 
 using namespace gpupool;
@@ -170,16 +170,8 @@ TEST(nothing_is_left_behind) {
     const auto all = std::filesystem::directory_iterator("/proc/self/fd");
     return std::distance(begin(all), end(all));
   };
-  const auto mapped = [] {
-    std::ifstream maps("/proc/self/maps");
-    int count = 0;
-    for (std::string line; std::getline(maps, line);) {
-      count += line.find("/memfd:gpupool") != std::string::npos;
-    }
-    return count;
-  };
   const auto before = descriptors();
-  CHECK_EQ(mapped(), 0);
+  CHECK_EQ(memfds_mapped("gpupool"), 0);
   for (std::uint64_t nth = 1; nth < 30; nth += 3) {
     Scene scene;
     scene.plan->arm(nth, Status::unknown, false);
@@ -191,7 +183,7 @@ TEST(nothing_is_left_behind) {
     }
   }
   CHECK_EQ(descriptors(), before);
-  CHECK_EQ(mapped(), 0);
+  CHECK_EQ(memfds_mapped("gpupool"), 0);
 }
 
 // A process makes three calls, the second of which is refused, and tells when each is over: how

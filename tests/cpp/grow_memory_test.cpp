@@ -2,24 +2,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <fstream>
-
 #include "bench.h"
 #include "failing_new.h"
+#include "mapped_files.h"
 
 using namespace gpupool;
-
-namespace {
-
-bool is_mapped(const std::string& name) {
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    if (line.find(name) != std::string::npos) return true;
-  }
-  return false;
-}
-
-}  // namespace
 
 TEST(a_growth_without_memory_keeps_nothing_of_its_file) {
   constexpr std::size_t more = 4 * mib;  // so that it asks how much memory there is
@@ -39,7 +26,7 @@ TEST(a_growth_without_memory_keeps_nothing_of_its_file) {
     bad_alloc_at = 0;
     close(fd);
     CHECK_EQ(memory.bytes(), failed ? 4096 : more);
-    CHECK_EQ(is_mapped("given-to-grow"), !failed);
+    CHECK_EQ(memfds_mapped("given-to-grow"), failed ? 0 : 1);
     if (bad_allocs == 0) break;
   }
 }

@@ -4,12 +4,12 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <system_error>
 
 #include "bench.h"
 #include "driver/fault.h"
+#include "mapped_files.h"
 
 using namespace gpupool;
 
@@ -55,14 +55,7 @@ struct Registrar final : PassOn {
   bool keeps = false;
 };
 
-std::size_t images_mapped() {
-  std::ifstream maps("/proc/self/maps");
-  std::size_t count = 0;
-  for (std::string line; std::getline(maps, line);) {
-    count += line.find("/memfd:gpupool-image") != std::string::npos;
-  }
-  return count;
-}
+std::size_t images_mapped() { return memfds_mapped("gpupool-image"); }
 
 // One registration may have so many bytes.
 constexpr std::size_t most = std::size_t{64} << 30;
