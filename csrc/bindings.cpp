@@ -729,9 +729,39 @@ void bind_swap(py::module_& m) {
           },
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
           "Maps the pages, of which the first `clean` read as zeros, and restores every region.")
+      .def_property_readonly(
+          "warmable_pages",
+          py::cpp_function([](const Memory& self) { return self.memory->warmable_pages(); },
+                           NoGil()),
+          "How many pages can stay, or come ahead, while the model is out.")
+      .def_property_readonly(
+          "warm_pages",
+          py::cpp_function([](const Memory& self) { return self.memory->warm_pages(); }, NoGil()),
+          "How many do.")
       .def(
-          "swap_out", [](const Memory& self) { return self.memory->swap_out(); }, NoGil(),
-          "Saves what the images lack and unmaps everything.");
+          "warm",
+          [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
+             const std::optional<std::stop_source>& cancellation) {
+            return self.memory->warm({pages.begin(), pages.end()}, clean,
+                                     cancellation ? cancellation->get_token() : std::stop_token());
+          },
+          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
+          "Fills so many more pages of a model that is out, and verifies all that it has.")
+      .def(
+          "cool",
+          [](const Memory& self, std::size_t count) {
+            std::vector<PageHandle> handles;
+            handles.reserve(std::min(count, self.memory->warm_pages()));
+            for (const PagePtr& page : self.memory->cool(count)) handles.push_back(page->handle());
+            return handles;
+          },
+          py::arg("count"), NoGil(),
+          "Unmaps the last so many warm pages; the handles of those that went.")
+      .def(
+          "swap_out",
+          [](const Memory& self, std::size_t keep) { return self.memory->swap_out(keep); },
+          py::arg("keep") = 0, NoGil(),
+          "Saves what the images lack and unmaps all but the first `keep` warmable pages.");
 }
 
 // A region cut into blocks by the functions that another library calls.

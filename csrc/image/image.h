@@ -19,6 +19,9 @@ struct Run {
   bool operator==(const Run&) const = default;
 };
 
+// Of runs in order, those that share a byte with `part`, cut to it.
+[[nodiscard]] std::vector<Run> within(Run part, const std::vector<Run>& runs);
+
 // Host memory backed by memfds and registered with the driver, so that it can be shared with
 // another process and copied asynchronously. It can grow at the addresses it has.
 class HostMemory {

@@ -67,4 +67,14 @@ std::size_t RunSet::bytes() const {
   return sum;
 }
 
+std::vector<Run> within(Run part, const std::vector<Run>& runs) {
+  std::vector<Run> found;
+  auto it = std::lower_bound(runs.begin(), runs.end(), part,
+                             [](Run run, Run of) { return run.end <= of.begin; });
+  for (; it != runs.end() && it->begin < part.end; ++it) {
+    found.push_back({std::max(it->begin, part.begin), std::min(it->end, part.end)});
+  }
+  return found;
+}
+
 }  // namespace gpupool

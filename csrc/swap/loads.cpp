@@ -1,4 +1,4 @@
-// What a swap-in copies, and whether it has arrived.
+// What an arrival copies, and whether it is there then.
 #include <algorithm>
 #include <string>
 
@@ -44,25 +44,34 @@ std::uint64_t* ModelMemory::sums(std::size_t count) {
   return sums_ ? reinterpret_cast<std::uint64_t*>(sums_->data()) : nullptr;
 }
 
-std::vector<ModelMemory::Load> ModelMemory::plan_loads() {
+// Of what is saved, the pieces that will be there in full and are not yet, and those of pages that
+// are as the model left them.
+std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until) {
   std::size_t whole = 0;
   for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
   const std::size_t most =
       std::clamp(whole / (loads_a_stream * in_.count()), piece_bytes_, out_.chunk_bytes());
+  const Counts as_left = among_first(as_left_);
   std::vector<Load> loads;
-  for (const RegionPtr& region : regions_) {
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const RegionPtr& region = regions_[i];
     for (const Run& piece : pieces_of(*region, region->saved_)) {
+      if (piece.end > until[i] * page_bytes_) continue;
+      const bool is_there = piece.end <= region->pages_mapped() * page_bytes_;
+      if (is_there && (verify_ == Verify::off || piece.begin >= as_left[i] * page_bytes_)) continue;
       // One copy for pieces that follow upon one another, of which only the last may be short: so
       // the sums of a copy are those of its pieces. It must not go from one registration of the
       // image into another, as where it has grown.
       Run* const last =
-          loads.empty() || loads.back().region != region.get() ? nullptr : &loads.back().run;
+          loads.empty() || loads.back().region != region.get() || loads.back().is_there != is_there
+              ? nullptr
+              : &loads.back().run;
       if (last != nullptr && last->end == piece.begin && last->begin % piece_bytes_ == 0 &&
           last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most &&
           region->image_->cut({last->begin, piece.end}).size() == 1) {
         last->end = piece.end;
       } else {
-        loads.push_back({region.get(), piece, nullptr});
+        loads.push_back({region.get(), piece, nullptr, is_there});
       }
     }
   }
@@ -85,9 +94,14 @@ void ModelMemory::restore(const std::vector<Load>& loads, const std::vector<Plac
     std::optional<CopyLanes::Window> window;
     if (stop.stop_possible()) window.emplace(driver_, in_, stop);
     for (const Load& load : loads) {
-      in_.to_device(load.region->address() + load.run.begin,
-                    load.region->image_->data() + load.run.begin, load.run.bytes(), load.sums);
-      report.copied_bytes += load.run.bytes();
+      if (load.is_there) {
+        if (load.sums == nullptr) continue;  // none of the sample
+        in_.digest(load.region->address() + load.run.begin, load.run.bytes(), load.sums);
+      } else {
+        in_.to_device(load.region->address() + load.run.begin,
+                      load.region->image_->data() + load.run.begin, load.run.bytes(), load.sums);
+        report.copied_bytes += load.run.bytes();
+      }
     }
   }
   for (std::size_t i = 0; i < regions_.size(); ++i) {
@@ -106,7 +120,8 @@ void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
     if (load.sums == nullptr) continue;
     std::uint64_t* sum = load.sums;
     for (const Run& piece : in_pieces({&load.run, 1}, piece_bytes_)) {
-      if (*sum != load.region->digests_.of(piece)) wrong.push_back({load.region, piece, sum});
+      if (*sum != load.region->digests_.of(piece))
+        wrong.push_back({load.region, piece, sum, false});
       ++sum;
     }
     report.verified_bytes += load.run.bytes();

@@ -20,6 +20,10 @@ std::size_t Region::span_bytes() const noexcept {
   return (bytes_ + page_bytes_ - 1) / page_bytes_ * page_bytes_;
 }
 
+std::size_t Region::pages_mapped() const noexcept {
+  return mapping_ ? mapping_->pages().size() : 0;
+}
+
 std::shared_ptr<HostMemory> Region::share_image() const {
   const std::lock_guard lock(image_mutex_);
   return image_;
@@ -43,7 +47,7 @@ std::size_t Region::image_bytes() const {
 RegionPtr ModelMemory::add_region(Tag tag, std::size_t bytes, std::optional<int> image_fd,
                                   std::size_t capacity_bytes) {
   std::lock_guard lock(mutex_);
-  require(State::out, "a region can be added only while its model is out");
+  require_cold("a region can be added only while its model is out");
   if (bytes == 0) throw UsageError("a region must have at least one byte");
   if (!image_fd && tag != Tag::kv_cache && tag != Tag::workspace) {
     throw UsageError("only a KV cache or a workspace can do without an image");
@@ -65,7 +69,7 @@ void ModelMemory::remove_region(const Region& region) {
   RegionPtr gone;  // what these hold goes after the lock
   std::shared_ptr<HostMemory> image;
   std::lock_guard lock(mutex_);
-  require(State::out, "a region can be removed only while its model is out");
+  require_cold("a region can be removed only while its model is out");
   require_own(region);
   if (!region.arena_.expired()) throw UsageError("an allocator still has the region");
   const auto at = std::find_if(regions_.begin(), regions_.end(),
@@ -80,7 +84,7 @@ void ModelMemory::close() {
   std::unique_ptr<HostMemory> sums;
   std::lock_guard lock(mutex_);
   if (state_ == State::closed) return;
-  require(State::out, "only a model that is out can be closed");
+  require_cold("only a model that is out can be closed");
   images.reserve(regions_.size());
   for (const RegionPtr& region : regions_) images.push_back(region->take_image());
   sums = std::move(sums_);

@@ -79,6 +79,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   if (state_ == State::torn || state_ == State::closed) {
     require(State::resident, "a region cannot be resized");
   }
+  if (state_ == State::out) require_cold("a region cannot be resized");
   if (bytes == 0 || bytes > region.capacity_bytes()) {
     throw UsageError("a region of at most " + std::to_string(region.capacity_bytes()) +
                      " bytes cannot have " + std::to_string(bytes));

@@ -1,24 +1,9 @@
 // What a swap-out copies to the images.
-#include <algorithm>
 #include <utility>
 
 #include "swap/swap.h"
 
 namespace gpupool {
-namespace {
-
-// Of runs in order, those that share a byte with `piece`, cut to it.
-std::vector<Run> within(Run piece, const std::vector<Run>& runs) {
-  std::vector<Run> found;
-  auto it = std::lower_bound(runs.begin(), runs.end(), piece,
-                             [](Run run, Run of) { return run.end <= of.begin; });
-  for (; it != runs.end() && it->begin < piece.end; ++it) {
-    found.push_back({std::max(it->begin, piece.begin), std::min(it->end, piece.end)});
-  }
-  return found;
-}
-
-}  // namespace
 
 void ModelMemory::save(SwapReport& report) {
   for (const RegionPtr& region : regions_) {

@@ -60,6 +60,11 @@ void ModelMemory::require(State state, const char* what) const {
   throw UsageError(std::string(what) + ": the model is " + is);
 }
 
+void ModelMemory::require_cold(const char* what) const {
+  require(State::out, what);
+  if (pages_mapped() > 0) throw UsageError(std::string(what) + ": some of its pages are warm");
+}
+
 std::size_t ModelMemory::all_pages() const {
   std::size_t sum = 0;
   for (const RegionPtr& region : regions_) sum += region->pages();
@@ -71,102 +76,37 @@ std::size_t ModelMemory::pages_needed() const {
   return all_pages();
 }
 
-std::vector<Placed> ModelMemory::map_all(const std::vector<PagePtr>& pages, std::size_t clean) {
-  std::vector<std::vector<Run>> gaps;
-  std::vector<std::size_t> counts;
+ModelMemory::Counts ModelMemory::mapped_counts() const {
+  Counts counts;
+  for (const RegionPtr& region : regions_) counts.push_back(region->pages_mapped());
+  return counts;
+}
+
+std::size_t ModelMemory::pages_mapped() const {
+  std::size_t sum = 0;
+  for (const RegionPtr& region : regions_) sum += region->pages_mapped();
+  return sum;
+}
+
+ModelMemory::Counts ModelMemory::among_first(std::size_t count) const {
+  Counts counts;
   for (const RegionPtr& region : regions_) {
-    gaps.push_back(region->saved_.gaps(region->span_bytes()));
-    counts.push_back(region->pages());
+    counts.push_back(region->image_ ? std::min(count, region->pages()) : 0);
+    count -= counts.back();
   }
-  std::vector<Placed> placed = place(pages, clean, gaps, counts, page_bytes_);
-  for (std::size_t i = 0; i < regions_.size(); ++i) {
-    Region& region = *regions_[i];
-    region.mapping_.emplace(driver_, region.reservation_, placed[i].pages);
-    region.mapping_->map();
-  }
-  return placed;
+  return counts;
 }
 
-SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t clean,
-                                const std::stop_token& stop) {
+std::size_t ModelMemory::warmable_pages() const {
   std::lock_guard lock(mutex_);
-  require(State::out, "swap_in needs a model that is out");
-  check_pages(pages, all_pages(), clean);
-  SwapReport report;
-  report.pages = pages.size();
-  const std::int64_t start = driver_->now_ns();
-  const std::vector<Load> loads = plan_loads();
-  try {
-    const std::vector<Placed> placed = map_all(pages, clean);
-    report.map_ns = driver_->now_ns() - start;
-    restore(loads, placed, stop, report);
-  } catch (...) {
-    state_ = State::torn;
-    try {
-      discard();
-      state_ = State::out;
-    } catch (...) {
-      // Reported by the first error already.
-    }
-    throw;
-  }
-  report.total_ns = driver_->now_ns() - start;
-  report.copy_ns = report.total_ns - report.map_ns;
-  state_ = State::resident;
-  return report;
+  std::size_t sum = 0;
+  for (const RegionPtr& region : regions_) sum += region->image_ ? region->pages() : 0;
+  return sum;
 }
 
-void ModelMemory::discard() {
-  // Nothing may be in flight when the pages go; what save() enqueued it has waited for.
-  in_.synchronize();
-  for (const RegionPtr& region : regions_) {
-    if (region->mapping_) region->mapping_->unmap();
-  }
-  for (const RegionPtr& region : regions_) region->mapping_.reset();
-}
-
-void ModelMemory::unmap_or_undo() {
-  try {
-    discard();
-  } catch (...) {
-    state_ = State::torn;
-    for (const RegionPtr& region : regions_) region->mapping_->map();  // the same pages, untouched
-    state_ = State::resident;
-    throw;
-  }
-}
-
-SwapReport ModelMemory::swap_out() {
+std::size_t ModelMemory::warm_pages() const {
   std::lock_guard lock(mutex_);
-  if (state_ != State::torn) require(State::resident, "swap_out needs a resident model");
-  SwapReport report;
-  const std::int64_t start = driver_->now_ns();
-  if (state_ == State::resident) {
-    // Kernels of others, torch's among them, may still write what is about to be saved.
-    GPUPOOL_CALL(driver_, context_synchronize);
-    try {
-      save(report);
-    } catch (...) {
-      try {
-        out_.synchronize();
-      } catch (...) {
-        // Reported by the first error already; the next swap-out waits for the device first.
-      }
-      throw;
-    }
-  }
-  const std::int64_t saved = driver_->now_ns();
-  report.pages = all_pages();
-  if (state_ == State::resident) {
-    unmap_or_undo();
-  } else {
-    discard();
-  }
-  state_ = State::out;
-  report.total_ns = driver_->now_ns() - start;
-  report.copy_ns = saved - start;
-  report.map_ns = report.total_ns - report.copy_ns;
-  return report;
+  return state_ == State::out ? pages_mapped() : 0;
 }
 
 void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
@@ -181,7 +121,7 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
 void ModelMemory::adopt_image(Region& region) {
   std::lock_guard lock(mutex_);
   require_own(region);
-  require(State::out, "an image is filled while its model is out");
+  require_cold("an image is filled while its model is out");
   if (!region.image_) throw UsageError("the region has no image");
   // What can fail comes first: until then the device's bytes are the ones to save.
   RunSet saved;
@@ -199,14 +139,9 @@ std::size_t ModelMemory::saved_bytes(const Region& region) const {
   return region.saved_.bytes();
 }
 
-bool ModelMemory::resident() const {
-  std::lock_guard lock(mutex_);
-  return state_ == State::resident;
-}
+// Without the lock, which is held for as long as a swap takes.
+bool ModelMemory::resident() const { return state_ == State::resident; }
 
-bool ModelMemory::torn() const {
-  std::lock_guard lock(mutex_);
-  return state_ == State::torn;
-}
+bool ModelMemory::torn() const { return state_ == State::torn; }
 
 }  // namespace gpupool

@@ -1,4 +1,5 @@
-// Residency of one model: its regions come in and go out as a whole, at addresses that stay.
+// Residency of one model: its regions come in and go out as a whole, at addresses that stay. Some
+// of its pages may stay behind their addresses, or come ahead, while it is out: they are warm.
 #pragma once
 
 #include <atomic>
@@ -46,7 +47,7 @@ struct SwapReport {
   std::int64_t total_ns = 0;
   std::size_t copied_bytes = 0;
   std::size_t filled_bytes = 0;
-  std::size_t verified_bytes = 0;  // of the copied, found to be what they should be
+  std::size_t verified_bytes = 0;  // found to be what they should be, copied or there already
   std::size_t recopied_bytes = 0;  // that were not at first, and were at a second attempt
   std::size_t pages = 0;
 };
@@ -77,6 +78,7 @@ class Region {
          std::shared_ptr<HostMemory> image);
   [[nodiscard]] std::shared_ptr<HostMemory> take_image();
   [[nodiscard]] std::size_t pages() const noexcept { return span_bytes() / page_bytes_; }
+  [[nodiscard]] std::size_t pages_mapped() const noexcept;
 
   Tag tag_;
   std::atomic<std::size_t> bytes_;
@@ -134,29 +136,43 @@ class ModelMemory {
                               std::size_t clean, int image_fd);
   // How long a descriptor must be for the image of a region of `bytes`; 0 if none is needed.
   [[nodiscard]] std::size_t missing_image_bytes(const Region& region, std::size_t bytes) const;
-  // Pages behind a region now; none while the model is out.
+  // Pages behind a region now; while the model is out those that are warm.
   [[nodiscard]] std::vector<PagePtr> mapped_pages(const Region& region) const;
 
   // Cuts the region into blocks for as long as the arena lives, which follows the region's size: to
   // make it smaller than the blocks in use is refused. Throws UsageError if it is cut already.
   std::shared_ptr<Arena> share_out(Region& region, std::size_t alignment);
 
-  // How many pages swap_in takes.
+  // How many pages a resident model has: swap_in takes so many, but for those that are warm.
   [[nodiscard]] std::size_t pages_needed() const;
+  // Of the pages of a model that is out, those of the regions with an image can be *warm*: mapped,
+  // with what the image has of them. They are the first so many of them, in the order of the
+  // regions. With a warm page no region can be added, removed, resized or adopted, nor the model
+  // closed.
+  [[nodiscard]] std::size_t warmable_pages() const;
+  [[nodiscard]] std::size_t warm_pages() const;
 
   // Maps the pages, of which the first `clean` read as zeros, and restores every region; what has
-  // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. On an
-  // error the model is out as before, or torn if the driver does not let it go back. What arrives
-  // is verified; if it is not what it should be after a second copy, throws DamagedImage. A request
-  // to stop is met between chunks, at most two of which for each stream are then in flight, and
-  // throws Cancelled.
+  // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. What is
+  // on warm pages is not copied again, only verified where that was not done since the model left.
+  // On an error the model is out as before, or torn if the driver does not let it go back. What
+  // arrives is verified; if it is not what it should be after a second copy, throws DamagedImage. A
+  // request to stop is met between chunks, at most two of which for each stream are then in flight,
+  // and throws Cancelled.
   SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                      const std::stop_token& stop = {});
-  // Saves what the images lack and unmaps everything: where it verifies, of what was written only
-  // pieces that are not what they were. No step may be running. On an error the
-  // model is resident as before, or torn if the driver does not let it go back. Of a torn model it
-  // unmaps what is left; on an error that stays torn.
-  SwapReport swap_out();
+  // Makes more pages of a model that is out warm, and verifies all that are. Throws as swap_in, and
+  // UsageError where there are not so many left to be warmed; nothing has changed then.
+  SwapReport warm(const std::vector<PagePtr>& pages, std::size_t clean = 0,
+                  const std::stop_token& stop = {});
+  // Unmaps the last `count` of the warm pages and returns them. Throws UsageError, or DriverError:
+  // all are warm as before then, or the model is torn.
+  std::vector<PagePtr> cool(std::size_t count);
+  // Saves what the images lack and unmaps all but the first `keep` pages that can be warm, or all
+  // of those: where it verifies, of what was written only pieces that are not what they were. No
+  // step may be running. On an error the model is resident as before, or torn if the driver does
+  // not let it go back. Of a torn model it unmaps everything; on an error that stays torn.
+  SwapReport swap_out(std::size_t keep = 0);
 
   // The device bytes [begin, end) of a resident region are newer than its image.
   void mark_written(Region& region, const std::vector<Run>& runs);
@@ -172,17 +188,27 @@ class ModelMemory {
 
  private:
   enum class State { out, resident, torn, closed };
+  using Counts = std::vector<std::size_t>;  // of pages, for each region
   void require(State state, const char* what) const;
+  void require_cold(const char* what) const;
   void check_runs(const Region& region, const std::vector<Run>& runs) const;
   void check_pages(const std::vector<PagePtr>& pages, std::size_t count, std::size_t clean) const;
   void require_own(const Region& region) const;
   [[nodiscard]] std::size_t all_pages() const;
-  std::vector<Placed> map_all(const std::vector<PagePtr>& pages, std::size_t clean);
-  // One copy of a swap-in.
+  [[nodiscard]] std::size_t pages_mapped() const;
+  [[nodiscard]] Counts mapped_counts() const;
+  // How many pages of each region are among the first `count` of those that can be warm.
+  [[nodiscard]] Counts among_first(std::size_t count) const;
+  SwapReport arrive(const Counts& until, const std::vector<PagePtr>& pages, std::size_t clean,
+                    const std::stop_token& stop);
+  std::vector<Placed> map_more(const Counts& until, const std::vector<PagePtr>& pages,
+                               std::size_t clean);
+  // One copy of an arrival, or what of it is there already.
   struct Load {
     const Region* region;
     Run run;
     std::uint64_t* sums;  // of its pieces; null: not verified
+    bool is_there;        // on a warm page, to be verified alone
   };
   // What a swap-out saves of a region.
   struct Save {
@@ -191,7 +217,7 @@ class ModelMemory {
     PieceDigests digests;
     std::vector<Run> pieces;  // whose digest may have changed
   };
-  [[nodiscard]] std::vector<Load> plan_loads();
+  [[nodiscard]] std::vector<Load> plan_loads(const Counts& until);
   void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
                const std::stop_token& stop, SwapReport& report);
   void verify(const std::vector<Load>& loads, SwapReport& report);
@@ -201,8 +227,8 @@ class ModelMemory {
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
   [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
   std::uint64_t* sums(std::size_t count);
-  void unmap_or_undo();
-  void discard();
+  std::vector<PagePtr> unmap_or_undo(const Counts& until);
+  void unmap_until(const Counts& until);
   [[nodiscard]] bool ended() noexcept;
   std::vector<PagePtr> shrink_resident(Region& region, std::size_t bytes);
   void grow_resident(Region& region, std::size_t bytes, const std::vector<PagePtr>& pages,
@@ -215,8 +241,10 @@ class ModelMemory {
   std::size_t swap_ins_ = 0;
   std::unique_ptr<HostMemory> sums_;
   mutable std::mutex mutex_;
-  State state_ = State::out;
+  std::atomic<State> state_ = State::out;  // changed with mutex_ held
   std::vector<RegionPtr> regions_;
+  // Of the warm pages the first so many are as the model left them, not looked at since.
+  std::size_t as_left_ = 0;
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);
   CopyLanes in_;

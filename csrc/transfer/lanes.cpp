@@ -34,6 +34,10 @@ void CopyLanes::to_device(DevicePtr destination, const std::byte* source, std::s
   }
 }
 
+void CopyLanes::digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums) {
+  streams_[next_++ % streams_.size()]->digest(memory, bytes, sums);
+}
+
 void CopyLanes::fill(DevicePtr destination, std::uint8_t value, std::size_t bytes) {
   streams_[next_++ % streams_.size()]->fill(destination, value, bytes);
 }

@@ -21,6 +21,7 @@ class CopyLanes {
   // with sums or in a window is at most a chunk.
   void to_device(DevicePtr destination, const std::byte* source, std::size_t bytes,
                  std::uint64_t* sums);
+  void digest(DevicePtr memory, std::size_t bytes, std::uint64_t* sums);
   void fill(DevicePtr destination, std::uint8_t value, std::size_t bytes);  // none for no bytes
   // Waits for all of them, also after one fails; throws the first DriverError.
   void synchronize();

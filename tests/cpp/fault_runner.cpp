@@ -25,6 +25,7 @@ void check_usable(World& world) {
   for (auto* model : {&world.a, &world.b}) {
     if (!*model) continue;
     if ((*model)->memory.torn()) (*model)->swap_out();
+    if ((*model)->memory.warm_pages() > 0) (*model)->swap_in();  // which has what stayed
     if ((*model)->memory.resident()) {
       (*model)->check_content();
       (*model)->swap_out();

@@ -1,6 +1,10 @@
 // Runs a scenario once for every driver call and every allocation that can fail in it.
 #pragma once
 
+#include <unistd.h>
+
+#include <span>
+
 #include "fault_world.h"
 
 namespace gpupool {
@@ -20,6 +24,30 @@ struct Scenario {
   // Once nothing fails any more: what must hold after a run that failed, or did not.
   std::function<void(World&, bool failed)> after = [](World&, bool) {};
 };
+
+// Where scenarios begin.
+inline void nothing(World&) {}
+inline void resident(World& w) { w.a->swap_in(); }
+inline void written(World& w) {
+  w.a->swap_in();
+  w.a->write(100);
+}
+inline void saved(World& w) {
+  written(w);
+  w.a->swap_out();
+}
+
+// A file that is closed in the end.
+struct Fd {
+  int fd = -1;
+  ~Fd() {
+    if (fd >= 0) close(fd);
+  }
+};
+
+// Of pages, host memory, streams and slabs, and of models.
+std::span<const Scenario> memory_scenarios();
+std::span<const Scenario> model_scenarios();
 
 struct Totals {
   std::uint64_t injections = 0, failures = 0;

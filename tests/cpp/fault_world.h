@@ -54,7 +54,10 @@ class Model {
   Model(World& world, OwnerId owner);
   void add_regions();
   void swap_in(const std::stop_token& stop = {});
-  void swap_out();
+  void swap_out(std::size_t keep = 0);
+  void warm(std::size_t count);
+  void cool(std::size_t count);
+  void give_back();  // what is not mapped
   void resize(std::size_t region, std::size_t bytes);
   // Stamps in all regions, marked as written where a step would mark them.
   void write(std::uint64_t stamp);
@@ -124,19 +127,47 @@ inline void Model::add_regions() {
 }
 
 inline void Model::swap_in(const std::stop_token& stop) {
-  auto pages = world.acquire(owner, memory.pages_needed());
+  auto pages = world.acquire(owner, memory.pages_needed() - memory.warm_pages());
   try {
     memory.swap_in(std::move(pages), 0, stop);
   } catch (...) {
     // Its pages go to nobody else while it may still have them mapped.
-    if (!memory.torn()) world.pool->give_back_all(owner);
+    if (!memory.torn()) give_back();
     throw;
   }
 }
 
-inline void Model::swap_out() {
-  memory.swap_out();
-  world.pool->give_back_all(owner);
+inline void Model::swap_out(std::size_t keep) {
+  memory.swap_out(keep);
+  give_back();
+}
+
+inline void Model::warm(std::size_t count) {
+  auto pages = world.acquire(owner, count);
+  try {
+    memory.warm(std::move(pages));
+  } catch (...) {
+    if (!memory.torn()) give_back();
+    throw;
+  }
+}
+
+inline void Model::cool(std::size_t count) {
+  CHECK_EQ(memory.cool(count).size(), count);
+  give_back();
+}
+
+inline void Model::give_back() {
+  std::vector<PageId> gone;
+  for (const PageId id : world.pool->owned(owner)) {
+    const PagePtr page = world.pool->page(id);
+    const bool mapped = std::any_of(regions.begin(), regions.end(), [&](const RegionPtr& region) {
+      const std::vector<PagePtr> pages = memory.mapped_pages(*region);
+      return std::count(pages.begin(), pages.end(), page) > 0;
+    });
+    if (!mapped) gone.push_back(id);
+  }
+  world.pool->give_back(owner, gone);
 }
 
 // Pages that it could not get rid of again stay the model's until it leaves.

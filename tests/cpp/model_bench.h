@@ -43,8 +43,10 @@ struct Machine {
 class Subject {
  public:
   static constexpr std::size_t chunk_bytes = mib;
-  Subject(Machine& machine, OwnerId owner)
-      : machine_(machine), owner_(owner), memory(machine.faulty, page_bytes, chunk_bytes) {}
+  Subject(Machine& machine, OwnerId owner, Verify verify = Verify::always)
+      : machine_(machine),
+        owner_(owner),
+        memory(machine.faulty, page_bytes, chunk_bytes, 2, verify) {}
   ~Subject() {
     machine_.plan->disarm();
     machine_.pool.give_back_all(owner_);
@@ -64,21 +66,47 @@ class Subject {
     add(Tag::workspace, page_bytes);
   }
   SwapReport swap_in() {
-    auto pages = machine_.acquire(owner_, memory.pages_needed());
+    auto pages = machine_.acquire(owner_, memory.pages_needed() - memory.warm_pages());
     try {
       return memory.swap_in(std::move(pages));
     } catch (...) {
-      if (!memory.torn()) machine_.pool.give_back_all(owner_);
+      if (!memory.torn()) give_back();
       throw;
     }
   }
-  SwapReport swap_out() {
-    const SwapReport report = memory.swap_out();
-    machine_.pool.give_back_all(owner_);
+  SwapReport warm(std::size_t count) {
+    auto pages = machine_.acquire(owner_, count);
+    try {
+      return memory.warm(std::move(pages));
+    } catch (...) {
+      if (!memory.torn()) give_back();
+      throw;
+    }
+  }
+  void cool(std::size_t count) {
+    CHECK_EQ(memory.cool(count).size(), count);
+    give_back();
+  }
+  SwapReport swap_out(std::size_t keep = 0) {
+    const SwapReport report = memory.swap_out(keep);
+    give_back();
     for (std::size_t i = 0; i < regions.size(); ++i) {
       if (regions[i]->image() == nullptr) expected[i].assign(expected[i].size(), 0);
     }
     return report;
+  }
+  // All that is not mapped.
+  void give_back() {
+    std::vector<PagePtr> mapped;
+    for (const RegionPtr& region : regions) {
+      for (const PagePtr& page : memory.mapped_pages(*region)) mapped.push_back(page);
+    }
+    std::vector<PageId> gone;
+    for (const PageId id : machine_.pool.owned(owner_)) {
+      const bool stays = std::count(mapped.begin(), mapped.end(), machine_.pool.page(id)) > 0;
+      if (!stays) gone.push_back(id);
+    }
+    machine_.pool.give_back(owner_, gone);
   }
   // What a step does: changes bytes [begin, end) and, where that is asked for, says so.
   void write(std::size_t index, std::uint64_t seed, Run run) {

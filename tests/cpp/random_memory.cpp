@@ -10,14 +10,25 @@ bool RandomWorld::swap() {
       model_->write();
       return true;
     }
-    const std::vector<PageId> ids = machine_.pool.owned(model_owner);
-    model_->swap_out();
-    for (const PageId id : ids) pages_[id] = {0, false, {Content::Kind::unknown, 0}};
+    model_->swap_out(below(3) == 0 ? below(SteppedModel::pages) : 0);
+    follow_model();
     return true;
   }
-  if (free_pages() < model_->memory().pages_needed()) return false;
+  const std::size_t warm = model_->memory().warm_pages();
+  const std::size_t cold = model_->memory().warmable_pages() - warm;
+  const std::size_t needed = model_->memory().pages_needed() - warm;
+  if (free_pages() < needed) {
+    if (warm == 0) return false;
+    model_->cool(1 + below(warm));
+    follow_model();
+    return true;
+  }
   try {
-    model_->swap_in();
+    if (below(3) == 0) {
+      model_->warm(below(cold + 1));
+    } else {
+      model_->swap_in();
+    }
   } catch (...) {
     forget_free_pages();
     throw;
@@ -36,6 +47,7 @@ void RandomWorld::forget_free_pages() {
 bool RandomWorld::resize() {
   const std::size_t bytes = 8 * (1 + below(6 * small_page / 8));
   if (model_->resident() && free_pages() < 6) return false;
+  if (const std::size_t warm = model_->memory().warm_pages(); warm > 0) model_->cool(warm);
   try {
     model_->resize_kv(bytes);
   } catch (...) {

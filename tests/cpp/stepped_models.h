@@ -74,26 +74,38 @@ class SteppedModel {
   bool resident() const { return memory_->resident(); }
 
   SwapReport swap_in() {
-    std::vector<PagePtr> held;
     std::size_t clean = 0;
-    for (const PageId id : machine_.pool.acquire(owner_, memory_->pages_needed())) {
-      held.push_back(machine_.pool.page(id));
-      clean += machine_.pool.is_clean(id);  // which come first
-    }
+    auto pages = take(memory_->pages_needed() - memory_->warm_pages(), clean);
     try {
-      return memory_->swap_in(std::move(held), clean);
+      return memory_->swap_in(std::move(pages), clean);
     } catch (...) {
-      if (!memory_->torn()) machine_.pool.give_back_all(owner_);
+      if (!memory_->torn()) give_back_unmapped();
       throw;
     }
   }
-  SwapReport swap_out() {
-    finish_step();
-    return swap_out_at_once();
+  // Some pages come ahead of the rest.
+  void warm(std::size_t count) {
+    std::size_t clean = 0;
+    auto pages = take(count, clean);
+    try {
+      memory_->warm(std::move(pages), clean);
+    } catch (...) {
+      if (!memory_->torn()) give_back_unmapped();
+      throw;
+    }
   }
-  SwapReport swap_out_at_once() {
-    const SwapReport report = memory_->swap_out();
-    machine_.pool.give_back_all(owner_);
+  void cool(std::size_t count) {
+    CHECK_EQ(memory_->cool(count).size(), count);
+    give_back_unmapped();
+  }
+  // All but the first `keep` pages go.
+  SwapReport swap_out(std::size_t keep = 0) {
+    finish_step();
+    return swap_out_at_once(keep);
+  }
+  SwapReport swap_out_at_once(std::size_t keep = 0) {
+    const SwapReport report = memory_->swap_out(keep);
+    give_back_unmapped();
     content_[3].assign(content_[3].size(), 0);  // the workspace is not kept
     return report;
   }
@@ -160,6 +172,23 @@ class SteppedModel {
   void finish_step() { CHECK_OK(machine_.device->stream_synchronize(compute_)); }
 
  private:
+  std::vector<PagePtr> take(std::size_t count, std::size_t& clean) {
+    std::vector<PagePtr> pages;
+    for (const PageId id : machine_.pool.acquire(owner_, count)) {
+      pages.push_back(machine_.pool.page(id));
+      clean += machine_.pool.is_clean(id);  // which come first
+    }
+    return pages;
+  }
+  void give_back_unmapped() {
+    std::vector<PageId> gone = machine_.pool.owned(owner_);
+    for (const RegionPtr& region : regions_) {
+      for (const PagePtr& page : memory_->mapped_pages(*region)) {
+        std::erase_if(gone, [&](PageId id) { return machine_.pool.page(id) == page; });
+      }
+    }
+    machine_.pool.give_back(owner_, gone);
+  }
   void give_back(const std::vector<PagePtr>& gone) {
     std::vector<PageId> ids;
     for (const PageId id : machine_.pool.owned(owner_)) {

@@ -1,7 +1,7 @@
 # swap/: what comes back when a model does, and what state a failure leaves.
-plant(the_last_partial_page_is_not_zeroed swap/swap.cpp
-  [[region->saved_.gaps(region->span_bytes())]]
-  [[region->saved_.gaps(region->bytes())]]
+plant(the_last_partial_page_is_not_zeroed swap/arrivals.cpp
+  [[region.saved_.gaps(region.span_bytes())]]
+  [[region.saved_.gaps(region.bytes())]]
   model_memory)
 plant(saved_bytes_do_not_come_back transfer/lanes.cpp
   [[stream.to_device(destination, source, bytes);]]
@@ -37,7 +37,7 @@ plant(the_second_piece_of_a_copy_is_held_against_the_first swap/loads.cpp
   large_loads)
 plant(pieces_are_never_copied_together swap/loads.cpp
   [[last->end = piece.end;]]
-  [[loads.push_back({region.get(), piece, nullptr});]]
+  [[loads.push_back({region.get(), piece, nullptr, is_there});]]
   large_loads)
 plant(a_copy_begins_within_a_piece swap/loads.cpp
   [[last->begin % piece_bytes_ == 0]]
@@ -124,15 +124,15 @@ plant(an_adopted_image_is_overwritten swap/swap.cpp
   [[region.written_.clear();]]
   [[]]
   verify)
-plant(a_failed_unmap_is_not_undone swap/swap.cpp
-  [[for (const RegionPtr& region : regions_) region->mapping_->map();]]
+plant(a_failed_unmap_is_not_undone swap/departures.cpp
+  [[mapping->map();]]
   [[]]
   faults)
-plant(a_torn_state_is_forgotten swap/swap.cpp
-  [[discard();
+plant(a_torn_state_is_forgotten swap/arrivals.cpp
+  [[unmap_until(before);
       state_ = State::out;]]
   [[state_ = State::out;
-      discard();]]
+      unmap_until(before);]]
   faults)
 plant(a_torn_model_is_called_out swap/swap.cpp
   [[return state_ == State::torn;]]

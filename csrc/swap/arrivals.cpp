@@ -1,0 +1,93 @@
+// How a model comes in, or some of its pages ahead of it.
+#include <numeric>
+
+#include "swap/swap.h"
+
+namespace gpupool {
+
+std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector<PagePtr>& pages,
+                                          std::size_t clean) {
+  const Counts before = mapped_counts(), as_left = among_first(as_left_);
+  std::vector<std::vector<Run>> unsaved, gaps;
+  Counts more;
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    const Region& region = *regions_[i];
+    unsaved.push_back(region.saved_.gaps(region.span_bytes()));
+    const std::size_t from = before[i] * page_bytes_;
+    gaps.push_back(within({from, until[i] * page_bytes_}, unsaved[i]));
+    for (Run& gap : gaps[i]) gap = {gap.begin - from, gap.end - from};
+    more.push_back(until[i] - before[i]);
+  }
+  std::vector<Placed> placed = place(pages, clean, gaps, more, page_bytes_);
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    Region& region = *regions_[i];
+    if (region.mapping_) {
+      region.mapping_->extend(placed[i].pages);
+    } else if (more[i] > 0) {
+      region.mapping_.emplace(driver_, region.reservation_, placed[i].pages);
+      region.mapping_->map();
+    }
+    const std::size_t from = before[i] * page_bytes_;
+    for (Run& run : placed[i].zeros) run = {run.begin + from, run.end + from};
+    // What was never saved reads as zeros, whatever the model left there.
+    for (const Run& run : within({0, as_left[i] * page_bytes_}, unsaved[i])) {
+      placed[i].zeros.push_back(run);
+    }
+  }
+  return placed;
+}
+
+SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& pages,
+                               std::size_t clean, const std::stop_token& stop) {
+  SwapReport report;
+  report.pages = pages.size();
+  const std::int64_t start = driver_->now_ns();
+  const std::vector<Load> loads = plan_loads(until);
+  const Counts before = mapped_counts();
+  try {
+    const std::vector<Placed> placed = map_more(until, pages, clean);
+    report.map_ns = driver_->now_ns() - start;
+    restore(loads, placed, stop, report);
+  } catch (...) {
+    state_ = State::torn;
+    try {
+      unmap_until(before);
+      state_ = State::out;
+    } catch (...) {
+      // Reported by the first error already.
+    }
+    throw;
+  }
+  report.total_ns = driver_->now_ns() - start;
+  report.copy_ns = report.total_ns - report.map_ns;
+  as_left_ = 0;
+  return report;
+}
+
+SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t clean,
+                                const std::stop_token& stop) {
+  std::lock_guard lock(mutex_);
+  require(State::out, "swap_in needs a model that is out");
+  check_pages(pages, all_pages() - pages_mapped(), clean);
+  Counts until;
+  for (const RegionPtr& region : regions_) until.push_back(region->pages());
+  const SwapReport report = arrive(until, pages, clean, stop);
+  state_ = State::resident;
+  return report;
+}
+
+SwapReport ModelMemory::warm(const std::vector<PagePtr>& pages, std::size_t clean,
+                             const std::stop_token& stop) {
+  std::lock_guard lock(mutex_);
+  require(State::out, "pages are warmed while their model is out");
+  check_pages(pages, pages.size(), clean);
+  const std::size_t count = pages_mapped() + pages.size();
+  const Counts until = among_first(count);
+  if (std::accumulate(until.begin(), until.end(), std::size_t{0}) < count) {
+    throw UsageError(std::to_string(pages.size()) + " pages are more than can be warm beside " +
+                     std::to_string(pages_mapped()));
+  }
+  return arrive(until, pages, clean, stop);
+}
+
+}  // namespace gpupool
