@@ -4,10 +4,7 @@
 #include <cstring>
 
 #include "digest/mix.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "digest/streaming.h"
 
 namespace gpupool {
 namespace {
@@ -42,10 +39,6 @@ std::uint64_t run_portable(std::byte* destination, const std::byte* source, std:
 
 #if defined(__x86_64__)
 
-// A copy of this size or more goes past the caches, as memcpy's does: what it wrote would push
-// everything else out of them, and its destination would be read before it is written.
-constexpr std::size_t streaming_bytes = std::size_t{2} << 20;
-
 enum class Store { none, cached, streaming };
 
 // The same loop for vectors of any width: macros, since what is inlined into a function for AVX2
@@ -66,7 +59,12 @@ enum class Store { none, cached, streaming };
       sums[v] = SPLAT(0);                                                                        \
     }                                                                                            \
     const VECTOR step = SPLAT(static_cast<long long>(vectors_a_block * lanes * key_step));       \
+    const std::size_t total = blocks * sizeof(keys);                                             \
     for (std::size_t block = 0; block < blocks; ++block) {                                       \
+      const std::byte* const ahead =                                                             \
+          source + part_ahead<sizeof(keys)>(block * sizeof(keys), total);                        \
+      __builtin_prefetch(ahead);                                                                 \
+      if constexpr (sizeof(keys) > line_bytes) __builtin_prefetch(ahead + line_bytes);           \
       for (std::size_t v = 0; v < vectors_a_block; ++v) {                                        \
         const std::size_t at = (block * vectors_a_block + v) * sizeof(VECTOR);                   \
         VECTOR z = LOAD(reinterpret_cast<const VECTOR*>(source + at));                           \
@@ -94,11 +92,10 @@ constexpr std::size_t vectors_a_block = 4;
 
 GPUPOOL_DIGEST_LOOP(, sum_sse2, __m128i, _mm_add_epi64, _mm_xor_si128, _mm_mul_epu32,
                     _mm_shuffle_epi32, _mm_srli_epi64, _mm_loadu_si128, _mm_storeu_si128,
-                    _mm_stream_si128, _mm_set1_epi64x)
+                    GPUPOOL_STREAM_128, _mm_set1_epi64x)
 GPUPOOL_DIGEST_LOOP(__attribute__((target("avx2"))), sum_avx2, __m256i, _mm256_add_epi64,
                     _mm256_xor_si256, _mm256_mul_epu32, _mm256_shuffle_epi32, _mm256_srli_epi64,
-                    _mm256_loadu_si256, _mm256_storeu_si256, _mm256_stream_si256,
-                    _mm256_set1_epi64x)
+                    _mm256_loadu_si256, _mm256_storeu_si256, GPUPOOL_STREAM_256, _mm256_set1_epi64x)
 
 struct Loops {
   std::uint64_t (*none)(std::byte*, const std::byte*, std::size_t, std::uint64_t) noexcept;

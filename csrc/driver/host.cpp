@@ -8,6 +8,7 @@
 #include <new>
 #include <utility>
 
+#include "driver/host_copy.h"
 #include "driver/host_work.h"
 #include "driver/system_memory.h"
 
@@ -107,7 +108,7 @@ class Host final : public HostDriver, private HostWork {
                         StreamHandle stream) noexcept override {
     return guarded([&] {
       return copy(destination, source, bytes, stream, [=](std::size_t at, std::size_t n) {
-        std::memcpy(pointer(destination + at), static_cast<const char*>(source) + at, n);
+        copy_bytes(pointer(destination + at), static_cast<const char*>(source) + at, n);
       });
     });
   }
@@ -115,7 +116,7 @@ class Host final : public HostDriver, private HostWork {
                       StreamHandle stream) noexcept override {
     return guarded([&] {
       return copy(source, destination, bytes, stream, [=](std::size_t at, std::size_t n) {
-        std::memcpy(static_cast<char*>(destination) + at, pointer(source + at), n);
+        copy_bytes(static_cast<char*>(destination) + at, pointer(source + at), n);
       });
     });
   }
@@ -125,7 +126,7 @@ class Host final : public HostDriver, private HostWork {
     return guarded([&] {
       return copy_batch(destinations, destinations, sources, sizes, count, stream,
                         [](DevicePtr device, const void* memory, std::size_t n) {
-                          std::memcpy(pointer(device), memory, n);
+                          copy_bytes(pointer(device), memory, n);
                         });
     });
   }
@@ -135,7 +136,7 @@ class Host final : public HostDriver, private HostWork {
     return guarded([&] {
       return copy_batch(destinations, sources, destinations, sizes, count, stream,
                         [](DevicePtr device, void* memory, std::size_t n) {
-                          std::memcpy(memory, pointer(device), n);
+                          copy_bytes(memory, pointer(device), n);
                         });
     });
   }

@@ -1,6 +1,7 @@
 // The digest and its copy against the definition, on every path, at any address, in any parts.
 #include <thread>
 
+#include "digest/streaming.h"
 #include "digest_bench.h"
 
 using namespace gpupool;
@@ -36,9 +37,10 @@ TEST(every_path_computes_what_is_defined_at_any_address) {
 }
 
 TEST(every_path_copies_just_what_it_digests) {
-  // Past the size from which a copy goes past the caches.
+  // To the size from which a copy goes past the caches, and beyond it.
+  constexpr std::size_t large = streaming_bytes / 8;
   for (const std::size_t words : {std::size_t{0}, std::size_t{5}, std::size_t{37}, std::size_t{300},
-                                  2 * mib / 8, 2 * mib / 8 + 61}) {
+                                  large - 1, large, large + 61, 8 * large}) {
     const Bytes content = pattern(words, words * 8 + 8);
     for (const DigestPath& path : digest_paths()) {
       for (const std::size_t from : {0, 3, 8}) {

@@ -17,8 +17,8 @@ plant(a_batch_that_touches_overlaps driver/host_batch.h
   [[right.first - left.first <= left.second]]
   host_batch)
 plant(a_batch_to_the_host_goes_to_the_device driver/host.cpp
-  [[std::memcpy(memory, pointer(device), n);]]
-  [[std::memcpy(pointer(device), memory, n);]]
+  [[copy_bytes(memory, pointer(device), n);]]
+  [[copy_bytes(pointer(device), memory, n);]]
   conformance)
 plant(a_batch_is_copied_in_order driver/host_stepped.cpp
   [[std::swap(order[i - 1], order[random_.below(i)]);]]

@@ -63,6 +63,43 @@ plant(a_fault_is_forgotten driver/host.cpp
   [[return fault == Status::success ? status : fault;]]
   [[return status;]]
   host_device@host/stepped)
+plant(the_head_of_a_copy_is_longer_than_it driver/host_copy.cpp
+  [[std::min(bytes, (0 - address) % line_bytes)]]
+  [[(line_bytes - address % line_bytes) % line_bytes]]
+  host_copy BY crash)
+plant(the_lines_of_a_copy_begin_anywhere driver/host_copy.cpp
+  [[(0 - address) % line_bytes]]
+  [[address % line_bytes]]
+  host_copy BY crash)
+plant(the_head_of_a_copy_is_lost driver/host_copy.cpp
+  [[std::memcpy(destination, source, head);]]
+  [[]]
+  host_copy)
+plant(the_lines_of_a_copy_are_those_of_its_head driver/host_copy.cpp
+  [[lines(destination + head, source + head, whole);]]
+  [[lines(destination + head, source, whole);]]
+  host_copy)
+plant(the_tail_of_a_copy_is_lost driver/host_copy.cpp
+  [[std::memcpy(destination + done, source + done, bytes - done);]]
+  [[]]
+  host_copy)
+plant(the_tail_of_a_copy_is_a_whole_line driver/host_copy.cpp
+  [[bytes - done]]
+  [[(bytes - done + line_bytes - 1) / line_bytes * line_bytes]]
+  host_copy)
+plant(a_quarter_of_a_line_is_copied_twice driver/host_copy.cpp
+  [[GPUPOOL_STREAM_128(to + 3, fourth);]]
+  [[GPUPOOL_STREAM_128(to + 3, third);]]
+  host_copy)
+plant(half_of_a_line_is_lost driver/host_copy.cpp
+  [[GPUPOOL_STREAM_256(to + 1, high);]]
+  [[]]
+  host_copy)
+plant(a_large_copy_is_cut_to_whole_lines driver/host_copy.cpp
+  [[path.run(static_cast<std::byte*>(destination), static_cast<const std::byte*>(source), bytes);]]
+  [[path.run(static_cast<std::byte*>(destination), static_cast<const std::byte*>(source),
+             bytes < streaming_bytes ? bytes : bytes / line_bytes * line_bytes);]]
+  host_copy)
 plant(a_synchronised_stream_still_runs driver/host_threads.cpp
   [[state->queue.empty() && !state->running]]
   [[state->queue.empty()]]
