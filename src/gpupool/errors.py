@@ -66,6 +66,10 @@ class ImageDamagedError(GpupoolError):
     """A file of images is not what was written; nothing of it may be used."""
 
 
+class ImageReadError(GpupoolError):
+    """The system could not read a file of images; nothing of it may be used."""
+
+
 class ImageWriteError(GpupoolError):
     """A file of images could not be written; whatever was in its place is there still."""
 

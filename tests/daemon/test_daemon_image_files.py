@@ -17,7 +17,7 @@ import torch
 from gpupool import adopt as adopt_module
 from gpupool.adopt import adopt
 from gpupool.daemon.client import DaemonSession
-from gpupool.errors import ImageDamagedError, ImageWriteError
+from gpupool.errors import ImageDamagedError, ImageReadError, ImageWriteError
 from gpupool.images.modules import load_image, save_image
 from gpupool.model import Model
 
@@ -56,6 +56,40 @@ def test_a_damaged_file_leaves_nothing_on_the_account(daemon: Daemon, tmp_path: 
         else:
             pytest.fail("it was not found")
     adopt(layer(3), model)  # as whoever loads from the checkpoint then
+    model.close()
+
+
+def test_a_disk_that_fails_leaves_nothing_on_the_account(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    model, module = member(daemon), layer(1)
+    adopt(module, model)
+    save_image(path, module, model, KEY)
+    model.close()
+    until(lambda: counted(daemon) == 0)
+    real, size_bytes = os.preadv, path.stat().st_size
+    model = member(daemon)
+    for bad in (4096, size_bytes // 8192 * 4096, size_bytes - 4096):
+
+        def preadv(fd: int, buffers: list[memoryview], offset: int, bad: int = bad) -> int:
+            if offset <= bad < offset + len(buffers[0]):
+                raise OSError(errno.EIO, "Input/output error")
+            return real(fd, buffers, offset)
+
+        again = layer(2)
+        before = [parameter.clone() for parameter in again.parameters()]
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "preadv", preadv)
+            try:
+                load_image(path, again, model, KEY)
+            except ImageReadError as error:
+                assert counted(daemon) == 0, error  # already
+            else:
+                pytest.fail("it was read")
+        assert all(map(torch.equal, before, again.parameters()))
+        assert model.regions("weights") == []
+    load_image(path, layer(2), model, KEY)  # the disk is well again
     model.close()
 
 

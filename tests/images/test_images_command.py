@@ -59,7 +59,7 @@ def test_a_damaged_one_is_told(paths: list[Path]) -> None:
     paths[1].write_bytes(content)
     code, text = run("verify")
     assert code == 1
-    assert f"{paths[1]}: what is in weights from byte 0 on is not what was written" in text
+    assert f"{paths[1]}: from byte 4096 on, in weights, it is not what was written" in text
     assert "1 of the images are damaged" in text
     assert run("verify", paths[0].name)[0] == 0
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from gpupool._core import digest
 from gpupool.errors import ImageDamagedError, ImageWriteError
 from gpupool.images import format as f
+from gpupool.images.direct import DirectFile
+from gpupool.images.reading import THREADS, read_parts
 
-THREADS = 8
 UNFINISHED = ".image-"
 """What the names of files begin with that are being written, under an exclusive lock."""
-_READ_BYTES = 4 * f.CHUNK_BYTES
+_WRITE_BYTES = 4 * f.CHUNK_BYTES
 Progress = Callable[[int, int], None]
 
 
@@ -59,8 +60,8 @@ def write_image(
             _write(fd, 0, memoryview(header))
             done = 0
             for begin, (_, data) in zip(begins, parts, strict=False):
-                for start in range(0, len(data), _READ_BYTES):
-                    with data[start : start + _READ_BYTES] as piece:
+                for start in range(0, len(data), _WRITE_BYTES):
+                    with data[start : start + _WRITE_BYTES] as piece:
                         _write(fd, len(header) + begin + start, piece)
                         done += len(piece)
                     progress(done, sum(len(each) for _, each in parts))
@@ -75,24 +76,28 @@ def write_image(
 class ImageFile:
     """A file of images that is open for reading; close it, or use it in a ``with`` block.
 
-    Meanwhile it has a shared lock (flock), so that whoever makes room leaves it alone.
+    Meanwhile it has a shared lock (flock), so that whoever makes room leaves it alone. It is read
+    past the page cache, unless ``is_direct`` says that its file system cannot.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the manifest. Raises FileNotFoundError, ImageDamagedError or OSError."""
+        """Read the manifest.
+
+        Raises FileNotFoundError, OSError if it cannot be opened, ImageReadError, ImageDamagedError.
+        """
         self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = DirectFile(path)
         try:
-            lock(self._fd, fcntl.LOCK_SH)
-            begin = os.pread(self._fd, f.ALIGNMENT_BYTES, 0)
+            lock(self._file.fileno(), fcntl.LOCK_SH)
+            begin = self._file.read(0, f.ALIGNMENT_BYTES)
             self._data = f.header_bytes(str(path), begin)
-            header = _read(self._fd, 0, self._data)
+            header = self._file.read(0, self._data)
             self.manifest = f.read_header(str(path), header)
             wanted = self._data + f.starts(self.manifest)[-1]
-            if (found := os.fstat(self._fd).st_size) != wanted:
+            if (found := os.fstat(self._file.fileno()).st_size) != wanted:
                 raise ImageDamagedError(f"{path} has {found} bytes and should have {wanted}")
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
 
     def __enter__(self) -> ImageFile:
@@ -101,78 +106,43 @@ class ImageFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether all that was read until now came past the page cache."""
+        return self._file.is_direct
+
     def close(self) -> None:
         """Let go of the file; idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def read_into(
         self, targets: Sequence[memoryview], *, progress: Progress = lambda done, of: None
     ) -> None:
         """Read each part into a target of its length, with several threads.
 
-        Past the page cache where the file system can and the target begins at a page of the system.
-        What is in the targets counts for nothing after an error: raises ImageDamagedError as soon
-        as a chunk is not what was written, and OSError.
+        A target begins at a multiple of 4096 bytes of memory, or it is a UsageError. What is in the
+        targets counts for nothing after an error, and nobody writes there any more: raises
+        ImageDamagedError as soon as a chunk is not what was written, and ImageReadError.
         """
         parts = self.manifest.parts
         if [len(target) for target in targets] != [part.size_bytes for part in parts]:
             raise ImageDamagedError(f"{self._path} holds parts of other lengths than asked for")
-        begins = f.starts(self.manifest)
-        jobs = [
-            (part, self._data + begin, target, start)
-            for part, begin, target in zip(parts, begins, targets, strict=False)
-            for start in range(0, part.size_bytes, _READ_BYTES)
-        ]
-        total = sum(part.size_bytes for part in parts)
-        done = 0
-        wrong: str | None = None
-        with ThreadPoolExecutor(THREADS) as threads:
-            pending = [threads.submit(self._fill, *job) for job in jobs]
-            try:
-                for one in pending:
-                    size_bytes, wrong = one.result()
-                    if wrong is not None:
-                        break
-                    done += size_bytes
-                    progress(done, total)
-            finally:
-                for one in pending:
-                    one.cancel()
-        if wrong is not None:
-            raise ImageDamagedError(f"{self._path}{wrong}")
+        self._read(targets, progress)
 
     def verify(self) -> None:
-        """Read all of it, a chunk at a time. Raises ImageDamagedError or OSError."""
-        begins = f.starts(self.manifest)
-        with memoryview(bytearray(_READ_BYTES)) as buffer:
-            for part, begin in zip(self.manifest.parts, begins, strict=False):
-                for start in range(0, part.size_bytes, _READ_BYTES):
-                    size = min(_READ_BYTES, part.size_bytes - start)
-                    with buffer[:size] as piece:
-                        wrong = self._read_piece(part, self._data + begin, piece, start)
-                    if wrong is not None:
-                        raise ImageDamagedError(f"{self._path}{wrong}")
+        """Read all of it, and keep nothing. Raises ImageDamagedError or ImageReadError."""
+        self._read(None, lambda done, of: None)
 
-    def _fill(
-        self, part: f.Part, begin: int, target: memoryview, start: int
-    ) -> tuple[int, str | None]:
-        """How many bytes were read, or what is wrong: an error would know who looks at them."""
-        with target[start : start + _READ_BYTES] as piece:
-            wrong = self._read_piece(part, begin, piece, start)
-            return len(piece), wrong
+    def _read(self, targets: Sequence[memoryview] | None, progress: Progress) -> None:
+        total = sum(part.size_bytes for part in self.manifest.parts)
+        done = 0
 
-    def _read_piece(self, part: f.Part, begin: int, piece: memoryview, start: int) -> str | None:
-        """Reads the bytes of the part from ``start`` on, if they are what was written."""
-        if missing := _read_into(self._fd, begin + start, piece):
-            return f" ends {missing} bytes too early"
-        for at in range(0, len(piece), f.CHUNK_BYTES):
-            chunk = (start + at) // f.CHUNK_BYTES
-            if digest(piece[at : at + f.CHUNK_BYTES]) != part.digest_of(chunk):
-                where = f"what is in {part.tag} from byte {start + at} on"
-                return f": {where} is not what was written"
-        return None
+        def heard(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            progress(done, total)
+
+        read_parts(self._file, self.manifest, self._data, targets, heard)
 
 
 def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
@@ -189,6 +159,8 @@ def _replacing(path: Path) -> Iterator[int]:
             lock(fd, fcntl.LOCK_EX)  # whoever finds it without a lock may remove it
             yield fd
             os.fsync(fd)
+            with contextlib.suppress(OSError):  # reads do not look for it in the page cache
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
         Path(name).replace(path)
@@ -221,20 +193,3 @@ def _write(fd: int, offset: int, data: memoryview) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _read(fd: int, offset: int, size: int) -> bytes:
-    content = bytearray(size)
-    if missing := _read_into(fd, offset, memoryview(content)):
-        raise ImageDamagedError(f"a file of images ends {missing} bytes too early")
-    return bytes(content)
-
-
-def _read_into(fd: int, offset: int, target: memoryview) -> int:
-    """How many bytes there are not."""
-    while target:
-        count = os.preadv(fd, [target], offset)
-        if count == 0:
-            return len(target)
-        target, offset = target[count:], offset + count
-    return 0

@@ -31,6 +31,8 @@ class Loaded:
     regions: list[Region]
     size_bytes: int
     prints: dict[str, str]
+    is_direct: bool
+    """Whether it was read past the page cache, as it is where the file system can."""
 
     def check(self, module: torch.nn.Module) -> None:
         """Raises UsageError unless the module's attributes are what the written one's were.
@@ -125,9 +127,9 @@ def load_image(
     Adds regions to the model, which must be out, and moves the tensors there as ``adopt`` does;
     those that loading and processing exchanged, added or took away are exchanged, added and taken
     away, and the plain Python attributes that they changed are set. Raises FileNotFoundError,
-    ImageDamagedError, UsageError if the file is of another key, the module is not made as the
-    written one was or something outside of the module refers to its memory, and what
-    ``Model.region`` raises; module and model are as before then.
+    OSError if the file cannot be opened, ImageReadError, ImageDamagedError, UsageError if it is of
+    another key, the module is not made as the written one was or something outside of the module
+    refers to its memory, and what ``Model.region`` raises; module and model are as before then.
     """
     check_known(module)
     with ImageFile(path) as file:
@@ -151,7 +153,7 @@ def load_image(
                 model.remove_region(region)
             raise
     size_bytes = sum(part.size_bytes for part in manifest.parts)
-    return Loaded(path, regions, size_bytes, manifest.shape.prints)
+    return Loaded(path, regions, size_bytes, manifest.shape.prints, file.is_direct)
 
 
 @contextmanager

@@ -119,9 +119,10 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
                 return None
         into.cache.mark_used(path)
         logger.info(
-            "gpupool: image hit: %s, %d bytes in %.3f s (%.2f GB/s), %.3f s with making the module",
+            "gpupool: image hit: %s, %d bytes in %.3f s (%.2f GB/s, %s the page cache), "
+            "%.3f s with making the module",
             *(path, loaded.size_bytes, read_s, loaded.size_bytes / max(read_s, 1e-9) / 1e9),
-            time.monotonic() - begun_s,
+            *("past" if loaded.is_direct else "through", time.monotonic() - begun_s),
         )
         return _kept(into, module)
 
