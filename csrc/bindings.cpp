@@ -497,6 +497,7 @@ std::uint64_t word_number(const AnyInteger& number) {
 }
 
 void bind_digest(py::module_& m) {
+  m.attr("DIGEST_PIECE_BYTES") = digest_piece_bytes;
   m.def(
       "digest",
       [](const AnyBuffer& buffer, const AnyInteger& first_word) {
@@ -639,8 +640,17 @@ void bind_swap(py::module_& m) {
           "Raises UsageError for a region that has none, as once it is removed or its model "
           "closed.")
       .def(
-          "adopt_image", [](RegionHandle& h) { h.memory->adopt_image(*h.region); }, NoGil(),
-          "The caller filled the image: a swap-in restores all of it.")
+          "adopt_image",
+          [](RegionHandle& h, const std::vector<std::uint64_t>& digests) {
+            h.memory->adopt_image(*h.region, digests);
+          },
+          py::arg("digests") = std::vector<std::uint64_t>(), NoGil(),
+          "The caller filled the image: a swap-in restores all of it.\n\n"
+          "Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and "
+          "of\n"
+          "what is behind the last of them, which are not made again. Raises UsageError for "
+          "another\n"
+          "number of them.")
       .def(
           "mark_written",
           [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {

@@ -118,7 +118,7 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   for (const Run& run : runs) region.written_.add(run);
 }
 
-void ModelMemory::adopt_image(Region& region) {
+void ModelMemory::adopt_image(Region& region, std::span<const std::uint64_t> digests) {
   std::lock_guard lock(mutex_);
   require_own(region);
   require_cold("an image is filled while its model is out");
@@ -126,10 +126,20 @@ void ModelMemory::adopt_image(Region& region) {
   // What can fail comes first: until then the device's bytes are the ones to save.
   RunSet saved;
   saved.add({0, region.bytes()});
-  PieceDigests digests;
-  if (verify_ != Verify::off) digests.complete(pieces_of(region, saved), region.image_->data());
+  const std::vector<Run> known = in_pieces(saved.runs(), digest_piece_bytes);
+  if (!digests.empty() && digests.size() != known.size()) {
+    throw UsageError("an image of " + std::to_string(region.bytes()) + " bytes has " +
+                     std::to_string(known.size()) + " digests, not " +
+                     std::to_string(digests.size()));
+  }
+  PieceDigests pieces;
+  if (verify_ != Verify::off) {
+    for (std::size_t i = 0; i < digests.size(); ++i) pieces.set(known[i], digests[i]);
+    // Those of pieces that are cut otherwise here are not kept.
+    pieces.complete(pieces_of(region, saved), region.image_->data());
+  }
   region.saved_ = std::move(saved);
-  region.digests_ = std::move(digests);
+  region.digests_ = std::move(pieces);
   region.written_.clear();
 }
 

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -176,8 +178,11 @@ class ModelMemory {
 
   // The device bytes [begin, end) of a resident region are newer than its image.
   void mark_written(Region& region, const std::vector<Run>& runs);
-  // The image was filled by the caller: it is the truth for the whole region, which is out.
-  void adopt_image(Region& region);
+  // The image was filled by the caller: it is the truth for the whole region, which is out. Whoever
+  // digested it meanwhile gives the digests, of every digest_piece_bytes of it and of what is
+  // behind the last of them, and they are not made again. Throws UsageError unless there is one for
+  // each.
+  void adopt_image(Region& region, std::span<const std::uint64_t> digests = {});
   // Bytes of the image that a swap-in will copy.
   [[nodiscard]] std::size_t saved_bytes(const Region& region) const;
   [[nodiscard]] bool resident() const;

@@ -11,6 +11,7 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
+    "DIGEST_PIECE_BYTES",
     "ArenaStatistics",
     "BlockCopier",
     "CallCount",
@@ -422,9 +423,15 @@ class Region:
         behind them only while the model is resident.
         """
     def __dlpack_device__(self) -> tuple[int, int]: ...
-    def adopt_image(self) -> None:
+    def adopt_image(
+        self, digests: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = []
+    ) -> None:
         """
         The caller filled the image: a swap-in restores all of it.
+
+        Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and of
+        what is behind the last of them, which are not made again. Raises UsageError for another
+        number of them.
         """
     def image(self) -> ImageBuffer:
         """
@@ -831,3 +838,5 @@ def with_observer(driver: Driver) -> Driver:
     """
     The same driver, observed; itself if it is already.
     """
+
+DIGEST_PIECE_BYTES: int = 2097152

@@ -1,5 +1,6 @@
 // No model comes in with bytes that are not what was saved, and what did not change is not saved
 // again.
+#include "digest/digest.h"
 #include "hooked.h"
 #include "model_bench.h"
 
@@ -57,6 +58,34 @@ TEST(what_comes_in_is_verified) {
   CHECK_EQ(report.verified_bytes, scene.weights->bytes());
   CHECK_EQ(report.recopied_bytes, 0);
   CHECK(scene.on_device() == scene.content);
+}
+
+// Of an image that is adopted with them; where pieces are smaller they are made anew.
+TEST(digests_that_were_made_before_are_not_made_again) {
+  for (const std::size_t chunk_bytes : {4 * mib, mib}) {
+    Scene scene(Verify::always, 5 * mib + 24, chunk_bytes);
+    std::vector<std::uint64_t> digests;
+    for (std::size_t at = 0; at < scene.content.size(); at += digest_piece_bytes) {
+      digests.push_back(
+          digest(&scene.content[at], std::min(digest_piece_bytes, scene.content.size() - at)));
+    }
+    scene.memory.adopt_image(*scene.weights, digests);
+    scene.check();
+    // What they are of has changed by now.
+    scene.flip(8 * 3 * mib);
+    scene.memory.adopt_image(*scene.weights, digests);
+    if (chunk_bytes < digest_piece_bytes) {
+      scene.memory.swap_in(scene.pages);
+      scene.memory.swap_out();
+    } else {
+      CHECK_THROWS(DamagedImage, scene.memory.swap_in(scene.pages));
+    }
+    scene.flip(8 * 3 * mib);
+    scene.memory.adopt_image(*scene.weights, digests);
+    digests.pop_back();
+    CHECK_THROWS(UsageError, scene.memory.adopt_image(*scene.weights, digests));
+    scene.check();
+  }
 }
 
 TEST(a_flipped_bit_keeps_a_model_out_until_it_is_put_right) {

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from gpupool._core import DIGEST_PIECE_BYTES
 from gpupool.errors import ImageDamagedError
 
 FORMAT = 2
 ALIGNMENT_BYTES = 4096  # of direct reads
-CHUNK_BYTES = 2 << 20  # that a digest is of
+CHUNK_BYTES = DIGEST_PIECE_BYTES  # that a digest is of
 HEADER_BYTES_MAX = 100 << 20  # that readers of safetensors put up with
 _LENGTH = struct.Struct("<Q")
 _NO_DIGEST = "0" * 64
@@ -85,6 +86,10 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def digest_of(self, chunk: int) -> int:
         """Of a chunk by its number."""
         return int(self.digests[16 * chunk : 16 * (chunk + 1)], 16)
+
+    def all_digests(self) -> list[int]:
+        """Of every chunk, in order."""
+        return [self.digest_of(chunk) for chunk in range(len(self.digests) // 16)]
 
 
 class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -144,8 +144,8 @@ def load_image(
                 regions.append(model.region(part.tag, part.size_bytes))
             with _looked_at(regions) as views:
                 file.read_into(views, progress=progress)
-            for region in regions:
-                region.adopt_image()
+            for region, part in zip(regions, manifest.parts, strict=True):
+                region.adopt_image(part.all_digests())  # of what was just read
             memory = [torch.from_dlpack(region).untyped_storage() for region in regions]
             restore(path, module, model, manifest, memory)
         except BaseException:
