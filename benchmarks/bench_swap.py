@@ -9,7 +9,10 @@ many as there are processors, of which the faster counts; on a GPU it is a copy 
 Keys: swap_in_ratio_to_memcpy (rate of a swap-in's copies, unverified, over that of memcpy),
 verify_overhead (how much longer the copies of a swap-in take when all is verified, as a part of
 what they take when nothing is), clean_swap_out_bytes (what a swap-out of weights nobody wrote to
-copies), and of each kind of swap-in map_ms, copy_ms and swap_in_total_ms.
+copies), resident95_bytes_fraction (what of a model is copied that left for one that needs a
+twentieth of its room), prefetched_visible_fraction (of three models in turn and room for two, how
+long one waits for a model that was prefetched, over how long for one that was not), and of each
+kind of swap-in map_ms, copy_ms and swap_in_total_ms.
 """
 
 from __future__ import annotations
@@ -54,6 +57,55 @@ class Subject:
             pass
         self.model.swap_out()
         return self.model.last_swap_in, self.model.last_swap_out
+
+
+def loaded(pool: gpupool.Pool, name: str, size_bytes: int) -> gpupool.Model:
+    """A model with weights of some kind."""
+    model = pool.model(name)
+    region = model.region("weights", size_bytes)
+    torch.frombuffer(region.image(), dtype=torch.uint8).fill_(ord(name))
+    region.adopt_image()
+    return model
+
+
+def resident95(device: str, size_bytes: int, page_bytes: int) -> float:
+    """What part of a model is copied as it comes back after one that needs a twentieth of it."""
+    pages = size_bytes // page_bytes
+    pool = gpupool.Pool(device=device, budget_bytes=pages * page_bytes, page_bytes=page_bytes)
+    large = loaded(pool, "l", pages * page_bytes)
+    small = loaded(pool, "s", max(1, pages // 20) * page_bytes)
+    for model in (large, small, large):
+        with model.resident():
+            pass
+    assert large.last_swap_in is not None
+    fraction = large.last_swap_in.copied_bytes / (pages * page_bytes)
+    pool.close()
+    return fraction
+
+
+def prefetched(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, float]:
+    """Seconds one waits for the next of three models, where two fit: fetched ahead, and not."""
+    each_bytes = size_bytes // page_bytes * page_bytes
+    pool = gpupool.Pool(device=device, budget_bytes=2 * each_bytes, page_bytes=page_bytes)
+    models = [loaded(pool, name, each_bytes) for name in "abc"]
+    waits: dict[bool, list[float]] = {True: [], False: []}
+    current = 0
+    for turn in range(3 * (runs + 1) * 2):
+        ahead = turn // 3 % 2 == 1
+        following = (current + 1) % 3
+        with models[current].resident():
+            if ahead:
+                models[following].prefetch()
+        begun_s = time.perf_counter()
+        with models[following].resident():
+            waits[ahead].append(time.perf_counter() - begun_s)
+        current = following
+    pool.close()
+    # The first round is not counted: images are touched, and pages made.
+    return {
+        "visible_prefetched_s": statistics.median(waits[True][3:]),
+        "visible_s": statistics.median(waits[False][3:]),
+    }
 
 
 def plain_copies(device: str, source: torch.Tensor) -> dict[str, Callable[[], None]]:
@@ -122,6 +174,13 @@ def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
         "verify_overhead": middle["always copy"] / middle["off copy"] - 1,
         "clean_swap_out_bytes": clean_bytes,
         "gbps": {name: size_bytes / middle[name] / 1e9 for name in plain},
+    }
+    found["resident95_bytes_fraction"] = resident95(device, size_bytes, page_bytes)
+    visible = prefetched(device, size_bytes // 2, page_bytes, runs)
+    found["prefetched_visible_fraction"] = visible["visible_prefetched_s"] / visible["visible_s"]
+    found["visible_ms"] = {
+        "prefetched": 1e3 * visible["visible_prefetched_s"],
+        "not_prefetched": 1e3 * visible["visible_s"],
     }
     for how in VERIFIES:
         found[f"verify_{how}"] = {

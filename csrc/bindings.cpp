@@ -551,6 +551,7 @@ void bind_swap(py::module_& m) {
       .value("always", Verify::always)
       .finalize();
   py::class_<SwapReport>(m, "SwapReport", "What one swap took and moved.")
+      .def(py::init<>(), "Of nothing.")
       .def_property_readonly("map_s", [](const SwapReport& r) { return 1e-9 * double(r.map_ns); })
       .def_property_readonly("copy_s", [](const SwapReport& r) { return 1e-9 * double(r.copy_ns); })
       .def_property_readonly("total_s",

@@ -22,15 +22,14 @@ void ModelMemory::unmap_until(const Counts& until) {
   }
 }
 
-// The same, of a model whose pages have what they should: on an error all of them are mapped as
-// before, or it is torn.
+// The same, of a model whose pages have what they should and that nothing is in flight for: on an
+// error all of them are mapped as before, or it is torn.
 std::vector<PagePtr> ModelMemory::unmap_or_undo(const Counts& until) {
   const State before = state_;
   std::vector<PagePtr> gone;
   gone.reserve(pages_mapped());
   std::vector<std::vector<PagePtr>> cut(regions_.size());
   try {
-    in_.synchronize();
     for (std::size_t i = 0; i < regions_.size(); ++i) {
       std::optional<Mapping>& mapping = regions_[i]->mapping_;
       if (!mapping) continue;

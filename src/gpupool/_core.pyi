@@ -378,6 +378,10 @@ class SwapReport:
         """
         Of one after the other.
         """
+    def __init__(self) -> None:
+        """
+        Of nothing.
+        """
     @property
     def copied_bytes(self) -> int: ...
     @property
@@ -544,6 +548,10 @@ class ModelMemory:
         """
         Lets the images of a model that is out go; it cannot be changed any more.
         """
+    def cool(self, count: typing.SupportsInt | typing.SupportsIndex) -> list[int]:
+        """
+        Unmaps the last so many warm pages; the handles of those that went.
+        """
     def remove_region(self, region: Region) -> None:
         """
         Forgets a region of a model that is out.
@@ -557,13 +565,22 @@ class ModelMemory:
         """
         Maps the pages, of which the first `clean` read as zeros, and restores every region.
         """
-    def swap_out(self) -> SwapReport:
+    def swap_out(self, keep: typing.SupportsInt | typing.SupportsIndex = 0) -> SwapReport:
         """
-        Saves what the images lack and unmaps everything.
+        Saves what the images lack and unmaps all but the first `keep` warmable pages.
         """
     def take_gone_image_bytes(self) -> int:
         """
         Bytes of images that have gone since the last call: no longer pinned nor mapped.
+        """
+    def warm(
+        self,
+        pages: collections.abc.Sequence[Page],
+        clean: typing.SupportsInt | typing.SupportsIndex = 0,
+        cancellation: Cancellation | None = None,
+    ) -> SwapReport:
+        """
+        Fills so many more pages of a model that is out, and verifies all that it has.
         """
     @property
     def pages_needed(self) -> int: ...
@@ -573,6 +590,16 @@ class ModelMemory:
     def torn(self) -> bool:
         """
         Pages are still mapped after a failure; swap_out unmaps them.
+        """
+    @property
+    def warm_pages(self) -> int:
+        """
+        How many do.
+        """
+    @property
+    def warmable_pages(self) -> int:
+        """
+        How many pages can stay, or come ahead, while the model is out.
         """
 
 class ArenaStatistics:

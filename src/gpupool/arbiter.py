@@ -5,91 +5,54 @@ The daemon and the embedded pool drive the same object; it is not thread safe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gpupool._core import PagePool
-from gpupool.errors import DoesNotFitError, DriverError, PoolFullError, UsageError
+from gpupool.errors import DriverError, UsageError
+from gpupool.holdings import Holdings
 from gpupool.leases import Granted, Lease, Outcome
-from gpupool.schedule.turns import Decision, ModelView, PoolView, Residency, decide
+from gpupool.schedule.turns import (
+    Cool,
+    Decision,
+    ModelView,
+    PoolView,
+    Residency,
+    decide,
+    warm_pages,
+)
 
 _STAYS_S = 1.0  # until a model that cannot leave is asked again
 
 
-class Arbiter:
+class Arbiter(Holdings):
     """Grants and revokes leases over the pages of one budget."""
 
     def __init__(self, pages: PagePool, turn_s: float) -> None:
-        self._pages = pages
+        super().__init__(pages)
         self._turn_s = turn_s
-        self._leases: dict[int, Lease] = {}
-        self._next_key = 1
+        self._keeps_warm = True
 
-    @property
-    def budget_bytes(self) -> int:
-        """The budget in whole pages."""
-        return self._pages.total_pages * self._pages.page_bytes
+    def request(self, key: int, now_s: float, *, early: bool = False, ahead: bool = False) -> None:
+        """The model wants to be resident, and can use some pages ``early``, before the rest.
 
-    @property
-    def fenced_pages(self) -> int:
-        """Pages held for models whose process has not yet ended."""
-        return sum(len(self._pages.owned(k)) for k, lease in self._leases.items() if lease.fenced)
-
-    def lease(self, key: int) -> Lease:
-        """The standing of one model."""
-        return self._leases[key]
-
-    def leases(self) -> Iterator[Lease]:
-        """All models, in the order they were added."""
-        return iter(self._leases.values())
-
-    def add(self, name: str, now_s: float) -> int:
-        """A new model, out and without footprint. Raises UsageError if the name is taken."""
-        for lease in self._leases.values():
-            if lease.name == name:
-                until = " until its process ends" if lease.fenced else " already"
-                raise UsageError(f"a model named {name!r} is in the pool{until}")
-        key = self._next_key
-        self._next_key += 1
-        self._leases[key] = Lease(key, name, since_s=now_s, used_s=now_s)
-        return key
-
-    def declare(self, key: int, pages: int, detail: str = "") -> None:
-        """How many pages the model needs to be resident; only while it is out.
-
-        Raises DoesNotFitError, with the bytes needed and the budget, if that can never be, and
-        UsageError out of turn; nothing has changed then.
+        What it asks for ``ahead``, of use, it gets after all others and from idle models alone.
         """
-        lease = self._leases[key]
-        if lease.state is not Residency.OUT:
-            raise UsageError(f"model {lease.name!r} declared a footprint while {lease.state.value}")
-        if pages < 1:
-            raise UsageError("a footprint has at least one page")
-        if pages > self._pages.total_pages:
-            needed_bytes = pages * self._pages.page_bytes
-            raise DoesNotFitError(
-                f"model {lease.name!r} needs {needed_bytes} bytes{f' ({detail})' if detail else ''}"
-                f" to be resident, but the pool's budget is {self.budget_bytes} bytes: raise the "
-                "budget or give the model a smaller KV cache",
-                needed_bytes,
-                self.budget_bytes,
-            )
-        lease.pages = pages
-
-    def request(self, key: int, now_s: float, begins_with: int = 0) -> None:
-        """The model wants to be resident, and can begin with so many of its pages."""
         lease = self._leases[key]
         if lease.state is not Residency.OUT or lease.pages == 0:
             raise UsageError(f"model {lease.name!r} asked for memory while {lease.state.value}")
-        if not 0 <= begins_with < lease.pages:
-            raise UsageError(f"model {lease.name!r} cannot begin with all of its pages or more")
-        lease.begins_with = begins_with
+        lease.early, lease.begun, lease.ahead = early, False, ahead
         lease.asked_s = now_s
         self._enter(lease, Residency.WAITING, now_s)
+
+    def hurry(self, key: int, now_s: float) -> None:
+        """What a model asked for ahead it waits for from now on."""
+        lease = self._leases[key]
+        if lease.state is Residency.WAITING and lease.ahead:
+            lease.ahead = False
+            lease.asked_s = lease.since_s = now_s
 
     def cancel(self, key: int, now_s: float, *, mapped: bool = False) -> bool:
         """Take a request back; False if it was granted already.
 
-        What it began with comes back, or with ``yielded`` if it is still ``mapped``.
+        What it has comes back, or with ``yielded`` if it is still ``mapped`` and not merely warm.
         """
         lease = self._leases[key]
         if lease.state is not Residency.WAITING:
@@ -97,18 +60,22 @@ class Arbiter:
         if not mapped:
             self._pages.give_back_all(key)
             lease.held = 0
-        self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
+        self._enter(lease, self._without_grant(lease), now_s)
         return True
 
+    @staticmethod
+    def _without_grant(lease: Lease) -> Residency:
+        """Where a model is that gets no more pages: warm ones are no reason to leave."""
+        return Residency.LEAVING if lease.begun and lease.held else Residency.OUT
+
     def undo(self, granted: Granted, now_s: float) -> None:
-        """Pages that were granted cannot be had after all: they are free again.
+        """Pages that were granted cannot be had after all: they are free again, or withheld.
 
         The model is out, or leaving if it has begun.
         """
         lease = self._leases[granted.key]
-        self._pages.give_back(granted.key, granted.pages)
-        lease.held -= len(granted.pages)
-        self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
+        self._give_up(granted.key, granted.pages)
+        self._enter(lease, self._without_grant(lease), now_s)
 
     def set_idle(self, key: int, idle: bool, now_s: float) -> None:
         """Whether the model has unfinished requests."""
@@ -125,66 +92,36 @@ class Arbiter:
         """Whether the model was revoked and still holds its pages."""
         return self._leases[key].state is Residency.LEAVING
 
-    def yielded(self, key: int, now_s: float) -> None:
-        """The model has unmapped all its pages."""
+    def yielded(self, key: int, now_s: float, keeps: int = 0) -> None:
+        """The model has unmapped all its pages, but for those that it ``keeps``, warm.
+
+        Those that went came back with ``shrink`` then. It may keep others than it was told: a
+        revoke can cross with a model that has left by itself. Raises UsageError.
+        """
         lease = self._leases[key]
-        if lease.state not in (Residency.LEAVING, Residency.RESIDENT):
+        warm = lease.state is Residency.OUT and lease.held > 0
+        if lease.state not in (Residency.LEAVING, Residency.RESIDENT) and not warm:
             raise UsageError(f"model {lease.name!r} gave memory back while {lease.state.value}")
-        self._pages.give_back_all(key)
-        lease.held = 0
+        if keeps > 0 and keeps != lease.held:
+            raise UsageError(f"model {lease.name!r} keeps {keeps} pages and holds {lease.held}")
+        if keeps == 0:
+            self._pages.give_back_all(key)
+            lease.held = 0
         lease.stays, lease.stays_until_s = "", 0.0
         lease.used_s = now_s
         self._enter(lease, Residency.OUT, now_s)
 
-    def extend(self, key: int, pages: int) -> list[int]:
-        """More pages for a model that holds its memory, which may be about to leave.
+    def cooled(self, key: int, now_s: float) -> None:
+        """The model has given back the warm pages that it was asked for, as far as it could.
 
-        Raises PoolFullError if they are not free now (a model inside a step cannot wait for
-        others, which may wait for it), DriverError, or UsageError; nothing has changed then.
+        Raises UsageError if it was not asked.
         """
         lease = self._leases[key]
-        self._require_held(lease)
-        if pages < 1:
-            raise UsageError("a lease is extended by at least one page")
-        if lease.held < lease.pages:
-            raise UsageError(f"model {lease.name!r} asked for pages while it gave others back")
-        if pages > self._pages.free_pages:
-            raise PoolFullError(
-                f"model {lease.name!r} asked for {pages} pages more and {self._pages.free_pages} "
-                "are free: resize its regions while it is out, so that others make room"
-            )
-        granted = self._pages.acquire(key, pages)
-        lease.pages += pages
-        lease.held += pages
-        return granted
-
-    def shrink(self, key: int, pages: list[int], *, leaving: bool = False) -> None:
-        """Some of the model's pages are not mapped any more.
-
-        It needs so many fewer, unless it is ``leaving``: then they only go ahead of the rest.
-        Raises UsageError unless it holds them all and at least one more.
-        """
-        lease = self._leases[key]
-        self._require_held(lease)
-        if len(pages) >= lease.held:
-            raise UsageError(f"model {lease.name!r} cannot give up all pages and be resident")
-        self._pages.give_back(key, pages)
-        lease.held -= len(pages)
-        if not leaving:
-            lease.pages -= len(pages)
-
-    def take_back(self, key: int, extended: list[int]) -> None:
-        """Undo an ``extend``, of whose pages some may be withheld and so no longer the model's."""
-        held = set(self._pages.owned(key))
-        self._pages.give_back(key, [page for page in extended if page in held])
-        self._leases[key].pages -= len(extended)
-        self._leases[key].held -= len(extended)
-
-    @staticmethod
-    def _require_held(lease: Lease) -> None:
-        held = lease.state in (Residency.RESIDENT, Residency.LEAVING)
-        if lease.fenced or not held:
-            raise UsageError(f"model {lease.name!r} changed its memory while {lease.state.value}")
+        if not lease.asked_to_cool:
+            raise UsageError(f"model {lease.name!r} was not asked for warm pages")
+        if lease.cooling > 0 and lease.held > 0:
+            lease.stays_until_s = now_s + _STAYS_S
+        lease.asked_to_cool, lease.cooling = False, 0
 
     def keep(self, key: int, now_s: float, stays: str = "") -> None:
         """The model could not give its memory up and is resident as before.
@@ -194,6 +131,7 @@ class Arbiter:
         lease = self._leases[key]
         if lease.state is Residency.LEAVING and not lease.fenced:
             self._enter(lease, Residency.RESIDENT, now_s)
+            lease.keep = 0
             lease.stays = stays
             lease.stays_until_s = now_s + _STAYS_S if stays else 0.0
 
@@ -201,14 +139,11 @@ class Arbiter:
         """The model's process is lost; its pages stay out of use until ``remove``."""
         lease = self._leases[key]
         lease.fenced = True
+        lease.keep = lease.cooling = 0
+        lease.asked_to_cool = False
         # Its pages are sure to come back, so the policy may count on them like on any leaver's.
         state = Residency.LEAVING if self._pages.owned(key) else Residency.OUT
         self._enter(lease, state, now_s)
-
-    def remove(self, key: int) -> int:
-        """Forget the model, whose process no longer touches its pages; how many came back."""
-        del self._leases[key]
-        return len(self._pages.give_back_all(key))
 
     def decide(self, now_s: float) -> Outcome:
         """Apply the policy to the present state."""
@@ -217,6 +152,30 @@ class Arbiter:
         self._apply(decision, outcome, now_s)
         return outcome
 
+    def make_room(self, key: int, pages: int, now_s: float) -> list[Cool]:
+        """Ask for warm pages of others that an ``extend`` by so many needs beside free ones.
+
+        Empty if there is no need, or there are not enough. Raises UsageError as ``extend`` does.
+        """
+        self._require_held(self._leases[key])
+        view = self._view()
+        missing = pages - view.free_pages - sum(model.cooling for model in view.models)
+        asked = warm_pages(view, missing, now_s)
+        if sum(cool.pages for cool in asked) < missing:
+            return []
+        return [self._cool(cool) for cool in asked]
+
+    def keep_nothing_warm(self, now_s: float) -> list[Cool]:
+        """Ask for all warm pages; no model that leaves may keep any from now on."""
+        self._keeps_warm = False
+        return [
+            self._cool(cool) for cool in warm_pages(self._view(), self._pages.total_pages, now_s)
+        ]
+
+    def gives_warm_pages(self) -> bool:
+        """Whether some that were asked for are on their way."""
+        return any(lease.asked_to_cool for lease in self._leases.values())
+
     def _apply(self, decision: Decision, outcome: Outcome, now_s: float) -> None:
         for key in decision.grant:
             if granted := self._acquire(key, self._leases[key].pages, outcome, now_s):
@@ -224,12 +183,20 @@ class Arbiter:
                 self._leases[key].used_s = now_s
                 outcome.granted.append(granted)
         if decision.begin is not None:
-            begins_with = self._leases[decision.begin].begins_with
-            if begun := self._acquire(decision.begin, begins_with, outcome, now_s):
+            key, more = decision.begin
+            if begun := self._acquire(key, self._leases[key].held + more, outcome, now_s):
+                self._leases[key].begun = True
                 outcome.begun.append(begun)
-        for key in decision.revoke:
-            self._enter(self._leases[key], Residency.LEAVING, now_s)
-            outcome.revoked.append(key)
+        for revoke in decision.revoke:
+            self._enter(self._leases[revoke.key], Residency.LEAVING, now_s)
+            self._leases[revoke.key].keep = revoke.keep
+            outcome.revoked.append(revoke)
+        outcome.cooled.extend(map(self._cool, decision.cool))
+
+    def _cool(self, cool: Cool) -> Cool:
+        lease = self._leases[cool.key]
+        lease.asked_to_cool, lease.cooling = True, cool.pages
+        return cool
 
     def _acquire(self, key: int, until: int, outcome: Outcome, now_s: float) -> Granted | None:
         """So many pages for a model, counting those that it has."""
@@ -237,7 +204,7 @@ class Arbiter:
         try:
             pages = self._pages.acquire(key, until - lease.held)
         except DriverError as error:
-            self._enter(lease, Residency.LEAVING if lease.held else Residency.OUT, now_s)
+            self._enter(lease, self._without_grant(lease), now_s)
             outcome.failed.append((key, error))
             return None
         except UsageError:
@@ -248,21 +215,29 @@ class Arbiter:
     def _view(self) -> PoolView:
         return PoolView(self._pages.free_pages, tuple(map(self._seen, self._leases.values())))
 
-    @staticmethod
-    def _seen(lease: Lease) -> ModelView:
+    def _seen(self, lease: Lease) -> ModelView:
         waits = lease.state is Residency.WAITING
         return ModelView(
             lease.key,
-            lease.pages - lease.held if waits else lease.held,
+            lease.pages - lease.held if waits else lease.held - lease.keep,
             lease.state,
             lease.since_s,
             lease.used_s,
             lease.idle,
             lease.stays_until_s,
-            lease.begins_with if waits and lease.held == 0 else 0,
+            max(0, lease.warmable - lease.held) if waits and lease.early else 0,
+            warmable=lease.warmable if self._keeps_warm else 0,
+            warm=self.warm_of(lease),
+            cooling=lease.cooling,
+            answers=not lease.asked_to_cool,
+            ahead=waits and lease.ahead,
         )
 
     @staticmethod
     def _enter(lease: Lease, state: Residency, now_s: float) -> None:
         lease.state = state
         lease.since_s = now_s
+        if state is Residency.OUT:
+            lease.begun = False
+        if state is not Residency.LEAVING:
+            lease.keep = 0

@@ -156,6 +156,30 @@ def status(socket_path: Path, as_json: bool) -> None:
 
 
 @main.command()
+@_SOCKET
+@click.argument("model")
+@click.option(
+    "--share",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of the time, how much to copy for: the rest is left to others on the link.",
+)
+def prefetch(socket_path: Path, model: str, share: float) -> None:
+    """Bring MODEL into memory before it is used.
+
+    It comes after all who wait for memory, and only models without unfinished requests make room
+    for it. Returns at once; 'gpupool status' shows where it is.
+    """
+    from gpupool.daemon import client
+
+    try:
+        client.prefetch(socket_path, model, share)
+    except GpupoolError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--host", help="Address to listen on.  [default: the file's, else 127.0.0.1]")
 @click.option(

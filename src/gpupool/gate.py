@@ -6,40 +6,17 @@ step that finds the model out brings it in first. Thread safe.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Protocol
+from functools import partial
 
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
-
-
-class Resident(Protocol):
-    """What the gate guards: something that can be brought in and given up, all or nothing."""
-
-    def bring_in(self, timeout_s: float) -> SwapReport:
-        """Get pages and restore; raises and stays out, or is torn, on an error."""
-
-    def give_up(self) -> SwapReport:
-        """Save, unmap and give the pages back; raises and stays resident, or is torn, on an error.
-
-        Of a torn one it undoes what is left to undo.
-        """
-
-    def leave_for_good(self) -> SwapReport:
-        """The same, with nothing to be kept that only a later bring-in would need."""
-
-    @property
-    def torn(self) -> bool:
-        """Neither resident nor out, after an error that could not be undone at once."""
-
-    def set_idle(self, idle: bool) -> None:
-        """Tell the arbiter whether there is unfinished work."""
-
+from gpupool.residency import Ahead, Resident
+from gpupool.turn import Turn
 
 _POLL_S = 0.02
 
@@ -72,19 +49,15 @@ class Gate:
         """
         self._resident = resident
         self._lease_timeout_s = lease_timeout_s
-        self._min_steps = min_steps
-        self._pause_s = pause_s
+        self._turn = Turn(min_steps, pause_s, clock)
         self._clock = clock
         self._changed = threading.Condition()
         self._state = _State.OUT
         self._open_by: dict[int, int] = {}  # thread -> open steps, never 0
         self._open = 0
-        self._steps = 0
-        self._closed_s = 0.0
         self._revokes = 0  # threads that wait in give_up
         self._arrivals = 0
-        self._hurry_at_s = math.inf  # from then on a turn may be cut short
-        self._idle = True
+        self._ahead: Ahead | None = None  # of what arrives now
 
     @property
     def is_resident(self) -> bool:
@@ -94,7 +67,7 @@ class Gate:
     @property
     def used_s(self) -> float:
         """When the last step closed; now, while one is open."""
-        return self._clock() if self._open > 0 else self._closed_s
+        return self._clock() if self._open > 0 else self._turn.closed_s
 
     def open_step(self, timeout_s: float | None = None) -> None:
         """Wait until the model is resident and keep it so until ``close_step``.
@@ -114,12 +87,28 @@ class Gate:
                     # The step that it came for goes first, even if a revoke waits already.
                     self._open_step()
                     return
-                elif not self._changed.wait(max(0.0, deadline_s - self._clock())):
+                if self._ahead is not None:
+                    self._ahead.hurry()
+                if not self._changed.wait(max(0.0, deadline_s - self._clock())):
                     state = self._state.value
                     raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {state}")
 
+    def fetch_ahead(self, share: float, timeout_s: float | None = None) -> bool:
+        """Bring the model in before a step asks for it, for ``share`` of the time; see Ahead.
+
+        False unless it was out. Raises what ``open_step`` does, or SwapCancelledError.
+        """
+        with self._changed:
+            if self._state is _State.CLOSED:
+                raise UsageError("a closed model cannot be used")
+            if self._state is not _State.OUT:
+                return False
+            limit_s = self._lease_timeout_s if timeout_s is None else timeout_s
+            self._bring_in(limit_s, Ahead(share, self._resident.hurry))
+        return True
+
     def close_step(self, *, counts: bool = True) -> None:
-        """End a step; ``counts`` says whether it makes progress towards ``min_steps``."""
+        """End a step; ``counts`` says whether it is one towards ``min_steps``."""
         with self._changed:
             if self._open == 0:
                 raise UsageError("close_step without an open step")
@@ -130,8 +119,7 @@ class Gate:
             self._open_by[holder] -= 1
             if self._open_by[holder] == 0:
                 del self._open_by[holder]
-            self._steps += counts
-            self._closed_s = self._clock()
+            self._turn.step(counts=counts)
             self._changed.notify_all()
 
     @contextmanager
@@ -144,20 +132,29 @@ class Gate:
             self.close_step(counts=False)
 
     @contextmanager
+    def out(self) -> Iterator[bool]:
+        """Let nobody in for the length of a ``with`` block, which must be short.
+
+        Waits while the model comes or leaves; says whether it is out.
+        """
+        with self._changed:
+            while self._state in (_State.ARRIVING, _State.LEAVING):
+                self._changed.wait()
+            yield self._state is _State.OUT
+
+    @contextmanager
     def steady(self) -> Iterator[bool]:
         """Keep the model where it is for the length of a ``with`` block; whether it is resident.
 
         Waits while it comes or leaves. The block must be short: while the model is out, everybody
         waits for it. Raises UsageError for a torn or a closed model.
         """
-        with self._changed:
-            while self._state in (_State.ARRIVING, _State.LEAVING):
-                self._changed.wait()
+        with self.out() as out:
             if self._state is _State.CLOSED:
                 raise UsageError("a closed model cannot be used")
             if self._state is _State.TORN:
                 raise UsageError("a model torn by a failure must be swapped out first")
-            if self._state is _State.OUT:
+            if out:
                 yield False
                 return
             self._open_step()
@@ -169,24 +166,32 @@ class Gate:
     def set_idle(self, idle: bool) -> None:
         """Say whether the model has unfinished requests; an idle one leaves at once when asked."""
         with self._changed:
-            if self._idle == idle:
+            if self._turn.idle == idle:
                 return
-            self._idle = idle
+            self._turn.idle = idle
             self._changed.notify_all()
         self._resident.set_idle(idle)
 
     def give_up(
-        self, timeout_s: float | None = None, is_stale: Callable[[], bool] | None = None
+        self,
+        timeout_s: float | None = None,
+        is_stale: Callable[[], bool] | None = None,
+        keep: int = 0,
     ) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
-        With half of ``timeout_s`` gone ``min_steps`` no longer counts. False if the model was out
-        already, another thread saw to it, or ``is_stale`` says that what was revoked has gone by
-        itself. Raises LeaseTimeoutError if a step stays open for ``timeout_s`` (None waits for
-        ever), UsageError if it is this very thread's, and what giving up raises; the model is
-        resident then, or torn.
+        ``keep`` pages may stay, warm. With half of ``timeout_s`` gone ``min_steps`` no longer
+        counts. False if the model was out already, another thread saw to it, or ``is_stale`` says
+        that what was revoked has gone by itself. Raises LeaseTimeoutError if a step stays open for
+        ``timeout_s`` (None waits for ever), UsageError if it is this very thread's, and what giving
+        up raises; the model is resident then, or torn.
         """
-        return self._give_up(timeout_s, is_stale, self._resident.give_up, _State.OUT)
+        leave = partial(self._resident.give_up, keep)
+        return self._give_up(timeout_s, is_stale, leave, _State.OUT)
+
+    def cool(self, pages: int) -> None:
+        """Give so many warm pages back, or what there is of them."""
+        self._resident.cool(pages)
 
     def _give_up(
         self,
@@ -201,9 +206,13 @@ class Gate:
                 raise UsageError("a thread cannot give up a model in whose step it is")
             self._revokes += 1
             if timeout_s is not None:
-                self._hurry_at_s = min(self._hurry_at_s, self._clock() + timeout_s / 2)
+                self._turn.hurry_in(timeout_s / 2)
             arrivals = self._arrivals
+            if self._ahead is not None:
+                self._ahead.stop()
             try:
+                if is_stale is not None and is_stale():
+                    return False
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
                     gone = self._state in (_State.OUT, _State.CLOSED)
@@ -216,7 +225,7 @@ class Gate:
             finally:
                 self._revokes -= 1
                 if self._revokes == 0:
-                    self._hurry_at_s = math.inf
+                    self._turn.calm()
                 self._changed.notify_all()
         after = None
         try:
@@ -248,52 +257,43 @@ class Gate:
         if self._state is not _State.RESIDENT:
             return False
         holds = threading.get_ident() in self._open_by
-        if self._revokes > 0 and not holds and self._had_turn():
+        if self._revokes > 0 and not holds and self._turn.is_over(in_step=self._open > 0):
             return False
         self._open_step()
         return True
 
     def _open_step(self) -> None:
-        self._open += 1
         thread = threading.get_ident()
+        self._open += 1
         self._open_by[thread] = self._open_by.get(thread, 0) + 1
 
     def _may_leave(self) -> bool:
-        if self._state is _State.TORN:
-            return True
-        return self._state is _State.RESIDENT and self._open == 0 and self._had_turn()
-
-    def _had_turn(self) -> bool:
-        paused = self._open == 0 and self._clock() - self._closed_s >= self._pause_s
-        hurry = self._clock() >= self._hurry_at_s
-        return self._idle or self._steps >= self._min_steps or paused or hurry
+        over = self._state is _State.RESIDENT and self._open == 0 and self._turn.is_over()
+        return over or self._state is _State.TORN
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
         limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
         if self._state is _State.RESIDENT and self._open == 0:
-            limits_s.append(self._closed_s + self._pause_s - self._clock())
-            if self._hurry_at_s < math.inf:
-                limits_s.append(self._hurry_at_s - self._clock())
+            limits_s += self._turn.changes_in_s()
         if self._state is _State.ARRIVING and polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
         if deadline_s is not None and self._clock() >= deadline_s:
             raise LeaseTimeoutError("a model did not leave its memory as soon as it should have")
 
-    def _bring_in(self, timeout_s: float) -> None:
+    def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         """Called with the lock held, which is let go meanwhile."""
-        self._state = _State.ARRIVING
+        self._state, self._ahead = _State.ARRIVING, ahead
         self._arrivals += 1
         self._changed.release()
         after = None
         try:
-            self._resident.bring_in(max(0.0, timeout_s))
+            self._resident.bring_in(max(0.0, timeout_s), ahead)
             after = _State.RESIDENT
         finally:
             self._changed.acquire()
-            self._state = after or self._after_error(_State.OUT)
-            self._steps = 0
-            self._closed_s = self._clock()
+            self._state, self._ahead = after or self._after_error(_State.OUT), None
+            self._turn.begin()
             self._changed.notify_all()
 
     def _after_error(self, before: _State) -> _State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gpupool.errors import DriverError
-from gpupool.schedule.turns import Residency
+from gpupool.schedule.turns import Cool, Residency, Revoke
 
 
 @dataclass
@@ -16,10 +16,21 @@ class Lease:
     name: str
     pages: int = 0
     """What it needs to be resident."""
-    begins_with: int = 0
-    """How many of them it can use before the rest; 0 if it needs all at once."""
+    early: bool = False
+    """As it waits it can use what can be warm as it comes; else it needs all at once."""
+    begun: bool = False
+    """It waits, and was granted some."""
+    ahead: bool = False
+    """It waits for nothing yet: it wants its memory for later."""
+    warmable: int = 0
+    """How many pages can stay, or come ahead, while it is out."""
     held: int = 0
-    """How many it has now: all, or some while it waits for the rest or leaves."""
+    """How many it has now: all, some while it waits for the rest or leaves, or warm ones."""
+    keep: int = 0
+    """How many it may keep as it leaves."""
+    cooling: int = 0
+    """How many warm pages it was asked for and has not given back."""
+    asked_to_cool: bool = False
     state: Residency = Residency.OUT
     since_s: float = 0.0
     used_s: float = 0.0
@@ -30,7 +41,7 @@ class Lease:
     stays: str = ""
     """Why it could not leave when it was asked last; empty if it could."""
     stays_until_s: float = 0.0
-    """When it will be asked again."""
+    """When it, or its warm pages, will be asked for again."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,9 @@ class Outcome:
     granted: list[Granted] = field(default_factory=list)
     begun: list[Granted] = field(default_factory=list)
     """Those that may begin on these pages and wait for the rest."""
-    revoked: list[int] = field(default_factory=list)
+    revoked: list[Revoke] = field(default_factory=list)
+    cooled: list[Cool] = field(default_factory=list)
+    """Who is to give warm pages back, and how many."""
     failed: list[tuple[int, DriverError]] = field(default_factory=list)
     """Models whose pages the device could not create; they are out again, or leaving if they had
     begun."""

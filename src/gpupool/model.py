@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from gpupool._core import Driver, Region, SwapReport, Tag, Verify
 from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import UsageError
 from gpupool.gate import Gate
-from gpupool.host_images import host_memory, in_system_pages, lacks_image
+from gpupool.host_images import host_memory, in_system_pages
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
-from gpupool.residency import Residency
+from gpupool.residency import Residency, resize
 from gpupool.session import Session
 
 
@@ -73,6 +72,16 @@ class Model:
         if self._residency.resident:
             raise UsageError("a region can be added only while its model is out")
         self._residency.return_images()  # so that there is room for the new one
+        with self._cold():
+            return self._add_region(kind, size_bytes, capacity_bytes, image)
+
+    @contextlib.contextmanager
+    def _cold(self) -> Iterator[None]:
+        """Without warm pages, if it is out."""
+        with self.gate.out() as out, self._residency.cold() if out else contextlib.nullcontext():
+            yield
+
+    def _add_region(self, kind: Tag, size_bytes: int, capacity_bytes: int, image: bool) -> Region:
         by_itself = image or kind is not Tag.kv_cache
         memory = self._residency.saved if by_itself else self._residency.kept
         image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
@@ -91,7 +100,8 @@ class Model:
         region of another model, or while an allocator takes memory from it.
         """
         self._require_own(region)
-        self._residency.memory_of(region).remove_region(region)
+        with self._cold():
+            self._residency.memory_of(region).remove_region(region)
         self._residency.regions = [r for r in self._residency.regions if r is not region]
         self._residency.footprint_changed()
         self._residency.return_images()
@@ -114,33 +124,11 @@ class Model:
                 f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
             )
         with self.gate.steady() as resident:
-            self._residency.return_images()
-            page_bytes = self._session.page_bytes
-            pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
-            self._residency.footprint_changed()
-            missing_bytes = region.missing_image_bytes(size_bytes)
-            unused = partial(lacks_image, region, size_bytes)
-            with host_memory(self._session, missing_bytes, unused) as fd:
-                if resident and pages > 0:
-                    self._extend(region, size_bytes, pages, fd)
-                else:
-                    gone = region.resize(size_bytes, [], 0, fd)
-                    if gone:
-                        self._session.release(gone)
+            resize(region, size_bytes, self._residency, self._session, resident=resident)
 
     def _require_own(self, region: Region) -> None:
         if not any(region is mine for mine in self._residency.regions):
             raise UsageError(f"that is no region of model {self.name!r}")
-
-    def _extend(self, region: Region, size_bytes: int, pages: int, fd: int) -> None:
-        before = region.mapped_pages
-        grant = self._session.extend(pages)
-        try:
-            region.resize(size_bytes, grant.pages, grant.clean, fd)
-        except BaseException:
-            if region.mapped_pages == before:  # else they go with the rest at the next swap-out
-                self._session.release([page.handle for page in grant.pages])
-            raise
 
     def torch_allocator(
         self, tag: str, size_bytes: int, *, capacity_bytes: int = 0
@@ -218,6 +206,11 @@ class Model:
         """Device memory the model needs to be resident, in whole pages."""
         return self._residency.pages_needed * self._session.page_bytes
 
+    @property
+    def warm_bytes(self) -> int:
+        """Device memory that it has while it is out, with what its next swap-in need not copy."""
+        return self._residency.warm_pages * self._session.page_bytes
+
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:
         """Bring the model in and keep it for the length of a ``with`` block.
@@ -246,9 +239,27 @@ class Model:
         for region in self.regions(tag):
             region.mark_written([(0, region.bytes)])
 
+    def prefetch(self, share: float = 1.0, timeout_s: float | None = None) -> bool:
+        """Bring the model in before it is used; False unless it was out.
+
+        It is copied for ``share`` of the time, and comes after all who wait for memory: only models
+        without unfinished work make room for it, used least recently first. A step that opens
+        meanwhile has it hurry. Returns once it is there. Raises UsageError for a share that is not
+        above 0 and at most 1, LeaseTimeoutError if there is no room within ``timeout_s`` (default:
+        the lease's), SwapCancelledError if others need the room before it is there, and what
+        ``resident`` raises; the model is out then.
+        """
+        if not 0 < share <= 1:
+            raise UsageError(f"a share of {share!r} is not above 0 and at most 1")
+        if timeout_s is not None:
+            timeout_s = seconds("timeout_s", timeout_s)
+        return self.gate.fetch_ahead(share, timeout_s)
+
     def swap_out(self) -> bool:
-        """Give the memory up now; False if the model was out already."""
-        return self.gate.give_up()
+        """Give all memory up now; False if the model was out already."""
+        gone = self.gate.give_up()
+        with self._cold():
+            return gone
 
     def close(self) -> None:
         """Swap out and leave the pool; idempotent. What keepers have kept of its memory is lost.
@@ -259,6 +270,8 @@ class Model:
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.
         """
+        with self._cold():
+            pass  # what fails here must not leave it half closed
         if self.gate.close():
             self._residency.close()
 

@@ -128,6 +128,8 @@ class Pool:
         (True, False, 8388608)
         >>> model.swap_ins, model.last_swap_in.pages, model.last_swap_out.copied_bytes
         (1, 3, 6291456)
+        >>> model.prefetch(), model.prefetch(), model.warm_bytes
+        (True, False, 0)
         >>> with model.resident():
         ...     ctypes.string_at(cache.address, 4)
         b'AAA\\x00'

@@ -12,12 +12,24 @@ class Revocable(Protocol):
     """What a lease can be taken back from: a gate."""
 
     def give_up(
-        self, timeout_s: float | None = None, is_stale: Callable[[], bool] | None = None
+        self,
+        timeout_s: float | None = None,
+        is_stale: Callable[[], bool] | None = None,
+        keep: int = 0,
     ) -> bool:
         """Give the memory up at the next step boundary, within ``timeout_s``.
 
-        False if there is nothing to give up, as when ``is_stale`` says that the lease which was
-        revoked has ended by itself.
+        ``keep`` pages may stay, warm. False if there is nothing to give up, as when ``is_stale``
+        says that the lease which was revoked has ended by itself.
+        """
+
+    def cool(self, pages: int) -> None:
+        """Give so many warm pages back, or what there is of them, and say so to the session."""
+
+    def fetch_ahead(self, share: float) -> bool:
+        """Bring the model in before a step asks for it, copying for ``share`` of the time.
+
+        False unless it was out.
         """
 
     @property
@@ -26,33 +38,13 @@ class Revocable(Protocol):
 
 
 class Early(Protocol):
-    """What of a swap-in can be done on a part of the pages, while others still leave."""
+    """What of a swap-in can be done on some of the pages, while others still leave."""
 
-    @property
-    def pages(self) -> int:
-        """How many it takes; 0 if there is nothing to begin with."""
-
-    def begin(self, pages: list[Page]) -> None:
-        """Use these. After an error it has not begun, unless ``undo`` is False."""
+    def use(self, pages: list[Page]) -> int:
+        """Use the first so many of these. After an error none of them is, unless ``undo`` fails."""
 
     def undo(self) -> bool:
-        """Let go of the pages; False if the driver does not let them be unmapped."""
-
-
-class _NothingEarly:
-    """Everything is done when all pages are there."""
-
-    pages = 0
-
-    def begin(self, pages: list[Page]) -> None:
-        """Never asked for."""
-
-    def undo(self) -> bool:
-        """There is nothing to undo."""
-        return True
-
-
-NOTHING_EARLY: Early = _NothingEarly()
+        """Let go of all, and of warm ones; False if the driver does not let them be unmapped."""
 
 
 class PageGrant(NamedTuple):
@@ -85,16 +77,27 @@ class Session(Protocol):
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
 
-    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
-        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
+    def declare(
+        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
+    ) -> None:
+        """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-    def acquire(self, timeout_s: float, early: Early = NOTHING_EARLY) -> PageGrant:
-        """Wait for the lease; the declared number of pages, and first those that ``early`` has.
+        Raises DoesNotFitError.
+        """
 
-        Raises LeaseTimeoutError, DaemonUnavailableError, what ``early.begin`` does, or DriverError
-        when the device cannot provide the pages; nothing is held then, but for what ``early``
+    def acquire(
+        self, timeout_s: float, early: Early | None = None, *, ahead: bool = False
+    ) -> PageGrant:
+        """Wait for the lease: the pages that are neither warm nor used by ``early`` meanwhile.
+
+        ``ahead`` of use it comes after all others, and from idle models alone. Raises
+        LeaseTimeoutError, DaemonUnavailableError, what ``early.use`` does, or DriverError when the
+        device cannot provide the pages; nothing is held then but warm pages, or what ``early``
         cannot undo.
         """
+
+    def hurry(self) -> None:
+        """What is being acquired ahead is waited for now."""
 
     def extend(self, pages: int) -> PageGrant:
         """More pages for a lease that is held, of those that are free now.
@@ -107,14 +110,20 @@ class Session(Protocol):
         """Pages of the lease, named by ``Page.handle``, are not mapped any more.
 
         The lease is for so many fewer, unless the model is ``leaving``: then they only go ahead of
-        the rest.
+        the rest, or are warm.
         """
+
+    def cooled(self) -> None:
+        """The warm pages that were asked for are released, as far as could be."""
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
 
-    def give_back(self, report: SwapReport | None) -> None:
-        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+    def give_back(self, report: SwapReport | None, keeps: int = 0) -> None:
+        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped.
+
+        But for the ``keeps`` pages that are warm now, when all others have been released.
+        """
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

@@ -89,7 +89,7 @@ class ModelStatistics:
 
     name: str
     held_bytes: int
-    """Pages it has now."""
+    """Pages it has now; while it is out those that are warm."""
     needed_bytes: int
     """Pages it needs to be resident; 0 until it first asked."""
     swap_ins: SwapStatistics

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gpupool.gate import Gate
+from gpupool.residency import Ahead
 
 PATIENCE_S = 20.0
 
@@ -20,16 +21,26 @@ class FakeModel:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.idle: list[bool] = []
+        self.ahead: Ahead | None = None
+        self.kept = 0
         self.error: Exception | None = None
         self.may_finish = threading.Event()
         self.may_finish.set()
         self.inside = threading.Semaphore(0)
 
-    def bring_in(self, timeout_s: float) -> None:
+    def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
+        self.ahead = ahead
         self._do("in")
 
-    def give_up(self) -> None:
+    def give_up(self, keep: int = 0) -> None:
+        self.kept = keep
         self._do("out")
+
+    def hurry(self) -> None:
+        self.calls.append("hurry")
+
+    def cool(self, pages: int) -> None:
+        self.calls.append(f"cool {pages}")
 
     def leave_for_good(self) -> None:
         self._do("out")

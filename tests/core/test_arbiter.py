@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,9 +23,9 @@ def arbiter_of(pages: int = BUDGET_PAGES, turn_s: float = TURN_S) -> Arbiter:
     return Arbiter(PagePool(open_host_driver(), pages * PAGE_BYTES, PAGE_BYTES), turn_s)
 
 
-def joined(arbiter: Arbiter, name: str, pages: int) -> int:
+def joined(arbiter: Arbiter, name: str, pages: int, warmable: int = 0) -> int:
     key = arbiter.add(name, 0.0)
-    arbiter.declare(key, pages)
+    arbiter.declare(key, pages, warmable=warmable)
     return key
 
 
@@ -117,6 +119,8 @@ class Arbitration(RuleBasedStateMachine):
         self.now_s = 0.0
         self.line: list[int] = []
         """Who waits, in order of asking."""
+        self.later: list[int] = []
+        """Who asked ahead."""
         self.count = 0
 
     def pick(self, data: st.DataObject, *states: Residency) -> int | None:
@@ -124,26 +128,37 @@ class Arbitration(RuleBasedStateMachine):
         return data.draw(st.sampled_from(keys)) if keys else None
 
     @precondition(lambda self: len(list(self.arbiter.leases())) < 6)
-    @rule(pages=st.integers(1, BUDGET_PAGES))
-    def join(self, pages: int) -> None:
+    @rule(pages=st.integers(1, BUDGET_PAGES), data=st.data())
+    def join(self, pages: int, data: st.DataObject) -> None:
         self.count += 1
-        joined(self.arbiter, f"model-{self.count}", pages)
+        joined(self.arbiter, f"model-{self.count}", pages, data.draw(st.integers(0, pages)))
 
-    @rule(data=st.data())
-    def request(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), early=st.booleans(), ahead=st.booleans())
+    def request(self, data: st.DataObject, early: bool, ahead: bool) -> None:
         if (key := self.pick(data, Residency.OUT)) is not None:
             self.now_s += 0.01
-            begins_with = data.draw(st.integers(0, self.arbiter.lease(key).pages - 1))
-            self.arbiter.request(key, self.now_s, begins_with)
-            self.line.append(key)
+            self.arbiter.request(key, self.now_s, early=early and not ahead, ahead=ahead)
+            (self.later if ahead else self.line).append(key)
+
+    @rule(data=st.data())
+    def hurry(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, *Residency)) is not None:
+            self.now_s += 0.01
+            self.arbiter.hurry(key, self.now_s)
+            if key in self.later:
+                self.later.remove(key)
+                self.line.append(key)
 
     @rule(data=st.data(), mapped=st.booleans())
     def cancel(self, data: st.DataObject, mapped: bool) -> None:
         if (key := self.pick(data, Residency.WAITING)) is not None:
-            begun = self.pages.owned(key)
+            had, begun = self.pages.owned(key), self.arbiter.lease(key).begun
             assert self.arbiter.cancel(key, self.now_s, mapped=mapped)
-            assert self.pages.owned(key) == (begun if mapped else [])
-            self.line.remove(key)
+            assert self.pages.owned(key) == (had if mapped else [])
+            out = not self.pages.owned(key) or not begun
+            state = Residency.OUT if out else Residency.LEAVING
+            assert self.arbiter.lease(key).state is state
+            self.forget(key)
 
     @rule(nth=st.integers(1, 3))
     def fail_to_create(self, nth: int) -> None:
@@ -160,12 +175,58 @@ class Arbitration(RuleBasedStateMachine):
             self.arbiter.yielded(key, self.now_s)
             assert self.pages.owned(key) == []
 
+    @rule(data=st.data())
+    def leave_and_keep_some(self, data: st.DataObject) -> None:
+        if (key := self.pick(data, Residency.LEAVING, Residency.RESIDENT)) is not None:
+            owned, warmable = self.pages.owned(key), self.arbiter.lease(key).warmable
+            if not (may := min(len(owned), warmable)):
+                return
+            keeps = data.draw(st.integers(1, may))
+            if gone := owned[keeps:]:
+                self.arbiter.shrink(key, gone, leaving=True)
+            with pytest.raises(UsageError, match="holds"):
+                self.arbiter.yielded(key, self.now_s, keeps + 1)
+            self.arbiter.yielded(key, self.now_s, keeps)
+            assert self.pages.owned(key) == owned[:keeps]
+            assert self.arbiter.lease(key).state is Residency.OUT
+
+    @rule(data=st.data(), some=st.booleans())
+    def cool(self, data: st.DataObject, some: bool) -> None:
+        """What was asked for, some of it, or none for the driver refuses; or what nobody asked."""
+        key = self.pick(data, Residency.OUT, Residency.WAITING)
+        if key is None or self.arbiter.lease(key).begun:
+            return
+        lease = self.arbiter.lease(key)
+        owned = self.pages.owned(key)
+        gone = data.draw(st.integers(0, len(owned))) if some else min(lease.cooling, len(owned))
+        self.arbiter.shrink(key, owned[len(owned) - gone :], leaving=True)
+        assert self.pages.owned(key) == owned[: len(owned) - gone]
+        if lease.asked_to_cool:
+            self.arbiter.cooled(key, self.now_s)
+        else:
+            with pytest.raises(UsageError, match="not asked"):
+                self.arbiter.cooled(key, self.now_s)
+
+    def forget(self, key: int) -> None:
+        for waiting in (self.line, self.later):
+            if key in waiting:
+                waiting.remove(key)
+
     @rule(data=st.data(), pages=st.integers(0, BUDGET_PAGES))
     def extend(self, data: st.DataObject, pages: int) -> None:
         if (key := self.pick(data, *Residency)) is None:
             return
         lease = self.arbiter.lease(key)
+        asked = 0
+        held = lease.state in (Residency.LEAVING, Residency.RESIDENT)
+        if held:
+            warm = {m.key: m.cooling for m in self.arbiter.leases()}
+            for cool in self.arbiter.make_room(key, pages, self.now_s):
+                asked += cool.pages
+                assert warm[cool.key] == 0 and self.arbiter.lease(cool.key).cooling == cool.pages
         free = self.pages.free_pages
+        coming = sum(m.cooling for m in self.arbiter.leases())
+        assert asked == 0 or asked == pages - free - (coming - asked)
         held = lease.state in (Residency.LEAVING, Residency.RESIDENT)
         if not held or pages == 0 or lease.held < lease.pages:
             with pytest.raises(UsageError):
@@ -199,8 +260,7 @@ class Arbitration(RuleBasedStateMachine):
     @rule(data=st.data(), fence=st.booleans())
     def die(self, data: st.DataObject, fence: bool) -> None:
         if (key := self.pick(data, *Residency)) is not None:
-            if key in self.line:
-                self.line.remove(key)
+            self.forget(key)
             if fence:
                 self.arbiter.fence(key, self.now_s)
             else:
@@ -214,35 +274,49 @@ class Arbitration(RuleBasedStateMachine):
     @rule(passed_s=st.sampled_from([0.0, 0.5, TURN_S]))
     def decide(self, passed_s: float) -> None:
         self.now_s += passed_s
-        before = {m.key: (m.state, m.since_s, m.idle) for m in self.arbiter.leases()}
+        before = {m.key: replace(m) for m in self.arbiter.leases()}
         had = {m.key: self.pages.owned(m.key) for m in self.arbiter.leases()}
         outcome = self.arbiter.decide(self.now_s)
         self.plan.disarm()
         for key, _ in outcome.failed:
-            self.line.remove(key)
+            self.forget(key)
             assert self.pages.owned(key) == had[key]
-            state = self.arbiter.lease(key).state
-            assert state is (Residency.LEAVING if had[key] else Residency.OUT)
+            assert self.arbiter.lease(key).state is self.without(key, before[key].begun)
         granted = [g.key for g in outcome.granted]
-        assert granted == self.line[: len(granted)], "somebody was overtaken"
-        del self.line[: len(granted)]
+        line = self.line + self.later
+        assert granted == line[: len(granted)], "somebody was overtaken"
+        for key in granted:
+            self.forget(key)
+        line = line[len(granted) :]
         for grant in outcome.granted:
+            assert not before[grant.key].asked_to_cool, "who is asked for pages is granted some"
             assert sorted(grant.pages + had[grant.key]) == self.pages.owned(grant.key)
             assert len(self.pages.owned(grant.key)) == self.arbiter.lease(grant.key).pages
         for begun in outcome.begun:
-            assert begun.key == self.line[0]
-            assert had[begun.key] == []
-            assert len(begun.pages) == self.arbiter.lease(begun.key).begins_with
-        for key in outcome.revoked:
-            state, since_s, idle = before[key]
-            assert state is Residency.RESIDENT
-            assert idle or self.now_s >= since_s + TURN_S
-        if outcome.revoked:
-            leaving = [m.key for m in self.arbiter.leases() if m.state is Residency.LEAVING]
-            coming = sum(len(self.pages.owned(key)) for key in leaving)
-            first = self.arbiter.lease(self.line[0])
+            lease = self.arbiter.lease(begun.key)
+            assert begun.key == self.line[0] and lease.early and lease.begun
+            assert lease.held <= lease.warmable
+        for revoke in outcome.revoked:
+            was = before[revoke.key]
+            assert was.state is Residency.RESIDENT
+            assert was.idle or (self.now_s >= was.since_s + TURN_S and line[0] in self.line)
+            assert revoke.keep <= was.warmable
+        for cool in outcome.cooled:
+            was = before[cool.key]
+            assert was.state in (Residency.OUT, Residency.WAITING) and not was.begun
+            assert cool.key not in granted, "granted and asked for pages at once"
+            assert 0 < cool.pages <= was.held and not was.asked_to_cool
+        if outcome.revoked or outcome.cooled:
+            leases = list(self.arbiter.leases())
+            coming = sum(m.held - m.keep for m in leases if m.state is Residency.LEAVING)
+            coming += sum(m.cooling for m in leases)
+            first = self.arbiter.lease(line[0])
             has = first.held + self.pages.free_pages
-            assert first.pages <= has + coming, "revoked in vain"
+            assert first.pages <= has + coming, "asked for in vain"
+
+    def without(self, key: int, begun: bool) -> Residency:
+        """Where a model is that is granted no more."""
+        return Residency.LEAVING if begun and self.pages.owned(key) else Residency.OUT
 
     @invariant()
     def memory_accounted_is_memory_held(self) -> None:
@@ -250,10 +324,10 @@ class Arbitration(RuleBasedStateMachine):
         for lease in self.arbiter.leases():
             owned = len(self.pages.owned(lease.key))
             assert owned == lease.held <= lease.pages or (lease.pages == 0 and owned == 0)
-            if lease.state is Residency.WAITING:
-                assert owned in (0, lease.begins_with)
-                assert owned == 0 or lease.key == self.line[0], "only the first in line begins"
-            assert owned == 0 or lease.state is not Residency.OUT
+            if lease.state in (Residency.WAITING, Residency.OUT):
+                assert owned <= lease.warmable
+                assert not lease.begun or lease.key == self.line[0], "only the first begins"
+            assert lease.cooling <= lease.held
             held += owned
         assert held + self.pages.free_pages == BUDGET_PAGES
 

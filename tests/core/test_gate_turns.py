@@ -96,4 +96,4 @@ def test_a_turn_is_cut_short_when_half_of_the_deadline_is_gone() -> None:
         clock.now_s += 0.2
         gate.close_step()
     assert results == [True]
-    assert gate._hurry_at_s == float("inf")
+    assert gate._turn.hurry_at_s == float("inf")

@@ -111,21 +111,34 @@ class Pooling(RuleBasedStateMachine):
         resident = expected.model.gate.is_resident
         held = -(-len(content) // PAGE_BYTES)
         missing_bytes = (-(-size // PAGE_BYTES) - held) * PAGE_BYTES
-        free_bytes = self.pool.free_bytes
+        room_bytes = self.pool.free_bytes + sum(e.model.warm_bytes for e in self.models)
         if size > CAPACITY_BYTES:
             with pytest.raises(UsageError, match="capacity"):
                 expected.model.resize(region, size)
-        elif resident and missing_bytes > free_bytes:
+        elif resident and missing_bytes > room_bytes:
             with pytest.raises(PoolFullError, match="are free"):
                 expected.model.resize(region, size)
         else:
             expected.model.resize(region, size)
             content[size:] = b""
             content.extend(bytes(size - len(content)))
-            assert self.pool.free_bytes == free_bytes - (missing_bytes if resident else 0)
         assert region.bytes == len(content)
         if resident:
             expected.check()
+
+    @precondition(lambda self: any(e.regions for e in self.models))
+    @rule(data=st.data())
+    def prefetch(self, data: st.DataObject) -> None:
+        expected = data.draw(st.sampled_from([e for e in self.models if e.regions]))
+        if expected.model.footprint_bytes > BUDGET_PAGES * PAGE_BYTES:
+            return
+        resident = expected.model.gate.is_resident
+        was_resident = [e for e in self.models if e.model.gate.is_resident]
+        assert expected.model.prefetch(timeout_s=20.0) is not resident
+        assert expected.model.gate.is_resident
+        for other in was_resident:
+            if not other.model.gate.is_resident:
+                other.left()
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -150,6 +163,7 @@ class Pooling(RuleBasedStateMachine):
     @invariant()
     def memory_accounted_is_memory_held(self) -> None:
         held = sum(e.model.footprint_bytes for e in self.models if e.model.gate.is_resident)
+        held += sum(e.model.warm_bytes for e in self.models)
         assert self.pool.free_bytes == BUDGET_PAGES * PAGE_BYTES - held
 
     def teardown(self) -> None:

@@ -102,9 +102,9 @@ class Bench:
     def key_of(self, name: str) -> int:
         return next(lease.key for lease in self.arbiter.leases() if lease.name == name)
 
-    def worker(self, name: str, pages: int) -> FakePeer:
+    def worker(self, name: str, pages: int, warmable: int = 0) -> FakePeer:
         peer = FakePeer()
-        self.tell(peer, p.Hello(p.PROTOCOL_VERSION, name), p.Declare(pages, 0, 0))
+        self.tell(peer, p.Hello(p.PROTOCOL_VERSION, name), p.Declare(pages, 0, 0, warmable))
         return peer
 
     def ledger(self) -> tuple[int, int, int]:

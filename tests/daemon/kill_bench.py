@@ -218,4 +218,6 @@ class World:
         self._generation += 1
         self.sleeper.do("renew", self._generation)
         self.leave(self.sleeper)
+        self.enter(self.contender)  # for which the mortal one gives up what it has kept
+        self.leave(self.contender)
         mortal.go_on()

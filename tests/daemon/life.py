@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from daemon_bench import PAGE_BYTES
+from daemon_bench import PAGE_BYTES, until
 from stamps import Stamps, pattern
 
 from gpupool._core import Driver
@@ -85,15 +86,21 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     gate = model.gate
 
     stage("another is in")
-    try:
-        gate.open_step(0.0)
-    except LeaseTimeoutError:
-        pass  # taken back before it was granted
-    else:
-        raise AssertionError("there should have been no room")
+    ahead = threading.Thread(target=model.prefetch)
+    for _ in range(2):
+        try:
+            gate.open_step(0.0)
+        except LeaseTimeoutError:
+            pass  # taken back before it was granted; the second hurries what is fetched ahead
+        else:
+            raise AssertionError("there should have been no room")
+        if not ahead.is_alive():
+            ahead.start()
+            until(lambda: gate._state.value == "arriving")
 
     stage("there is room")
     gate.open_step()
+    ahead.join()
     stamps.check()
     model.resize(runtime, PAGE_BYTES + 1)
     model.resize(runtime, REGIONS["runtime"])

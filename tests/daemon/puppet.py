@@ -36,6 +36,12 @@ class _Holder:
     def __init__(self, give_up: Callable[..., bool]) -> None:
         self.give_up = give_up
 
+    def cool(self, pages: int) -> None:
+        raise AssertionError("it has no warm pages")
+
+    def fetch_ahead(self, share: float) -> bool:
+        return False
+
 
 class Puppet:
     """The commands. A model is driven by its session, or the socket by hand."""
@@ -97,6 +103,14 @@ class Puppet:
 
     def swap_out(self) -> bool:
         return self._model.swap_out()
+
+    def warm_bytes(self) -> int:
+        return self._model.warm_bytes
+
+    def last_copied_bytes(self) -> int:
+        report = self._model.last_swap_in
+        assert report is not None
+        return report.copied_bytes
 
     def is_resident(self) -> bool:
         return self._model.gate.is_resident
@@ -174,10 +188,10 @@ class Puppet:
         threading.Event().wait()
 
     def ignore_revokes(self) -> None:
-        self._session.bind(_Holder(lambda *_: threading.Event().wait()))
+        self._session.bind(_Holder(lambda *_, **__: threading.Event().wait()))
 
     def fail_revokes(self, message: str) -> None:
-        def fail(*_: object) -> bool:
+        def fail(*_: object, **__: object) -> bool:
             raise RuntimeError(message)
 
         self._session.bind(_Holder(fail))
@@ -195,8 +209,8 @@ class Puppet:
         """The next swap-in, its pages granted, says so and goes on: its copying is cut short."""
         acquire = self._session.acquire
 
-        def acquire_and_say(timeout_s: float, early: Any) -> Any:
-            pages = acquire(timeout_s, early)
+        def acquire_and_say(timeout_s: float, early: Any, *, ahead: bool) -> Any:
+            pages = acquire(timeout_s, early, ahead=ahead)
             say({"stopped": True})
             return pages
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, until
 
-from gpupool._core import Driver, FaultPlan, Page, Region, open_host_driver, with_faults
+from gpupool._core import Driver, FaultPlan, Region, open_host_driver, with_faults
 from gpupool.daemon import client
+from gpupool.daemon.protocol import Cancel
 from gpupool.errors import (
     DaemonUnavailableError,
     DamagedMemoryError,
@@ -57,8 +58,8 @@ class Paged:
 
     @property
     def begun(self) -> bool:
-        residency = self.model._residency
-        return residency.saved.resident and not residency.kept.resident
+        """Whether all its weights are there before it is."""
+        return self.model.warm_bytes == 3 * PAGE_BYTES
 
 
 def held(daemon: Daemon) -> dict[str, int]:
@@ -127,16 +128,16 @@ def test_who_waits_no_longer_lets_go_of_what_it_began_with(
         save_later(a, patched, lambda: b_gave_up.wait(30))
         acquire = b.model._session.acquire
 
-        def impatient(timeout_s: float, early: client.Early) -> object:
+        def impatient(timeout_s: float, early: client.Early, *, ahead: bool) -> object:
             with ThreadPoolExecutor(1) as thread:
-                waiting = thread.submit(acquire, 2.0, early)
+                waiting = thread.submit(acquire, 2.0, early, ahead=ahead)
                 until(lambda: b.begun)
                 return waiting.result()
 
         patched.setattr(b.model._session, "acquire", impatient)
         with pytest.raises(LeaseTimeoutError):
             b.step()
-        assert not b.model._residency.saved.resident
+        assert b.model.warm_bytes == 0
         assert held(daemon) == {"a": 1, "b": 0}
         b_gave_up.set()
         until(lambda: held(daemon) == {"a": 0, "b": 0})
@@ -197,7 +198,7 @@ def test_a_grant_of_another_length_is_refused_before_a_page_is_mapped(
         patched.setattr(
             a.model._session,
             "acquire",
-            lambda *asked: PageGrant(acquire(*asked).pages[1:]),
+            lambda *asked, ahead: PageGrant(acquire(*asked, ahead=ahead).pages[1:]),
         )
         with pytest.raises(UsageError, match="3 pages were granted and 4 asked"):
             a.step()
@@ -206,26 +207,27 @@ def test_a_grant_of_another_length_is_refused_before_a_page_is_mapped(
     a.model.close()
 
 
-class Interrupted:
-    """Ctrl-C comes while a request is taken back."""
-
-    pages = 0
-
-    def begin(self, pages: list[Page]) -> None:
-        raise AssertionError
-
-    def undo(self) -> bool:
-        raise KeyboardInterrupt
-
-
-def test_an_interrupt_while_a_request_is_taken_back_ends_the_connection(daemon: Daemon) -> None:
+def test_an_interrupt_while_a_request_is_taken_back_ends_the_connection(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else the answer to it would be taken for that to the next question."""
     a, b = Paged(daemon, "a", 0x33), Paged(daemon, "b", 0x44)
     with a.model.resident():
         b.model.declare()
+        session = b.model._session
+        assert isinstance(session, client.DaemonSession)
+        send = session._link.send
+
+        def interrupted(message: object) -> None:
+            if isinstance(message, Cancel):
+                raise KeyboardInterrupt
+            send(message)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(session._link, "send", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            b.model._session.acquire(0.01, Interrupted())
+            session.acquire(0.01)
+        monkeypatch.undo()
         with pytest.raises(DaemonUnavailableError, match="was interrupted"):
-            b.model._session.acquire(0.01)
+            session.acquire(0.01)
         assert held(daemon)["a"] == 4
     a.model.close()

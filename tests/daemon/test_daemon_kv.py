@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from daemon_bench import PAGE_BYTES, Daemon, until
 
 from gpupool.daemon.client import DaemonSession
+from gpupool.errors import LeaseTimeoutError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
@@ -39,35 +39,34 @@ def holds(kv: PagedKv, block: int, byte: int) -> bool:
     return seen == bytes([byte]) * BLOCK_BYTES
 
 
-def test_the_next_model_comes_while_blocks_are_saved(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_leaves_no_more_than_the_next_needs(daemon: Daemon) -> None:
     """Four pages: a holds three of weights and one of KV, b needs one of each."""
     a, of_a = paged(daemon, "a", 3)
     b, of_b = paged(daemon, "b", 1)
     with a.resident():
         write(of_a, 3, 0x33)
-    b_is_in = threading.Event()
-    save, waited = of_a.save, []
-
-    def late() -> None:
-        waited.append(b_is_in.wait(30))
-        save()
-
-    monkeypatch.setattr(of_a, "save", late)
-    with b.resident():
-        b_is_in.set()
-        write(of_b, 3, 0x44)
-    with a.resident():
-        assert waited == [True]
-        assert holds(of_a, 3, 0x33)
-    with b.resident():
-        assert holds(of_b, 3, 0x44)
-        needs = {"a": 4 * PAGE_BYTES, "b": 2 * PAGE_BYTES}  # also of who is out
-        until(lambda: {m.name: m.footprint_bytes for m in daemon.status().models} == needs)
+    a.swap_out()
+    for turn in range(3):
+        with a.resident():
+            assert holds(of_a, 3, 0x33)
+            report = a.last_swap_in
+            assert report is not None
+            assert report.copied_bytes == (3 if turn == 0 else 1) * PAGE_BYTES
+        with b.resident():
+            write(of_b, 3, 0x44 + turn)
+            assert (a.warm_bytes, b.warm_bytes) == (2 * PAGE_BYTES, 0)
+            held = {m.name: m.held_bytes for m in daemon.status().models}
+            assert held == {"a": 2 * PAGE_BYTES, "b": 2 * PAGE_BYTES}
+        with a.resident(), pytest.raises(LeaseTimeoutError):
+            b.gate.open_step(0.01)
+        with b.resident():
+            assert holds(of_b, 3, 0x44 + turn)
+    needs = {"a": 4 * PAGE_BYTES, "b": 2 * PAGE_BYTES}  # also of who is out
+    assert {m.name: m.footprint_bytes for m in daemon.status().models} == needs
     a.close()
     b.close()
     until(lambda: daemon.status().host_bytes == 0)
+    assert daemon.status().pages_free == 4
 
 
 def test_rows_are_on_the_books_while_they_are_kept(daemon: Daemon) -> None:

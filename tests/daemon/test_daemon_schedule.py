@@ -43,6 +43,7 @@ class Schedule:
         self.chance = random.Random(seed)
         self.clients: dict[str, Client] = {}
         self.done: dict[str, int] = {}
+        self.warm = 0  # pages that models had while they were out
 
     def step(self) -> None:
         name = self.chance.choice(NAMES)
@@ -114,7 +115,11 @@ class Schedule:
             return False  # on its way
         assert status.pages_fenced == 0
         assert status.host_bytes == sum(c.host_bytes for c in self.clients.values())
-        assert status.pages_granted == sum(self.clients[name].pages for name in resident)
+        held = {m.name: m.held_bytes // PAGE_BYTES for m in status.models}
+        assert status.pages_granted == sum(held.values())
+        for name, client in self.clients.items():
+            assert held[name] == client.pages if name in resident else held[name] <= client.pages
+        self.warm += sum(held.values()) - sum(held[name] for name in resident)
         assert status.pages_free == POOL_PAGES - status.pages_granted
         for name, client in self.clients.items():
             assert client.puppet.do("is_resident") == (name in resident)
@@ -128,6 +133,7 @@ def test_random_schedule(start_daemon: StartDaemon, seed: int) -> None:
     for _ in range(OPERATIONS):
         schedule.step()
     assert min(schedule.done.values()) >= 3
+    assert schedule.warm > 0
     assert len(schedule.done) == 7
     for name in list(schedule.clients):
         schedule.kill(name)

@@ -10,9 +10,9 @@ from gpupool.daemon import protocol as p
 
 def begun(bench: Bench, pages: int = PAGES) -> tuple[FakePeer, FakePeer, list[int]]:
     """``a`` leaves, of whose pages three went ahead; ``b`` has begun with three."""
-    a, b = bench.worker("a", pages), bench.worker("b", pages)
+    a, b = bench.worker("a", pages), bench.worker("b", pages, 3)
     (granted,) = bench.tell(a, p.Acquire())
-    assert bench.tell(b, p.Acquire(3)) == []
+    assert bench.tell(b, p.Acquire(early=True)) == []
     assert isinstance(a.take()[0], p.Revoke)
     bench.tell(a, p.Release(granted.pages[:3], leaving=True))
     (early,) = b.take()
@@ -58,7 +58,7 @@ def test_what_is_mapped_still_comes_back_with_the_yield() -> None:
     assert bench.wake_at_s == 5.0 + REVOKE_S
     bench.tell(b, p.Yielded(None))
     assert bench.ledger() == (PAGES, 0, 0)
-    (granted,) = bench.tell(b, p.Acquire(3))
+    (granted,) = bench.tell(b, p.Acquire(early=True))
     assert granted.last
 
 
@@ -83,9 +83,9 @@ def test_a_cancel_that_crosses_the_grant_is_not_answered() -> None:
 def test_a_rest_that_the_device_refuses_is_told_and_all_comes_back(nth: int) -> None:
     """One page is made anew and six are exported."""
     bench = Bench(pages=8)
-    a, b = bench.worker("a", 5), bench.worker("b", 8)
+    a, b = bench.worker("a", 5), bench.worker("b", 8, 2)
     bench.tell(a, p.Acquire())
-    (early,) = bench.tell(b, p.Acquire(2))
+    (early,) = bench.tell(b, p.Acquire(early=True))
     assert (len(early.pages), early.last) == (2, False)
     bench.faults.arm(nth, OUT_OF_MEMORY)
     bench.now_s = 3.0
@@ -99,17 +99,17 @@ def test_a_rest_that_the_device_refuses_is_told_and_all_comes_back(nth: int) -> 
     assert bench.wake_at_s == 3.0 + REVOKE_S
     bench.tell(b, p.Yielded(None))
     assert bench.ledger() == (8, 0, 0)
-    (granted,) = bench.tell(b, p.Acquire(2))
+    (granted,) = bench.tell(b, p.Acquire(early=True))
     assert (len(granted.pages), granted.last) == (8, True)
 
 
 def test_a_part_that_the_device_refuses_leaves_the_model_out() -> None:
     for nth in (1, 2, 3, 4, 5, 6):  # three pages made, then three exported
         bench = Bench(pages=PAGES + 3)
-        a, b = bench.worker("a", PAGES), bench.worker("b", PAGES + 2)
+        a, b = bench.worker("a", PAGES), bench.worker("b", PAGES + 2, 3)
         bench.tell(a, p.Acquire())
         bench.faults.arm(nth, OUT_OF_MEMORY)
-        (refused,) = bench.tell(b, p.Acquire(3))
+        (refused,) = bench.tell(b, p.Acquire(early=True))
         bench.faults.disarm()
         assert (refused.kind, refused.status) == ("driver", OUT_OF_MEMORY)
         assert states(bench)["b"] == ("out", 0)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
+from gpupool.daemon.account import Account
 from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
 from gpupool.errors import (
-    DoesNotFitError,
     DriverError,
     GpupoolError,
-    PoolFullError,
     ProtocolError,
     RefusedError,
 )
 from gpupool.leases import Granted
 
-_REFUSALS_MAX = 32  # so that all of them and one model's history fit a packet
 _GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
 
 
@@ -43,12 +40,11 @@ class Desk:
         self._pages = pages
         self._arbiter = arbiter
         self._device = device
-        self._version = version
         self._host = HostLedger(host_budget_bytes)
         self._min_tokens = min_tokens
         self._revoke_timeout_s = revoke_timeout_s
         self._workers: dict[int, Worker] = {}
-        self._refusals: deque[p.Refusal] = deque(maxlen=_REFUSALS_MAX)
+        self._account = Account(version, device, pages, arbiter, self._host)
 
     def handle(self, peer: Peer, message: p.ClientMessage, now_s: float) -> bool:
         """Act on one message; False if the peer is to be disconnected.
@@ -56,7 +52,9 @@ class Desk:
         Raises ProtocolError for a message out of turn, which changes nothing.
         """
         if isinstance(message, p.StatusQuery):
-            peer.say(self._status(message.after))
+            peer.say(self._account.status(self._workers, message.after))
+        elif isinstance(message, p.Prefetch):
+            peer.say(self._prefetch(message))
         elif isinstance(message, p.Hello):
             return self._hello(peer, message, now_s)
         elif peer.key is None:
@@ -105,12 +103,13 @@ class Desk:
 
     def settle(self, now_s: float) -> float | None:
         """Send what the arbiter decides; when to call again at the latest."""
+        self._extend_those_who_wait()
         while True:
             outcome = self._arbiter.decide(now_s)
-            for key in outcome.revoked:
-                worker = self._workers[key]
-                worker.kill_at_s = now_s + self._revoke_timeout_s
-                worker.peer.say(p.Revoke(self._revoke_timeout_s))
+            for revoke in outcome.revoked:
+                self._expect(revoke.key, now_s, p.Revoke(self._revoke_timeout_s, revoke.keep))
+            for cool in outcome.cooled:
+                self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
             for key, error in outcome.failed:
                 self._refuse(self._workers[key], error)
                 self._expect_back(self._workers[key], key, now_s)
@@ -126,12 +125,24 @@ class Desk:
             if worker.kill_at_s <= now_s:
                 worker.kill_at_s = None
                 worker.peer.kill()
-                self._note(
-                    worker.name, worker.peer, "killed: it did not give its memory back in time"
+                self._account.note(
+                    worker.name, worker.peer.pid, "killed: it did not give its memory back in time"
                 )
                 continue
             wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
         return wake_at_s
+
+    def _expect(self, key: int, now_s: float, order: p.Revoke | p.Cool) -> None:
+        worker = self._workers[key]
+        worker.kill_at_s = now_s + self._revoke_timeout_s
+        worker.peer.say(order)
+
+    def _prefetch(self, message: p.Prefetch) -> p.Ok | p.Refused:
+        for worker in self._workers.values():
+            if worker.name == message.model and not worker.peer.lost:
+                worker.peer.say(p.FetchAhead(message.share))
+                return p.Ok()
+        return p.Refused("refused", f"no model named {p.one_line(message.model)!r} is in the pool")
 
     def _hello(self, peer: Peer, message: p.Hello, now_s: float) -> bool:
         if peer.key is not None:
@@ -149,7 +160,7 @@ class Desk:
                 )
             key = self._arbiter.add(name, now_s)
         except GpupoolError as error:
-            self._note(message.model, peer, str(error))
+            self._account.note(message.model, peer.pid, str(error))
             peer.say(p.Refused("refused", p.one_line(str(error))))
             return False
         peer.key = key
@@ -172,18 +183,23 @@ class Desk:
                 self._host.returned(key, message.size_bytes)
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
-                self._arbiter.declare(key, message.pages, detail)
+                self._arbiter.declare(key, message.pages, detail, message.warmable)
                 worker.weights_bytes = message.weights_bytes
                 worker.kv_cache_bytes = message.kv_cache_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
-                self._arbiter.request(key, now_s, message.begins_with)
+                self._arbiter.request(key, now_s, early=message.early, ahead=message.ahead)
+            case p.Hurry():
+                self._arbiter.hurry(key, now_s)
             case p.Cancel():
                 if self._arbiter.cancel(key, now_s, mapped=message.mapped):
                     worker.peer.say(p.Ok())
                     self._expect_back(worker, key, now_s)
             case p.Extend():
-                self._extend(worker, key, message.pages)
+                for cool in self._arbiter.make_room(key, message.pages, now_s):
+                    self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
+                worker.extends_by = message.pages
+                self._extend_those_who_wait()
             case p.Release():
                 self._arbiter.shrink(key, message.pages, leaving=message.leaving)
             case p.Arrived():
@@ -191,8 +207,11 @@ class Desk:
                     raise ProtocolError("a model arrives once after each grant")
                 worker.arrived(message.swap)
             case p.Yielded():
-                self._arbiter.yielded(key, now_s)
+                self._arbiter.yielded(key, now_s, message.keeps)
                 worker.gave_back(message.swap is not None)
+            case p.Cooled():
+                self._arbiter.cooled(key, now_s)
+                worker.kill_at_s = None
             case p.Kept():
                 if worker.kill_at_s is None:
                     return  # this crossed a Yielded
@@ -200,7 +219,7 @@ class Desk:
                     worker.kill_at_s = None
                     self._arbiter.keep(key, now_s, stays=p.one_line(message.message))
                 else:  # the deadline of its revoke stands
-                    self._note(worker.name, worker.peer, message.message)
+                    self._account.note(worker.name, worker.peer.pid, message.message)
             case p.Idle():
                 self._arbiter.set_idle(key, message.idle, now_s)
             case _:
@@ -224,8 +243,20 @@ class Desk:
     def _expect_back(self, worker: Worker, key: int, now_s: float) -> None:
         """What a model began with, and cannot go on with."""
         if self._arbiter.is_leaving(key):
-            worker.kill_at_s = now_s + self._revoke_timeout_s
-            worker.peer.say(p.Revoke(self._revoke_timeout_s))
+            self._expect(key, now_s, p.Revoke(self._revoke_timeout_s))
+
+    def _extend_those_who_wait(self) -> None:
+        """Before all others: they are in their steps, and who gives warm pages waits for nobody."""
+        for key, worker in self._workers.items():
+            if (count := worker.extends_by) is None:
+                continue
+            if count > self._pages.free_pages and self._arbiter.gives_warm_pages():
+                continue  # some of those may be for it
+            worker.extends_by = None
+            try:
+                self._extend(worker, key, count)
+            except GpupoolError as error:
+                self._refuse(worker, error)
 
     def _extend(self, worker: Worker, key: int, count: int) -> None:
         pages = self._arbiter.extend(key, count)
@@ -260,37 +291,4 @@ class Desk:
         worker.seen_pages.update(exported)
 
     def _refuse(self, worker: Worker, error: GpupoolError) -> None:
-        self._note(worker.name, worker.peer, str(error))
-        message = p.one_line(str(error))
-        if isinstance(error, DoesNotFitError):
-            refused = p.Refused("does_not_fit", message, error.needed_bytes, error.budget_bytes)
-        elif isinstance(error, DriverError):
-            refused = p.Refused("driver", message, call=error.call, status=error.status)
-        else:
-            kind = "pool_full" if isinstance(error, PoolFullError) else "refused"
-            refused = p.Refused(kind, message)
-        worker.peer.say(refused)
-
-    def _note(self, name: str, peer: Peer, message: str) -> None:
-        shown = p.one_line(name)[: p.NAME_CHARACTERS_MAX]
-        self._refusals.append(p.Refusal(shown, peer.pid, p.one_line(message)))
-
-    def _status(self, after: int) -> p.StatusReply:
-        keys = [key for key in self._workers if key > after]  # in order: keys only grow
-        fenced = self._arbiter.fenced_pages
-        status = p.Status(
-            version=self._version,
-            device=self._device,
-            page_bytes=self._pages.page_bytes,
-            budget_bytes=self._arbiter.budget_bytes,
-            pages_free=self._pages.free_pages,
-            pages_granted=self._pages.total_pages - self._pages.free_pages - fenced,
-            pages_fenced=fenced,
-            host_bytes=self._host.bytes,
-            models=[
-                self._workers[key].status(self._arbiter.lease(key), self._pages.page_bytes)
-                for key in keys[:1]
-            ],
-            refusals=list(self._refusals),
-        )
-        return p.StatusReply(status, keys[0] if len(keys) > 1 else 0)
+        worker.peer.say(self._account.refuse(worker.name, worker.peer.pid, error))

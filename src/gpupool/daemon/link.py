@@ -82,11 +82,17 @@ def ask(connection: socket.socket, message: msgspec.Struct) -> p.DaemonMessage:
 class Link:
     """A connection that has been welcomed. Thread safe, but only one thread at a time may ask."""
 
-    def __init__(self, connection: socket.socket, on_revoke: Callable[[float], None]) -> None:
-        """Take the connection over; a revoke goes to ``on_revoke`` on the listening thread."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        on_order: Callable[[p.Order], None],
+        on_wish: Callable[[p.FetchAhead], None],
+    ) -> None:
+        """Take the connection over; what is no reply goes to these, on the listening thread."""
         connection.settimeout(None)
         self._connection = connection
-        self._on_revoke = on_revoke
+        self._on_order = on_order
+        self._on_wish = on_wish
         self._lost: str | None = None
         self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         self._sending = threading.Lock()
@@ -173,8 +179,10 @@ class Link:
                     for fd in fds:
                         os.close(fd)
                     raise
-                if isinstance(message, p.Revoke):
-                    self._on_revoke(message.deadline_s)
+                if isinstance(message, p.Order):
+                    self._on_order(message)
+                elif isinstance(message, p.FetchAhead):
+                    self._on_wish(message)
                 elif isinstance(message, p.Dismissed):
                     reason = f"the pool daemon ended the connection: {message.message}"
                     return

@@ -11,7 +11,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-PROTOCOL_VERSION = 4
+from gpupool.daemon.status import ModelStatus as ModelStatus
+from gpupool.daemon.status import Refusal as Refusal
+from gpupool.daemon.status import Status as Status
+
+PROTOCOL_VERSION = 5
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
 RELEASED_MAX = 4096  # pages named in one Release
@@ -33,52 +37,6 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     total_s: Seconds
     copy_s: Seconds
     copied_bytes: Count
-
-
-class ModelStatus(msgspec.Struct, frozen=True):
-    """One model in the daemon's status. The lists go together, oldest first."""
-
-    name: str
-    pid: int
-    state: str
-    """starting (no footprint yet), out, waiting, resident, leaving"""
-    stays: str
-    """Why it could not leave when it was asked last; empty if it could."""
-    footprint_bytes: int
-    """What it needs to be resident."""
-    held_bytes: int
-    """Of it, what it has: less than all while it comes or goes."""
-    weights_bytes: int
-    kv_cache_bytes: int
-    swap_ins: int
-    swap_outs: int
-    swap_in_s: list[float]
-    swap_in_copied_bytes: list[int]
-    swap_in_copy_s: list[float]
-    lease_wait_s: list[float]
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a worker was turned away."""
-
-    model: str
-    pid: int
-    message: str
-
-
-class Status(msgspec.Struct, frozen=True):
-    """The daemon's account of itself."""
-
-    version: str
-    device: str
-    page_bytes: int
-    budget_bytes: int
-    pages_free: int
-    pages_granted: int
-    pages_fenced: int
-    host_bytes: int
-    models: list[ModelStatus]
-    refusals: list[Refusal]
 
 
 # From a client.
@@ -109,16 +67,24 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     pages: Pages
     weights_bytes: Count
     kv_cache_bytes: Count
+    warmable: Pages = 0
+    """Of the pages, how many can stay, or come ahead, while the model is out."""
 
 
 class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Asks for the lease; answered by Granted, Refused, or Ok to a Cancel.
 
-    A model that can use a part of its pages before the rest is granted ``begins_with`` of them, not
-    the last, while others still leave. After Refused it says Yielded when they are unmapped.
+    A model that can use pages ``early`` is granted some that can be warm, not the last, while
+    others still leave. After Refused it says Yielded when they are unmapped.
     """
 
-    begins_with: Pages = 0
+    early: bool = False
+    ahead: bool = False
+    """Nobody waits for it yet: it comes after all others, and from idle models alone."""
+
+
+class Hurry(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """What was asked for ahead is waited for now."""
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +101,7 @@ class Extend(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Release(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """These pages of the lease, but not all it has, are not mapped any more."""
+    """These pages of the lease are not mapped any more: not all it has, unless they are warm."""
 
     pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
     leaving: bool = False
@@ -149,9 +115,17 @@ class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 
 class Yielded(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """No page of the lease is mapped any more."""
+    """No page of the lease is mapped any more.
+
+    But for those that it ``keeps`` and may, when all others were released.
+    """
 
     swap: SwapFigures | None
+    keeps: Pages = 0
+
+
+class Cooled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The warm pages that Cool asked for are released, as far as could be."""
 
 
 class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -176,6 +150,16 @@ class StatusQuery(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=T
 
     after: Count = 0
     """Report the first model beyond this mark: 0 to begin with, then what the last reply says."""
+
+
+class Prefetch(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Have a model come in before it is used; any client of the same user may, without a Hello.
+
+    Answered by Ok when the model was told, or Refused.
+    """
+
+    model: Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)]
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
 
 class Goodbye(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -225,9 +209,26 @@ class Granted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 
 class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Give the memory up within ``deadline_s`` or be killed."""
+    """Give the memory up within ``deadline_s`` or be killed; ``keep`` pages may stay, warm."""
 
     deadline_s: float
+    keep: int = 0
+
+
+class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Release so many warm pages and say Cooled within ``deadline_s``, or be killed.
+
+    It is asked of a model that is out, or waits for its lease and has used nothing early.
+    """
+
+    deadline_s: float
+    pages: int
+
+
+class FetchAhead(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Come in before a step asks for it, copying for ``share`` of the time."""
+
+    share: float
 
 
 class StatusReply(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -250,17 +251,32 @@ ClientMessage = (
     | HostMemoryUnused
     | Declare
     | Acquire
+    | Hurry
     | Cancel
     | Extend
     | Release
     | Arrived
     | Yielded
+    | Cooled
     | Kept
     | Idle
     | StatusQuery
+    | Prefetch
     | Goodbye
 )
-DaemonMessage = Welcome | Ok | Refused | Granted | Revoke | StatusReply | HostMemory | Dismissed
+Order = Revoke | Cool
+DaemonMessage = (
+    Welcome
+    | Ok
+    | Refused
+    | Granted
+    | Revoke
+    | Cool
+    | FetchAhead
+    | StatusReply
+    | HostMemory
+    | Dismissed
+)
 
 
 def one_line(text: str) -> str:

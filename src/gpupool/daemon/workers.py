@@ -23,6 +23,8 @@ class Worker:
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""
     waited_s: float = 0.0
+    extends_by: int | None = None
+    """Pages that it asked for inside its lease, for which others give up warm ones."""
     kill_at_s: float | None = None
     """When it will be killed if it has not given its memory back."""
     swap_ins: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from functools import partial
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
 from gpupool.embedded.session import EmbeddedSession
-from gpupool.errors import DriverError, KvStoreFullError, LeaseTimeoutError
+from gpupool.errors import DriverError, KvStoreFullError, LeaseTimeoutError, UsageError
+from gpupool.leases import Granted
+from gpupool.schedule.turns import Cool, Revoke
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable
 from gpupool.statistics import ModelStatistics, SwapCount
@@ -33,15 +36,21 @@ class EmbeddedArbiter:
         self._arbiter = Arbiter(pages, turn_s=0.0)
         self._changed = threading.Condition()
         self._holders: dict[int, Revocable] = {}
-        self._granted: dict[int, list[int]] = {}
+        self._granted: dict[int, Granted] = {}
         self._failed: dict[int, Exception] = {}
-        self._revoked: list[int] = []
+        self._orders: list[Revoke | Cool] = []
         self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
         self.has_slabs = False
 
     def watch_slabs(self) -> None:
-        """Pages also come back from slabs, from now on, which tell nobody."""
+        """Pages also come back from slabs, from now on, which tell nobody.
+
+        Nor do they ask for warm pages, so none are kept any more.
+        """
         self.has_slabs = True
+        with self._changed:
+            cools = self._arbiter.keep_nothing_warm(time.monotonic())
+        self._obey(list(cools), math.inf)
         if self._scrubbing is not None:
             self._scrubbing.watch_slabs()
 
@@ -77,35 +86,50 @@ class EmbeddedArbiter:
         with self._changed:
             self._holders[key] = holder
 
-    def declare(self, key: int, pages: int, detail: str) -> None:
+    def declare(self, key: int, pages: int, detail: str, warmable: int) -> None:
         """The footprint of a model. Raises DoesNotFitError."""
         with self._changed:
-            self._arbiter.declare(key, pages, detail)
+            self._arbiter.declare(key, pages, detail, warmable)
 
-    def acquire(self, key: int, timeout_s: float) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then."""
+    def acquire(self, key: int, timeout_s: float, *, ahead: bool) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is granted then."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            self._arbiter.request(key, time.monotonic())
+            self._arbiter.request(key, time.monotonic(), ahead=ahead)
         try:
             while True:
                 self._settle()
                 with self._changed:
-                    pages, revoked = self._look(key, timeout_s, deadline_s)
-                if pages is not None:
+                    granted, orders = self._look(key, timeout_s, deadline_s)
+                if granted is not None:
                     break
                 # Outside the lock, since giving up may wait for a step of that model to close.
-                self._obey(revoked, deadline_s)
+                self._obey(orders, deadline_s)
         except BaseException:
             with self._changed:
                 self._withdraw(key)
                 self._changed.notify_all()
             raise
         try:
-            return self._ready(key, pages)
+            return self._ready(key, granted.pages)
         except BaseException:
-            self.give_back(key)
+            with self._changed:
+                self._arbiter.undo(granted, time.monotonic())
+                self._came_back()
             raise
+
+    def hurry(self, key: int) -> None:
+        """What a model acquires ahead it waits for now."""
+        with self._changed:
+            self._arbiter.hurry(key, time.monotonic())
+            self._changed.notify_all()
+
+    def cooled(self, key: int) -> None:
+        """A model has released the warm pages that it was asked for, or is closed meanwhile."""
+        with self._changed:
+            if key in self._holders:
+                self._arbiter.cooled(key, time.monotonic())
+                self._came_back()
 
     def _ready(self, key: int, pages: list[int]) -> PageGrant:
         """Granted pages as their owner gets them: scrubbed, if that is the policy."""
@@ -117,16 +141,16 @@ class EmbeddedArbiter:
 
     def _look(
         self, key: int, timeout_s: float, deadline_s: float
-    ) -> tuple[list[int] | None, list[int]]:
-        """The pages granted to ``key``, or revokes to see to; waits once if there are neither."""
+    ) -> tuple[Granted | None, list[Revoke | Cool]]:
+        """What is granted to ``key``, or orders to see to; waits once if there are neither."""
         wake_at_s = self._decide()
         if key in self._failed:
             raise self._failed.pop(key)
         if key in self._granted:
             return self._granted.pop(key), []
-        # Whoever waits sees to all revokes: the decision may have been another thread's.
-        revoked, self._revoked = self._revoked, []
-        if not revoked:
+        # Whoever waits sees to all orders: the decision may have been another thread's.
+        orders, self._orders = self._orders, []
+        if not orders:
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 raise LeaseTimeoutError(f"no memory within {timeout_s:g} s: {self._obstacle()}")
@@ -134,7 +158,7 @@ class EmbeddedArbiter:
             if self.has_slabs or self._withheld_pages() > 0:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
-        return None, revoked
+        return None, orders
 
     def _withheld_pages(self) -> int:
         return 0 if self._scrubbing is None else self.pages.statistics().withheld
@@ -162,25 +186,35 @@ class EmbeddedArbiter:
             return "another model is in use, or blocks of slabs are"
         return "another model is in use"
 
-    def _obey(self, revoked: list[int], deadline_s: float) -> None:
-        for index, victim in enumerate(revoked):
-            holder = self._holders.get(victim)
+    def _obey(self, orders: list[Revoke | Cool], deadline_s: float) -> None:
+        for index, order in enumerate(orders):
+            holder = self._holders.get(order.key)
             if holder is None:
                 continue  # closed meanwhile: its pages are back
             try:
-                holder.give_up(
-                    max(0.0, deadline_s - time.monotonic()), partial(self._is_stale, victim)
-                )
+                if isinstance(order, Cool):
+                    holder.cool(order.pages)
+                else:
+                    limit_s = max(0.0, deadline_s - time.monotonic())
+                    holder.give_up(limit_s, partial(self._is_stale, order.key), order.keep)
             except KvStoreFullError as error:
                 with self._changed:
-                    if victim in self._holders:
-                        self._arbiter.keep(victim, time.monotonic(), stays=str(error))
+                    if order.key in self._holders:
+                        self._arbiter.keep(order.key, time.monotonic(), stays=str(error))
             except BaseException:
-                with self._changed:
-                    for kept in revoked[index:]:
-                        if kept in self._holders:
-                            self._arbiter.keep(kept, time.monotonic())
+                self._leave_undone(orders[index:])
                 raise
+
+    def _leave_undone(self, orders: list[Revoke | Cool]) -> None:
+        with self._changed:
+            for order in orders:
+                if order.key not in self._holders:
+                    continue
+                if isinstance(order, Cool):
+                    with contextlib.suppress(UsageError):  # it was interrupted as it had answered
+                        self._arbiter.cooled(order.key, time.monotonic())
+                else:
+                    self._arbiter.keep(order.key, time.monotonic())
 
     def _is_stale(self, key: int) -> bool:
         """Whether a model that was to leave has left, and may have asked to come back since."""
@@ -190,25 +224,28 @@ class EmbeddedArbiter:
     def _withdraw(self, key: int) -> None:
         """Take a request back, also if another thread's decision has answered it already."""
         self._failed.pop(key, None)
-        if not self._arbiter.cancel(key, time.monotonic()) and key in self._granted:
-            del self._granted[key]
-            self._arbiter.yielded(key, time.monotonic())
+        # What is warm stays so.
+        if not self._arbiter.cancel(key, time.monotonic(), mapped=True) and key in self._granted:
+            self._arbiter.undo(self._granted.pop(key), time.monotonic())
 
     def _decide(self) -> float | None:
         for key, holder in self._holders.items():
             self._arbiter.used(key, holder.used_s)
         outcome = self._arbiter.decide(time.monotonic())
         for granted in outcome.granted:
-            self._granted[granted.key] = granted.pages
+            self._granted[granted.key] = granted
         self._failed.update(outcome.failed)
-        self._revoked += outcome.revoked
-        if outcome.granted or outcome.failed or outcome.revoked:
+        self._orders += [*outcome.cooled, *outcome.revoked]
+        if outcome.granted or outcome.failed or outcome.revoked or outcome.cooled:
             self._changed.notify_all()
         return outcome.wake_at_s
 
     def extend(self, key: int, pages: int) -> PageGrant:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
         self._settle()
+        with self._changed:
+            cools = self._arbiter.make_room(key, pages, time.monotonic())
+        self._obey(list(cools), math.inf)
         with self._changed:
             granted = self._arbiter.extend(key, pages)
         try:
@@ -233,12 +270,12 @@ class EmbeddedArbiter:
         with self._changed:
             self._swaps[key][0].add(report)
 
-    def give_back(self, key: int, report: SwapReport | None = None) -> None:
-        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
+    def give_back(self, key: int, report: SwapReport | None, keeps: int) -> None:
+        """No page of the lease is mapped any more, but for those that it keeps and are warm."""
         with self._changed:
             if report is not None:
                 self._swaps[key][1].add(report)
-            self._arbiter.yielded(key, time.monotonic())
+            self._arbiter.yielded(key, time.monotonic(), keeps)
             self._came_back()
 
     def set_idle(self, key: int, idle: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
-from gpupool.session import NOTHING_EARLY, Early, PageGrant, Revocable
+from gpupool.session import Early, PageGrant, Revocable
 
 if TYPE_CHECKING:
     from gpupool.embedded.arbiter import EmbeddedArbiter
@@ -49,17 +49,32 @@ class EmbeddedSession:
     def return_host_memory(self, size_bytes: int) -> None:
         """Nobody keeps account of it here."""
 
-    def declare(self, pages: int, weights_bytes: int, kv_cache_bytes: int) -> None:
-        """The footprint that ``acquire`` will be about. Raises DoesNotFitError."""
-        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
-        self._arbiter.declare(self.key, pages, detail)
+    def declare(
+        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
+    ) -> None:
+        """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-    def acquire(self, timeout_s: float, early: Early = NOTHING_EARLY) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is held then.
-
-        Nothing begins early: the thread that waits is the one that makes others leave.
+        Raises DoesNotFitError.
         """
-        return self._arbiter.acquire(self.key, timeout_s)
+        detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
+        self._arbiter.declare(self.key, pages, detail, warmable)
+
+    def acquire(
+        self, timeout_s: float, early: Early | None = None, *, ahead: bool = False
+    ) -> PageGrant:
+        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is granted then.
+
+        Nothing is used early: the thread that waits is the one that makes others leave.
+        """
+        return self._arbiter.acquire(self.key, timeout_s, ahead=ahead)
+
+    def hurry(self) -> None:
+        """What is being acquired ahead is waited for now."""
+        self._arbiter.hurry(self.key)
+
+    def cooled(self) -> None:
+        """The warm pages that were asked for are released, as far as could be."""
+        self._arbiter.cooled(self.key)
 
     def extend(self, pages: int) -> PageGrant:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
@@ -73,9 +88,9 @@ class EmbeddedSession:
         """The model is resident."""
         self._arbiter.arrived(self.key, report)
 
-    def give_back(self, report: SwapReport | None) -> None:
-        """No page of the lease is mapped any more; ``report`` is None if nothing was swapped."""
-        self._arbiter.give_back(self.key, report)
+    def give_back(self, report: SwapReport | None, keeps: int = 0) -> None:
+        """No page of the lease is mapped any more, but for those that it keeps and are warm."""
+        self._arbiter.give_back(self.key, report, keeps)
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

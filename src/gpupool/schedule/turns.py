@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Residency(StrEnum):
@@ -25,7 +26,7 @@ class ModelView:
 
     key: int
     pages: int
-    """What it holds, or needs if it holds none."""
+    """What it needs yet if it waits, gives back if it leaves, and holds if it is resident."""
     state: Residency
     since_s: float
     """When it entered its state."""
@@ -34,9 +35,19 @@ class ModelView:
     idle: bool
     """No request is unfinished."""
     stays_until_s: float = 0.0
-    """It cannot leave before."""
+    """It cannot leave, or give up warm pages, before."""
     begins_with: int = 0
-    """A waiting model can use so many pages before the rest of them; 0 if it has them or cannot."""
+    """A waiting model can use so many of its pages before the rest of them."""
+    warmable: int = 0
+    """Of a resident model's pages so many can stay, warm, when it leaves."""
+    warm: int = 0
+    """Pages that it holds without being resident, and can be asked for."""
+    cooling: int = 0
+    """Pages that it was asked for and has not given yet."""
+    answers: bool = True
+    """It was asked for none, or said what became of it; before that it can be granted nothing."""
+    ahead: bool = False
+    """It waits for nothing yet: it wants its memory for later."""
 
 
 @dataclass(frozen=True)
@@ -47,63 +58,120 @@ class PoolView:
     models: tuple[ModelView, ...]
 
 
+class Revoke(NamedTuple):
+    """A model is to leave, and may keep so many pages warm."""
+
+    key: int
+    keep: int = 0
+
+
+class Begin(NamedTuple):
+    """A model that waits is granted so many of its pages now."""
+
+    key: int
+    pages: int
+
+
+class Cool(NamedTuple):
+    """A model that is not resident is to give so many of its warm pages back."""
+
+    key: int
+    pages: int
+
+
 @dataclass(frozen=True)
 class Decision:
-    """Whom to grant their pages now, whom to revoke, and when to decide again at the latest.
-
-    ``begin`` is to be granted what it can begin with; it goes on waiting for the rest.
-    """
+    """Whom to grant pages now, whom to ask for theirs, and when to decide again at the latest."""
 
     grant: tuple[int, ...] = ()
-    begin: int | None = None
-    revoke: tuple[int, ...] = ()
+    begin: Begin | None = None
+    revoke: tuple[Revoke, ...] = ()
     wake_at_s: float | None = None
+    cool: tuple[Cool, ...] = ()
 
 
 def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
     """Grant in order of arrival; when the first in line does not fit, make room for it.
 
     Nobody overtakes the first in line, so nobody starves: with n models waiting, each is granted
-    after at most n turns (and the time its predecessors take to leave). A model is revoked only
-    when the room made suffices, idle models before busy ones, and a busy one only after its turn.
-    While they leave, the first in line may begin with a part of its pages. It alone holds pages
-    while it waits, and those who leave wait for nobody, so there is no deadlock.
+    after at most n turns (and the time its predecessors take to leave). Room is made of warm pages
+    first, then of models, and nobody is asked unless the room made suffices: idle models before
+    busy ones, and a busy one only after its turn. No more is taken than is needed, but from a model
+    that leaves what cannot stay. While they leave, the first in line may begin with pages as they
+    come. It alone takes pages while it waits, and those who give some wait for nobody, so there is
+    no deadlock. Who asks ahead comes after all others and has no busy model leave.
     """
     free = view.free_pages
     grants: list[int] = []
     waiting = sorted(
-        (m for m in view.models if m.state is Residency.WAITING), key=lambda m: (m.since_s, m.key)
+        (m for m in view.models if m.state is Residency.WAITING),
+        key=lambda m: (m.ahead, m.since_s, m.key),
     )
     for model in waiting:
+        if not model.answers:
+            return Decision(tuple(grants))
         if model.pages <= free:
             grants.append(model.key)
             free -= model.pages
             continue
-        leaving = sum(m.pages for m in view.models if m.state is Residency.LEAVING)
-        missing = model.pages - free - leaving
-        begin = model.key if 0 < model.begins_with <= free else None
+        coming = sum(m.pages for m in view.models if m.state is Residency.LEAVING)
+        coming += sum(m.cooling for m in view.models)
+        missing = model.pages - free - coming
+        at_once = min(model.begins_with, free)
+        begin = Begin(model.key, at_once) if at_once > 0 else None
         if missing <= 0:
             return Decision(tuple(grants), begin)
-        victims, wake_at_s = _victims(view, missing, now_s, turn_s)
-        return Decision(tuple(grants), begin if victims else None, victims, wake_at_s)
+        cool = warm_pages(view, missing, now_s, besides=(*grants, model.key))
+        missing -= sum(asked.pages for asked in cool)
+        victims, wake_at_s = _victims(view, missing, now_s, turn_s, idle_only=model.ahead)
+        if missing > 0 and not victims:
+            return Decision(tuple(grants), wake_at_s=wake_at_s)
+        return Decision(tuple(grants), begin, victims, None, cool)
     return Decision(tuple(grants))
 
 
+def warm_pages(
+    view: PoolView, missing: int, now_s: float, besides: tuple[int, ...] = ()
+) -> tuple[Cool, ...]:
+    """Whom to ask for up to ``missing`` warm pages: those longest out of use, who waits last.
+
+    Nobody ``besides`` is asked.
+    """
+    have = [
+        m
+        for m in view.models
+        if m.warm > 0 and m.key not in besides and m.answers and m.stays_until_s <= now_s
+    ]
+    have.sort(key=lambda m: (m.state is Residency.WAITING, m.used_s, m.key))
+    asked: list[Cool] = []
+    for model in have:
+        if missing <= 0:
+            break
+        asked.append(Cool(model.key, min(model.warm, missing)))
+        missing -= asked[-1].pages
+    return tuple(asked)
+
+
 def _victims(
-    view: PoolView, missing: int, now_s: float, turn_s: float
-) -> tuple[tuple[int, ...], float | None]:
+    view: PoolView, missing: int, now_s: float, turn_s: float, *, idle_only: bool
+) -> tuple[tuple[Revoke, ...], float | None]:
     """The models to revoke for ``missing`` pages, or none and when to look again."""
     resident = [m for m in view.models if m.state is Residency.RESIDENT]
     resident.sort(key=lambda m: (not m.idle, m.used_s if m.idle else m.since_s, m.key))
-    chosen: list[int] = []
+    chosen: list[Revoke] = []
     wake_at_s: float | None = None
     for model in resident:
+        if missing <= 0:
+            break
+        if idle_only and not model.idle:
+            continue
         ends_s = max(now_s if model.idle else model.since_s + turn_s, model.stays_until_s)
         if ends_s > now_s:
             wake_at_s = ends_s if wake_at_s is None else min(wake_at_s, ends_s)
             continue
-        chosen.append(model.key)
-        missing -= model.pages
-        if missing <= 0:
-            return tuple(chosen), None
+        keep = min(model.warmable, max(0, model.pages - missing))
+        chosen.append(Revoke(model.key, keep))
+        missing -= model.pages - keep
+    if missing <= 0:
+        return tuple(chosen), None
     return (), wake_at_s

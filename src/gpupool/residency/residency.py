@@ -8,14 +8,15 @@ waits for them can fill them meanwhile.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import reduce
-from operator import add
-from typing import NoReturn, cast
+import threading
+from collections.abc import Callable, Iterator
 
-from gpupool._core import ModelMemory, Page, Region, SwapReport, Tag, Verify
+from gpupool._core import ModelMemory, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
 from gpupool.keeper import Keeper
+from gpupool.residency.ahead import Ahead
+from gpupool.residency.closed import NO_MEMORY
+from gpupool.residency.early import EarlyArrival
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
@@ -44,6 +45,7 @@ class Residency:
         self.last_swap_out: SwapReport | None = None
         self._declared = 0
         self._parted = False  # some of the memory is there, or all of it for nothing
+        self._cooling = threading.Lock()  # while warm pages go
 
     @property
     def kept(self) -> ModelMemory:
@@ -61,6 +63,11 @@ class Residency:
     def pages_needed(self) -> int:
         """To be resident."""
         return self.saved.pages_needed + self._pages_kept
+
+    @property
+    def warm_pages(self) -> int:
+        """Pages that it has while it is out."""
+        return self.saved.warm_pages
 
     @property
     def resident(self) -> bool:
@@ -86,36 +93,44 @@ class Residency:
         if pages == 0:
             raise UsageError(f"model {self._name!r} has no region to be resident")
         if pages != self._declared:
-            self._session.declare(pages, self._bytes_of(Tag.weights), self._bytes_of(Tag.kv_cache))
+            self._session.declare(
+                pages,
+                self._bytes_of(Tag.weights),
+                self._bytes_of(Tag.kv_cache),
+                self.saved.warmable_pages,
+            )
             self._declared = pages
 
     def set_idle(self, idle: bool) -> None:
         """Pass on whether there is unfinished work."""
         self._session.set_idle(idle)
 
-    def bring_in(self, timeout_s: float) -> SwapReport:
+    def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> SwapReport:
         """Get pages and restore every region."""
         try:
-            return self._bring_in(timeout_s)
+            return self._bring_in(timeout_s, ahead)
         except DamagedMemoryError as error:
             raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
 
-    def _bring_in(self, timeout_s: float) -> SwapReport:
+    def _bring_in(self, timeout_s: float, ahead: Ahead | None) -> SwapReport:
         if self.torn:
             self._leave()
         self.declare()
-        early = _Early(self)
+        early = EarlyArrival(self.saved)
         with span(self._session.driver, f"lease wait {self._name}", {}):
-            grant = self._session.acquire(timeout_s, early)
+            try:
+                grant = self._session.acquire(timeout_s, early, ahead=ahead is not None)
+            finally:
+                self._parted = early.stuck
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
             with span(self._session.driver, f"swap in {self._name}", values):
-                report = self._arrive(grant, early)
+                report = self._arrive(grant, early, ahead)
                 values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
                 if report.recopied_bytes:
                     values.update(recopied_bytes=report.recopied_bytes)
         except BaseException:
-            if not self.torn:  # else they are still mapped, and go back once they are not
+            if self._cool_all():  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
                     self._session.give_back(None)
             raise
@@ -125,14 +140,14 @@ class Residency:
             self._session.arrived(report)  # the memory is here all the same
         return report
 
-    def give_up(self) -> SwapReport:
-        """Save, unmap and give the pages back."""
+    def give_up(self, keep: int = 0) -> SwapReport:
+        """Save, unmap and give the pages back, but for ``keep`` of those that can be warm."""
         if self.resident and not self.torn:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
                 keeper.leaving()
-        return self._leave()
+        return self._leave(keep)
 
     def leave_for_good(self) -> SwapReport:
         """Unmap and give the pages back; what keepers would have saved is lost once it is gone."""
@@ -140,15 +155,66 @@ class Residency:
             self.before_swap_out()
         return self._leave(for_good=True)
 
+    def hurry(self) -> None:
+        """What comes ahead is waited for now."""
+        with contextlib.suppress(DaemonUnavailableError):  # of which who waits there hears too
+            self._session.hurry()
+
+    def cool(self, pages: int) -> None:
+        """Give so many warm pages back, or what there is of them; they are not needed for a lease.
+
+        It is asked of a model that is out, or has no answer to its acquire yet.
+        """
+        with self._cooling, contextlib.suppress(DaemonUnavailableError):
+            with contextlib.suppress(GpupoolError):  # asked again later
+                self._cool(min(pages, self.saved.warm_pages))
+            self._session.cooled()
+
+    @contextlib.contextmanager
+    def cold(self) -> Iterator[None]:
+        """Keep a model that is out without warm pages for the length of a ``with`` block.
+
+        Raises DriverError where they cannot be unmapped.
+        """
+        with self._cooling:
+            self._cool(self.saved.warm_pages)
+            yield
+
+    def _cool(self, pages: int) -> None:
+        if pages == 0:
+            return
+        handles = self._mapped(self.saved)
+        try:
+            gone = self.saved.cool(pages)
+        except GpupoolError:
+            if not self.saved.torn:
+                raise
+            self.saved.swap_out()
+            gone = handles
+        with contextlib.suppress(DaemonUnavailableError):
+            self._session.release(gone, leaving=True)
+
+    def _cool_all(self) -> bool:
+        """Unmap what is warm of pages that all go back; False if some stay mapped."""
+        if self.torn:
+            return False
+        try:
+            self.saved.cool(self.saved.warm_pages)
+        except GpupoolError:
+            self._parted = True
+        return not self.torn
+
     def close(self) -> None:
         """The model has left for good."""
+        with self.cold():
+            pass
         for keeper in self.keepers:
             keeper.close()
         self.keepers.clear()
         self.saved.close()
         self.return_images()
         self.regions = []
-        self.saved = self._kept = cast("ModelMemory", _NoMemory())
+        self.saved = self._kept = NO_MEMORY
         self._session.close()
 
     def return_images(self) -> None:
@@ -158,20 +224,25 @@ class Residency:
             with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
                 self._session.return_host_memory(gone_bytes)
 
-    def _arrive(self, grant: PageGrant, early: _Early) -> SwapReport:
+    def _arrive(self, grant: PageGrant, early: EarlyArrival, ahead: Ahead | None) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
-        count, pages = self._pages_kept, grant.pages[early.taken :]
-        reports = [early.report] if early.report is not None else []
-        if len(grant.pages) != self.pages_needed:
-            raise UsageError(f"{len(grant.pages)} pages were granted and {self.pages_needed} asked")
+        count, needed = self._pages_kept, self.pages_needed - self.warm_pages
+        report = early.report
+        if len(grant.pages) != needed:
+            raise UsageError(f"{len(grant.pages)} pages were granted and {needed} asked")
         try:
             if count > 0:
-                reports.append(self.kept.swap_in(pages[:count], min(grant.clean, count)))
-            if len(pages) > count:
-                reports.append(self.saved.swap_in(pages[count:], max(0, grant.clean - count)))
+                report += self.kept.swap_in(grant.pages[:count], min(grant.clean, count))
+            if self.saved.pages_needed > 0:
+                rest, clean = grant.pages[count:], max(0, grant.clean - count)
+                if ahead is not None:
+                    page_bytes = self._session.page_bytes
+                    came, rest, clean = ahead.warm(self.saved, rest, clean, page_bytes)
+                    report += came
+                report += self.saved.swap_in(rest, clean)
             for keeper in self.keepers:
                 keeper.arrived()
-            return reduce(add, reports)
+            return report
         except BaseException:
             if self.resident:
                 self._parted = True
@@ -179,38 +250,46 @@ class Residency:
                     self._unmap()
             raise
 
-    def _leave(self, *, for_good: bool = False) -> SwapReport:
+    def _leave(self, keep: int = 0, *, for_good: bool = False) -> SwapReport:
         values: Values = {}
         with span(self._session.driver, f"swap out {self._name}", values):
-            report = self._unmap(for_good=for_good)
+            report = self._unmap(keep, for_good=for_good)
             values.update(pages=report.pages, bytes=report.copied_bytes)
         self.last_swap_out = report
         self.return_images()
         # The memory is given up all the same; the next acquire says what is wrong.
         with contextlib.suppress(DaemonUnavailableError):
-            self._session.give_back(report)
+            self._session.give_back(report, self.warm_pages)
         return report
 
-    def _unmap(self, *, for_good: bool = False) -> SwapReport:
+    def _unmap(self, keep: int = 0, *, for_good: bool = False) -> SwapReport:
         """Also goes on where an attempt that failed has left off."""
         kept = self._kept
         keeps = kept is not None and (kept.resident or kept.torn)
-        reports = []
+        report = SwapReport()
         if self.saved.resident or self.saved.torn:
-            gone = self._mapped(self.saved) if keeps else []
-            reports.append(self.saved.swap_out())
+            had = self._mapped(self.saved)
+            report += self.saved.swap_out(keep)
             self._parted = keeps
-            if gone:
+            if keeps or self.warm_pages > 0:
+                stay = set(self._mapped(self.saved))
+                gone = [page for page in had if page not in stay]
                 with contextlib.suppress(DaemonUnavailableError):
                     self._session.release(gone, leaving=True)
+        else:
+            self.saved.cool(self.warm_pages)
         if kept is not None and keeps:
             for keeper in self.keepers:
                 keeper.settle() if for_good else keeper.save()
-            reports.append(kept.swap_out())
+            had = self._mapped(kept)
+            report += kept.swap_out()
+            if self.warm_pages > 0:
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._session.release(had, leaving=True)
         self._parted = False
         for keeper in self.keepers:
             keeper.forsake() if for_good else keeper.left()
-        return reduce(add, reports)
+        return report
 
     def _mapped(self, memory: ModelMemory) -> list[int]:
         of = [region for region in self.regions if self.memory_of(region) is memory]
@@ -218,54 +297,3 @@ class Residency:
 
     def _bytes_of(self, tag: Tag) -> int:
         return sum(region.bytes for region in self.regions if region.tag == tag)
-
-
-class _Early:
-    """What is saved by itself, weights above all, can be there before what keepers bring."""
-
-    def __init__(self, residency: Residency) -> None:
-        self._of = residency
-        self.report: SwapReport | None = None
-        """Of what has begun."""
-        self._stuck = False
-
-    @property
-    def pages(self) -> int:
-        """How many it takes; 0 if there is nothing to begin with."""
-        return self._of.saved.pages_needed if self._of._pages_kept > 0 else 0
-
-    @property
-    def taken(self) -> int:
-        """How many of the pages granted are in use already, from the first on."""
-        return 0 if self.report is None else self.pages
-
-    def begin(self, pages: list[Page]) -> None:
-        """Bring it in. Raises DriverError or DamagedMemoryError."""
-        with span(self._of._session.driver, f"swap in {self._of._name}, early", {}):
-            self.report = self._of.saved.swap_in(pages)
-
-    def undo(self) -> bool:
-        """Unmap it again; False if the driver does not let it be."""
-        self.report = None
-        saved = self._of.saved
-        try:
-            if (saved.resident or saved.torn) and not self._stuck:
-                saved.swap_out()
-        except GpupoolError:
-            # The next bring-in or give-up tries again, and then the pages go back.
-            self._stuck = self._of._parted = True
-        except BaseException:  # interrupted
-            self._stuck = self._of._parted = saved.resident or saved.torn
-            raise
-        return not self._stuck
-
-
-class _NoMemory:
-    """Stands for that of a closed model."""
-
-    pages_needed = 0
-    resident = False
-    torn = False
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise UsageError("the model is closed")

@@ -1,0 +1,51 @@
+"""What the daemon tells of itself."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """One model in the daemon's status. The lists go together, oldest first."""
+
+    name: str
+    pid: int
+    state: str
+    """starting (no footprint yet), out, waiting, resident, leaving"""
+    stays: str
+    """Why it could not leave when it was asked last; empty if it could."""
+    footprint_bytes: int
+    """What it needs to be resident."""
+    held_bytes: int
+    """Of it, what it has: less than all while it comes or goes, and what is warm otherwise."""
+    weights_bytes: int
+    kv_cache_bytes: int
+    swap_ins: int
+    swap_outs: int
+    swap_in_s: list[float]
+    swap_in_copied_bytes: list[int]
+    swap_in_copy_s: list[float]
+    lease_wait_s: list[float]
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a worker was turned away."""
+
+    model: str
+    pid: int
+    message: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The daemon's account of itself."""
+
+    version: str
+    device: str
+    page_bytes: int
+    budget_bytes: int
+    pages_free: int
+    pages_granted: int
+    pages_fenced: int
+    host_bytes: int
+    models: list[ModelStatus]
+    refusals: list[Refusal]

@@ -1,0 +1,8 @@
+"""How a model's memory comes and goes: whole, early while others leave, or ahead of its use."""
+
+from gpupool.residency.ahead import Ahead
+from gpupool.residency.residency import Residency
+from gpupool.residency.resident import Resident
+from gpupool.residency.resizing import resize
+
+__all__ = ["Ahead", "Residency", "Resident", "resize"]

@@ -1,0 +1,59 @@
+"""A bring-in that nobody waits for yet: a few pages at a time, at a share of the link.
+
+A step that opens meanwhile has it hurry; a revoke ends it, unless somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from gpupool._core import ModelMemory, Page, SwapReport
+from gpupool.errors import SwapCancelledError
+
+_BATCH_BYTES = 32 << 20  # between which it pauses, hurries or stops
+
+
+class Ahead:
+    """How such a bring-in goes on. Thread safe."""
+
+    def __init__(self, share: float, on_hurry: Callable[[], None]) -> None:
+        """Copy for ``share`` of the time, more than 0 and at most 1; hear once if it hurries."""
+        self._share = share
+        self._on_hurry = on_hurry
+        self._hurried = threading.Event()
+        self._stopped = False
+
+    def hurry(self) -> None:
+        """Somebody waits for it now: no more pauses."""
+        if not self._hurried.is_set():
+            self._hurried.set()
+            self._on_hurry()
+
+    def stop(self) -> None:
+        """It is not wanted any more, unless somebody waits for it."""
+        if not self._hurried.is_set():
+            self._stopped = True
+            self._hurried.set()
+
+    def warm(
+        self, memory: ModelMemory, pages: list[Page], clean: int, page_bytes: int
+    ) -> tuple[SwapReport, list[Page], int]:
+        """Fill what can be warm, of ``pages`` of which the first ``clean`` read as zeros.
+
+        Returns what it took, and the pages that are left, with how many of them are clean. Raises
+        SwapCancelledError once stopped, DriverError or DamagedMemoryError.
+        """
+        report = SwapReport()
+        first = len(pages) - min(len(pages), memory.warmable_pages - memory.warm_pages)
+        batch = max(1, _BATCH_BYTES // page_bytes)
+        for begin in range(first, len(pages), batch):
+            if self._stopped:
+                raise SwapCancelledError("what was fetched ahead is not wanted any more")
+            end = min(begin + batch, len(pages))
+            begun_s = time.monotonic()
+            report += memory.warm(pages[begin:end], max(0, min(clean, end) - begin))
+            taken_s = time.monotonic() - begun_s
+            self._hurried.wait(taken_s * (1 / self._share - 1))
+        return report, pages[:first], min(clean, first)
