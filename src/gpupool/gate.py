@@ -42,11 +42,7 @@ class Gate:
         pause_s: float = 0.05,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start out of memory.
-
-        ``min_steps`` is how many steps a turn has before a revoke is obeyed, unless the model is
-        idle or no step has opened for ``pause_s`` (its engine may be paused for ever).
-        """
+        """Start out of memory; ``min_steps`` and ``pause_s`` are as ``Turn`` has them."""
         self._resident = resident
         self._lease_timeout_s = lease_timeout_s
         self._turn = Turn(min_steps, pause_s, clock)
@@ -87,8 +83,7 @@ class Gate:
                     # The step that it came for goes first, even if a revoke waits already.
                     self._open_step()
                     return
-                if self._ahead is not None:
-                    self._ahead.hurry()
+                self._hurry()
                 if not self._changed.wait(max(0.0, deadline_s - self._clock())):
                     state = self._state.value
                     raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {state}")
@@ -135,10 +130,11 @@ class Gate:
     def out(self) -> Iterator[bool]:
         """Let nobody in for the length of a ``with`` block, which must be short.
 
-        Waits while the model comes or leaves; says whether it is out.
+        Waits while the model comes, which hurries then, or leaves; says whether it is out.
         """
         with self._changed:
             while self._state in (_State.ARRIVING, _State.LEAVING):
+                self._hurry()
                 self._changed.wait()
             yield self._state is _State.OUT
 
@@ -249,6 +245,10 @@ class Gate:
                     self._changed.notify_all()
                     return closes
         return True
+
+    def _hurry(self) -> None:
+        if self._ahead is not None:
+            self._ahead.hurry()
 
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for

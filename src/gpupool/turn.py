@@ -10,7 +10,11 @@ class Turn:
     """Counts the steps of one turn, and the time since the last. Not thread safe."""
 
     def __init__(self, min_steps: int, pause_s: float, clock: Callable[[], float]) -> None:
-        """Before the first turn, idle."""
+        """Before the first turn, idle.
+
+        ``min_steps`` is how many steps a turn has before a revoke is obeyed, unless the model is
+        idle or no step has opened for ``pause_s`` (its engine may be paused for ever).
+        """
         self._min_steps = min_steps
         self._pause_s = pause_s
         self._clock = clock
