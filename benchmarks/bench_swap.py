@@ -33,8 +33,10 @@ from typing import Any
 
 import click
 import torch
+from pool_process import daemon
 
 import gpupool
+from gpupool.daemon.client import DaemonSession
 
 MIB = 1 << 20
 VERIFIES = ("off", "always")
@@ -59,11 +61,10 @@ class Subject:
         return self.model.last_swap_in, self.model.last_swap_out
 
 
-def loaded(pool: gpupool.Pool, name: str, size_bytes: int) -> gpupool.Model:
-    """A model with weights of some kind."""
-    model = pool.model(name)
+def load(model: gpupool.Model, size_bytes: int) -> gpupool.Model:
+    """Give it weights of some kind."""
     region = model.region("weights", size_bytes)
-    torch.frombuffer(region.image(), dtype=torch.uint8).fill_(ord(name))
+    torch.frombuffer(region.image(), dtype=torch.uint8).fill_(7)
     region.adopt_image()
     return model
 
@@ -72,8 +73,8 @@ def resident95(device: str, size_bytes: int, page_bytes: int) -> float:
     """What part of a model is copied as it comes back after one that needs a twentieth of it."""
     pages = size_bytes // page_bytes
     pool = gpupool.Pool(device=device, budget_bytes=pages * page_bytes, page_bytes=page_bytes)
-    large = loaded(pool, "l", pages * page_bytes)
-    small = loaded(pool, "s", max(1, pages // 20) * page_bytes)
+    large = load(pool.model("large"), pages * page_bytes)
+    small = load(pool.model("small"), max(1, pages // 20) * page_bytes)
     for model in (large, small, large):
         with model.resident():
             pass
@@ -83,28 +84,33 @@ def resident95(device: str, size_bytes: int, page_bytes: int) -> float:
     return fraction
 
 
-def prefetched(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, float]:
-    """Seconds one waits for the next of three models, where two fit: fetched ahead, and not."""
+def visible(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, float]:
+    """Milliseconds one waits for the next of three models, where two fit, as workers have them.
+
+    Every other round of the three each is fetched ahead while the one before it is in use.
+    """
     each_bytes = size_bytes // page_bytes * page_bytes
-    pool = gpupool.Pool(device=device, budget_bytes=2 * each_bytes, page_bytes=page_bytes)
-    models = [loaded(pool, name, each_bytes) for name in "abc"]
     waits: dict[bool, list[float]] = {True: [], False: []}
-    current = 0
-    for turn in range(3 * (runs + 1) * 2):
-        ahead = turn // 3 % 2 == 1
-        following = (current + 1) % 3
-        with models[current].resident():
-            if ahead:
-                models[following].prefetch()
-        begun_s = time.perf_counter()
-        with models[following].resident():
-            waits[ahead].append(time.perf_counter() - begun_s)
-        current = following
-    pool.close()
-    # The first round is not counted: images are touched, and pages made.
+    with daemon(device, 2 * each_bytes, page_bytes) as socket_path:
+        models = [
+            load(gpupool.Model(name, DaemonSession(socket_path, name)), each_bytes)
+            for name in "abc"
+        ]
+        for turn in range(6 * (runs + 1)):
+            ahead = turn // 3 % 2 == 1
+            current, following = models[turn % 3], models[(turn + 1) % 3]
+            with current.resident():
+                if ahead:
+                    following.prefetch()
+            begun_s = time.perf_counter()
+            with following.resident():
+                waits[ahead].append(1e3 * (time.perf_counter() - begun_s))
+        for model in models:
+            model.close()
+    # The first round of each does not count: images are touched, and pages made.
     return {
-        "visible_prefetched_s": statistics.median(waits[True][3:]),
-        "visible_s": statistics.median(waits[False][3:]),
+        "prefetched": statistics.median(waits[True][3:]),
+        "not_prefetched": statistics.median(waits[False][3:]),
     }
 
 
@@ -176,12 +182,10 @@ def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
         "gbps": {name: size_bytes / middle[name] / 1e9 for name in plain},
     }
     found["resident95_bytes_fraction"] = resident95(device, size_bytes, page_bytes)
-    visible = prefetched(device, size_bytes // 2, page_bytes, runs)
-    found["prefetched_visible_fraction"] = visible["visible_prefetched_s"] / visible["visible_s"]
-    found["visible_ms"] = {
-        "prefetched": 1e3 * visible["visible_prefetched_s"],
-        "not_prefetched": 1e3 * visible["visible_s"],
-    }
+    found["visible_ms"] = visible(device, size_bytes // 2, page_bytes, runs)
+    found["prefetched_visible_fraction"] = (
+        found["visible_ms"]["prefetched"] / found["visible_ms"]["not_prefetched"]
+    )
     for how in VERIFIES:
         found[f"verify_{how}"] = {
             "map_ms": 1e3 * middle[f"{how} map"],

@@ -14,19 +14,15 @@ import contextlib
 import ctypes
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from pool_process import daemon
 
-from gpupool.daemon.client import DaemonSession, query_status
-from gpupool.errors import DaemonUnavailableError
+from gpupool.daemon.client import DaemonSession
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
@@ -37,27 +33,6 @@ PAGE_BYTES = 2 * MIB
 BLOCK_BYTES = MIB
 
 Event = dict[str, Any]
-
-
-@contextlib.contextmanager
-def daemon(device: str, budget_bytes: int, folder: Path) -> Iterator[Path]:
-    """A pool of its own process, and the socket it listens on."""
-    path = folder / "daemon.sock"
-    command = [sys.executable, "-m", "gpupool", "daemon", "--socket", str(path)]
-    command += ["--device", device, "--budget-bytes", str(budget_bytes)]
-    process = subprocess.Popen([*command, "--page-bytes", str(PAGE_BYTES)], stdout=sys.stderr)
-    try:
-        while True:
-            with contextlib.suppress(DaemonUnavailableError):
-                query_status(path)
-                break
-            if process.poll() is not None:
-                raise click.ClickException("the pool daemon did not start")
-            time.sleep(0.01)
-        yield path
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Subject:
@@ -145,10 +120,12 @@ def plot(events: list[Event], path: Path) -> None:
     for event in sorted(shown, key=lambda e: -e["dur"]):
         row = rows.index((event["pid"], event.get("tid")))
         left, width = (event["ts"] - start) / 1e3, event["dur"] / 1e3
-        height = 0.85 if " " in event["name"] else 0.55  # spans stand out behind their calls
-        kind = event["name"].split(" ")[0]
-        axes.barh(row, max(width, 0.01), left=left, height=height, color=colours[kind])
-        if width > whole_ms / 8:
+        is_span = " " in event["name"]  # and stands out behind the calls within it
+        colour = colours[event["name"].split(" ")[0]]
+        axes.barh(row, max(width, 0.01), left=left, height=0.7 if is_span else 0.5, color=colour)
+        if is_span and width > whole_ms / 20:
+            axes.text(left, row - 0.36, event["name"], va="bottom", fontsize=6)
+        elif width > whole_ms / 10:
             axes.text(left + width / 2, row, event["name"], ha="center", va="center", fontsize=6)
     labels = [f"{models[pid]}, {threads.get((pid, tid), tid)}" for pid, tid in rows]
     axes.set_yticks(range(len(rows)), labels)
@@ -170,14 +147,14 @@ def main(output: Path, device: str, weights_mib: int, kv_mib: int, plot_path: Pa
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs matplotlib: pip install 'gpupool[bench]'")
     sizes = [size // 2 * 2 * MIB for size in (weights_mib, kv_mib)]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o700)
-        with daemon(device, sum(sizes), folder) as socket_path:
-            first, second = (Subject(socket_path, name, *sizes) for name in "ab")
-            events = swap(first, second, folder)
-            for subject in (first, second):
-                subject.model.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        daemon(device, sum(sizes), PAGE_BYTES) as socket_path,
+    ):
+        first, second = (Subject(socket_path, name, *sizes) for name in "ab")
+        events = swap(first, second, Path(folder))
+        for subject in (first, second):
+            subject.model.close()
     output.write_text(json.dumps({"traceEvents": events}))
     click.echo(
         f"{output}: {len(events)} events, {1e3 * overlap_s(events):.1f} ms of copies at once"
