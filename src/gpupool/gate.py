@@ -204,11 +204,11 @@ class Gate:
             if timeout_s is not None:
                 self._turn.hurry_in(timeout_s / 2)
             arrivals = self._arrivals
-            if self._ahead is not None:
-                self._ahead.stop()
             try:
                 if is_stale is not None and is_stale():
                     return False
+                if self._ahead is not None:
+                    self._ahead.stop()
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
                     gone = self._state in (_State.OUT, _State.CLOSED)

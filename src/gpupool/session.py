@@ -125,6 +125,9 @@ class Session(Protocol):
         But for the ``keeps`` pages that are warm now, when all others have been released.
         """
 
+    def damaged(self, message: str) -> None:
+        """Memory was not what was saved: the model does not come in."""
+
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""
 

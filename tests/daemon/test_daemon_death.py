@@ -24,6 +24,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Extend", 1], "Granted"),
     (["Release", "what was granted last"], None),
     (["Kept", "it cannot leave"], None),
+    (["Damaged", "bytes 0 to 5"], None),
     (["Idle", False], None),
     (["Idle", True], None),
     (["Yielded", [0.1, 0.1, 5]], None),

@@ -110,6 +110,9 @@ def test_damage_that_is_found_early_has_the_name_of_the_model(
             refused.set()
             with pytest.raises(DamagedMemoryError, match=r"^model 'b': bytes 2097152 to 4194304 "):
                 stepping.result()
+    until(lambda: daemon.status().models[1].damaged == 1)
+    refusals = daemon.status().refusals
+    assert any(r.model == "b" and "bytes 2097152 to 4194304" in r.message for r in refusals)
     flipped.value = b"\x00"
     del flipped
     for one in (b, a, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from desk_bench import PAGES, REVOKE_S, Bench
 from gpupool.daemon import client
 from gpupool.daemon import protocol as p
 from gpupool.errors import ProtocolError, RefusedError
+from gpupool.model import Model
 
 
 def held(daemon: Daemon) -> dict[str, tuple[str, int]]:
@@ -41,6 +43,23 @@ def test_a_model_comes_back_to_what_nobody_needed(daemon: Daemon) -> None:
     b.answer()
     assert b.do("values", "kv_cache") == [9]
     assert held(daemon) == {"a": ("out", 2), "b": ("resident", 2)}
+
+
+def test_what_was_put_right_is_counted(daemon: Daemon) -> None:
+    a = Model("a", client.DaemonSession(daemon.socket_path, "a"))
+    b = daemon.model("b", kv_cache=2 * PAGE_BYTES)
+    weights = a.region("weights", 3 * PAGE_BYTES)
+    with a.resident(writes=True):
+        ctypes.memset(weights.address, 3, 3 * PAGE_BYTES)
+    b.do("enter")
+    b.do("leave")
+    assert a.warm_bytes == 2 * PAGE_BYTES
+    ctypes.memset(weights.address + PAGE_BYTES, 4, 1)  # by nobody who may
+    with a.resident():
+        assert ctypes.string_at(weights.address, 3 * PAGE_BYTES) == b"\x03" * 3 * PAGE_BYTES
+    until(lambda: daemon.status().models[0].recopied_bytes == PAGE_BYTES)
+    assert daemon.status().models[0].damaged == 0
+    a.close()
 
 
 def test_warm_pages_are_given_up_before_a_model_is(daemon: Daemon) -> None:
@@ -72,7 +91,7 @@ def test_a_resident_model_grows_into_warm_pages_of_others(daemon: Daemon) -> Non
     warm, grows = bench.worker("warm", 2, 2), bench.worker("grows", 3)
     (granted,) = bench.tell(warm, p.Acquire())
     assert bench.tell(grows, p.Acquire()) == []
-    assert warm.take() == [p.Revoke(REVOKE_S, 1)]
+    assert warm.take() == [p.Revoke(REVOKE_S, 1, lease=1)]
     bench.tell(warm, p.Release(granted.pages[1:], leaving=True), p.Yielded(None, 1))
     assert grows.take()[0].last
     assert bench.tell(grows, p.Extend(2))[0].kind == "pool_full"

@@ -58,7 +58,7 @@ def test_a_revoke_is_obeyed_in_time_or_ends_the_process() -> None:
     bench.tell(other, p.Acquire())
     assert bench.wake_at_s == REVOKE_S
     bench.now_s = REVOKE_S - 0.1
-    assert bench.tell(slow, p.Kept("no")) == [p.Revoke(REVOKE_S)]
+    assert bench.tell(slow, p.Kept("no")) == [p.Revoke(REVOKE_S, lease=1)]
     assert slow.kills == 0
     bench.tell(slow, p.Yielded(SWAP))
     assert isinstance(other.take()[0], p.Granted)
@@ -79,7 +79,7 @@ def test_a_model_that_stays_is_neither_killed_nor_forgotten() -> None:
     bench.tell(full, p.Acquire())
     bench.tell(other, p.Acquire())
     for _ in range(3):
-        assert full.take() == [p.Revoke(REVOKE_S)]
+        assert full.take() == [p.Revoke(REVOKE_S, lease=1)]
         assert bench.tell(full, p.Kept("its store is full", stays=True)) == []
         model = bench.status().models[0]
         assert (model.state, model.stays) == ("resident", "its store is full")

@@ -52,7 +52,7 @@ def test_what_is_mapped_still_comes_back_with_the_yield() -> None:
     bench = Bench()
     a, b, _ = begun(bench)
     bench.now_s = 5.0
-    assert bench.tell(b, p.Cancel(mapped=True)) == [p.Ok(), p.Revoke(REVOKE_S)]
+    assert bench.tell(b, p.Cancel(mapped=True)) == [p.Ok(), p.Revoke(REVOKE_S, lease=1)]
     bench.tell(a, p.Yielded(None))
     assert states(bench) == {"a": ("out", 0), "b": ("leaving", 3)}
     assert bench.wake_at_s == 5.0 + REVOKE_S
@@ -94,7 +94,7 @@ def test_a_rest_that_the_device_refuses_is_told_and_all_comes_back(nth: int) -> 
     bench.faults.disarm()
     refused, revoke = b.take()
     assert (refused.kind, refused.status) == ("driver", OUT_OF_MEMORY)
-    assert revoke == p.Revoke(REVOKE_S)
+    assert revoke == p.Revoke(REVOKE_S, lease=1)
     assert states(bench) == {"a": ("out", 0), "b": ("leaving", 2)}
     assert bench.wake_at_s == 3.0 + REVOKE_S
     bench.tell(b, p.Yielded(None))

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -89,6 +90,7 @@ class DaemonSession:
         self.budget_bytes = welcome.budget_bytes
         self.min_tokens = welcome.min_tokens
         self._asking = threading.Lock()
+        self._acquires = 0
         self._holder: Revocable | None = None
         self._orders: queue.SimpleQueue[p.Order | None] = queue.SimpleQueue()
         self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
@@ -149,6 +151,7 @@ class DaemonSession:
         cannot undo.
         """
         with self._asking:
+            self._acquires += 1
             request = LeaseRequest(self._link, self._table, early)
             return PageGrant(request.pages(timeout_s, ahead=ahead))
 
@@ -194,6 +197,10 @@ class DaemonSession:
         """
         self._link.send(p.Yielded(None if report is None else _figures(report), keeps))
 
+    def damaged(self, message: str) -> None:
+        """Memory was not what was saved: the model does not come in."""
+        self._link.send(p.Damaged(p.one_line(message)))
+
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""
         self._link.send(p.Idle(idle))
@@ -220,13 +227,16 @@ class DaemonSession:
                 self._holder.cool(order.pages)
                 continue
             try:
-                self._holder.give_up(order.deadline_s, keep=order.keep)
+                self._holder.give_up(order.deadline_s, partial(self._is_stale, order), order.keep)
             except Exception as error:
                 # Resident as before. Unless what would be lost with it is why, the daemon keeps its
                 # deadline and ends this process at it.
                 kept = p.Kept(p.one_line(str(error)), isinstance(error, KvStoreFullError))
                 with contextlib.suppress(DaemonUnavailableError):
                     self._link.send(kept)
+
+    def _is_stale(self, revoke: p.Revoke) -> bool:
+        return revoke.lease != self._acquires
 
     def _fetch_ahead(self) -> None:
         while (wish := self._wishes.get()) is not None:
@@ -239,4 +249,4 @@ class DaemonSession:
 
 
 def _figures(report: SwapReport) -> p.SwapFigures:
-    return p.SwapFigures(report.total_s, report.copy_s, report.copied_bytes)
+    return p.SwapFigures(report.total_s, report.copy_s, report.copied_bytes, report.recopied_bytes)

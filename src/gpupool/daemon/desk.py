@@ -11,13 +11,9 @@ from gpupool.daemon.account import Account
 from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
-from gpupool.errors import (
-    DriverError,
-    GpupoolError,
-    ProtocolError,
-    RefusedError,
-)
+from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
 from gpupool.leases import Granted
+from gpupool.schedule.turns import Cool
 
 _GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
 
@@ -107,9 +103,8 @@ class Desk:
         while True:
             outcome = self._arbiter.decide(now_s)
             for revoke in outcome.revoked:
-                self._expect(revoke.key, now_s, p.Revoke(self._revoke_timeout_s, revoke.keep))
-            for cool in outcome.cooled:
-                self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
+                self._revoke(revoke.key, now_s, revoke.keep)
+            self._cool(outcome.cooled, now_s)
             for key, error in outcome.failed:
                 self._refuse(self._workers[key], error)
                 self._expect_back(self._workers[key], key, now_s)
@@ -131,6 +126,14 @@ class Desk:
                 continue
             wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
         return wake_at_s
+
+    def _revoke(self, key: int, now_s: float, keep: int = 0) -> None:
+        lease = self._workers[key].acquires
+        self._expect(key, now_s, p.Revoke(self._revoke_timeout_s, keep, lease))
+
+    def _cool(self, asked: list[Cool], now_s: float) -> None:
+        for cool in asked:
+            self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
 
     def _expect(self, key: int, now_s: float, order: p.Revoke | p.Cool) -> None:
         worker = self._workers[key]
@@ -188,6 +191,7 @@ class Desk:
                 worker.kv_cache_bytes = message.kv_cache_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
+                worker.acquires += 1
                 self._arbiter.request(key, now_s, early=message.early, ahead=message.ahead)
             case p.Hurry():
                 self._arbiter.hurry(key, now_s)
@@ -196,8 +200,7 @@ class Desk:
                     worker.peer.say(p.Ok())
                     self._expect_back(worker, key, now_s)
             case p.Extend():
-                for cool in self._arbiter.make_room(key, message.pages, now_s):
-                    self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
+                self._cool(self._arbiter.make_room(key, message.pages, now_s), now_s)
                 worker.extends_by = message.pages
                 self._extend_those_who_wait()
             case p.Release():
@@ -212,6 +215,9 @@ class Desk:
             case p.Cooled():
                 self._arbiter.cooled(key, now_s)
                 worker.kill_at_s = None
+            case p.Damaged():
+                worker.damaged += 1
+                self._account.note(worker.name, worker.peer.pid, message.message)
             case p.Kept():
                 if worker.kill_at_s is None:
                     return  # this crossed a Yielded
@@ -243,7 +249,7 @@ class Desk:
     def _expect_back(self, worker: Worker, key: int, now_s: float) -> None:
         """What a model began with, and cannot go on with."""
         if self._arbiter.is_leaving(key):
-            self._expect(key, now_s, p.Revoke(self._revoke_timeout_s))
+            self._revoke(key, now_s)
 
     def _extend_those_who_wait(self) -> None:
         """Before all others: they are in their steps, and who gives warm pages waits for nobody."""

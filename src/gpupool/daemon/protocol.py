@@ -37,6 +37,8 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     total_s: Seconds
     copy_s: Seconds
     copied_bytes: Count
+    recopied_bytes: Count = 0
+    """Of it, what did not arrive as it should at first, and did at a second attempt."""
 
 
 # From a client.
@@ -128,6 +130,12 @@ class Cooled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The warm pages that Cool asked for are released, as far as could be."""
 
 
+class Damaged(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Memory was not what was saved, also when it was copied again; the model did not come in."""
+
+    message: str
+
+
 class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """A revoke could not be obeyed; the model is resident as before.
 
@@ -213,6 +221,8 @@ class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
     deadline_s: float
     keep: int = 0
+    lease: int = 0
+    """Of which Acquire of this client, the first being 1: it is stale once there was another."""
 
 
 class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -258,6 +268,7 @@ ClientMessage = (
     | Arrived
     | Yielded
     | Cooled
+    | Damaged
     | Kept
     | Idle
     | StatusQuery

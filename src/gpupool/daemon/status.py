@@ -26,6 +26,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     swap_in_copied_bytes: list[int]
     swap_in_copy_s: list[float]
     lease_wait_s: list[float]
+    recopied_bytes: int = 0
+    """What arrived wrong in swap-ins, and right at a second attempt."""
+    damaged: int = 0
+    """Swap-ins that were refused, for memory was not what was saved."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

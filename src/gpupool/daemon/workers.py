@@ -20,6 +20,7 @@ class Worker:
     kv_cache_bytes: int = 0
     seen_pages: set[int] = field(default_factory=set)
     """Pages whose descriptors it has."""
+    acquires: int = 0
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""
     waited_s: float = 0.0
@@ -29,6 +30,8 @@ class Worker:
     """When it will be killed if it has not given its memory back."""
     swap_ins: int = 0
     swap_outs: int = 0
+    recopied_bytes: int = 0
+    damaged: int = 0
     total_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copy_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -38,6 +41,7 @@ class Worker:
         """Remember one swap-in and how long its lease was waited for."""
         self.arriving = False
         self.swap_ins += 1
+        self.recopied_bytes += swap.recopied_bytes
         self.total_s.append(swap.total_s)
         self.copied_bytes.append(swap.copied_bytes)
         self.copy_s.append(swap.copy_s)
@@ -62,6 +66,8 @@ class Worker:
             kv_cache_bytes=self.kv_cache_bytes,
             swap_ins=self.swap_ins,
             swap_outs=self.swap_outs,
+            recopied_bytes=self.recopied_bytes,
+            damaged=self.damaged,
             swap_in_s=list(self.total_s),
             swap_in_copied_bytes=list(self.copied_bytes),
             swap_in_copy_s=list(self.copy_s),

@@ -92,6 +92,9 @@ class EmbeddedSession:
         """No page of the lease is mapped any more, but for those that it keeps and are warm."""
         self._arbiter.give_back(self.key, report, keeps)
 
+    def damaged(self, message: str) -> None:
+        """Whoever asked for the model hears of it."""
+
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""
         self._arbiter.set_idle(self.key, idle)

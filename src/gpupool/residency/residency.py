@@ -110,6 +110,8 @@ class Residency:
         try:
             return self._bring_in(timeout_s, ahead)
         except DamagedMemoryError as error:
+            with contextlib.suppress(DaemonUnavailableError):
+                self._session.damaged(str(error))
             raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
 
     def _bring_in(self, timeout_s: float, ahead: Ahead | None) -> SwapReport:

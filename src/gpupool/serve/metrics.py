@@ -11,7 +11,7 @@ from gpupool.serve.lifecycle import Phase
 from gpupool.serve.report import EngineReport
 
 if TYPE_CHECKING:
-    from gpupool.daemon.protocol import Status
+    from gpupool.daemon.status import ModelStatus, Status
 
 _SWAP_IN_BUCKETS_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
@@ -33,7 +33,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._seen: dict[str, tuple[int, int]] = {}  # per model: its worker's pid, swap-ins
+        self._seen: dict[str, ModelStatus] = {}
         self._requests = Counter(
             "gpupool_requests",
             "Requests answered, by model and HTTP status; 499 is a client that left",
@@ -53,12 +53,30 @@ class Metrics:
             buckets=_SWAP_IN_BUCKETS_S,
             registry=registry,
         )
+        self._recopied_bytes = Counter(
+            "gpupool_recopied_bytes",
+            "What arrived wrong in swap-ins, and right at a second attempt",
+            ["model"],
+            registry=registry,
+        )
+        self._damaged = Counter(
+            "gpupool_damaged_swap_ins",
+            "Swap-ins refused because memory was not what was saved",
+            ["model"],
+            registry=registry,
+        )
         self._pages = Gauge("gpupool_pages", "Pages by state", ["state"], registry=registry)
         self._page_bytes = Gauge("gpupool_page_bytes", "Size of a page", registry=registry)
         self._host_bytes = Gauge("gpupool_host_bytes", "Host memory handed out", registry=registry)
         self._footprint = Gauge(
             "gpupool_footprint_bytes",
             "What a model needs to be resident",
+            ["model"],
+            registry=registry,
+        )
+        self._held = Gauge(
+            "gpupool_held_bytes",
+            "What a model has of it, also while it is out",
             ["model"],
             registry=registry,
         )
@@ -102,15 +120,24 @@ class Metrics:
         self._page_bytes.set(status.page_bytes)
         self._host_bytes.set(status.host_bytes)
         for model in status.models:
-            pid, seen = self._seen.get(model.name, (model.pid, 0))
+            seen = self._seen.get(model.name)
+            if seen is not None and seen.pid != model.pid:
+                seen = None  # another process, which counts from the start
+            self._seen[model.name] = model
             fresh, samples = new_samples(
-                seen if pid == model.pid else 0, model.swap_ins, model.swap_in_s
+                seen.swap_ins if seen else 0, model.swap_ins, model.swap_in_s
             )
-            self._seen[model.name] = (model.pid, model.swap_ins)
             self._swap_ins.labels(model.name).inc(fresh)
             for sample in samples:
                 self._swap_in_s.labels(model.name).observe(sample)
+            wrong_bytes, _ = new_samples(
+                seen.recopied_bytes if seen else 0, model.recopied_bytes, ()
+            )
+            self._recopied_bytes.labels(model.name).inc(wrong_bytes)
+            damaged, _ = new_samples(seen.damaged if seen else 0, model.damaged, ())
+            self._damaged.labels(model.name).inc(damaged)
             self._footprint.labels(model.name).set(model.footprint_bytes)
+            self._held.labels(model.name).set(model.held_bytes)
 
     def render(self, reports: Iterable[EngineReport]) -> bytes:
         """The text that Prometheus reads."""
