@@ -72,6 +72,7 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   Counts until;
   for (const RegionPtr& region : regions_) until.push_back(region->pages());
   const SwapReport report = arrive(until, pages, clean, stop);
+  ++swap_ins_;
   state_ = State::resident;
   return report;
 }

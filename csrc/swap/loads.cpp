@@ -79,7 +79,7 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until) {
   std::size_t count = 0;
   for (const Load& load : loads) count += pieces_in(load.run, piece_bytes_);
   std::uint64_t* next = sums(count);
-  const std::size_t turn = swap_ins_++;
+  const std::size_t turn = swap_ins_;
   for (std::size_t i = 0; i < loads.size(); ++i) {
     if (verify_ == Verify::sample && (i + turn) % sampled_one_in != 0) continue;
     loads[i].sums = next;

@@ -62,7 +62,8 @@ void ModelMemory::require(State state, const char* what) const {
 
 void ModelMemory::require_cold(const char* what) const {
   require(State::out, what);
-  if (pages_mapped() > 0) throw UsageError(std::string(what) + ": some of its pages are warm");
+  if (pages_mapped() > 0)
+    throw UsageError(std::string(what) + ": some of its pages are warm, swap it out first");
 }
 
 std::size_t ModelMemory::all_pages() const {

@@ -38,13 +38,15 @@ class Arbiter(Holdings):
         lease = self._leases[key]
         if lease.state is not Residency.OUT or lease.pages == 0:
             raise UsageError(f"model {lease.name!r} asked for memory while {lease.state.value}")
-        lease.early, lease.begun, lease.ahead = early, False, ahead
+        lease.early, lease.begun, lease.ahead = early, 0, ahead and not lease.hurried
+        lease.hurried = False
         lease.asked_s = now_s
         self._enter(lease, Residency.WAITING, now_s)
 
     def hurry(self, key: int, now_s: float) -> None:
-        """What a model asked for ahead it waits for from now on."""
+        """What a model asked for ahead, or is about to, it waits for from now on."""
         lease = self._leases[key]
+        lease.hurried = lease.state is Residency.OUT
         if lease.state is Residency.WAITING and lease.ahead:
             lease.ahead = False
             lease.asked_s = lease.since_s = now_s
@@ -75,6 +77,8 @@ class Arbiter(Holdings):
         """
         lease = self._leases[granted.key]
         self._give_up(granted.key, granted.pages)
+        if lease.state is Residency.WAITING:  # it never heard of these
+            lease.begun -= len(granted.pages)
         self._enter(lease, self._without_grant(lease), now_s)
 
     def set_idle(self, key: int, idle: bool, now_s: float) -> None:
@@ -166,7 +170,7 @@ class Arbiter(Holdings):
         return [self._cool(cool) for cool in asked]
 
     def keep_nothing_warm(self, now_s: float) -> list[Cool]:
-        """Ask for all warm pages; no model that leaves may keep any from now on."""
+        """Ask for all warm pages; no model that leaves is to keep any from now on."""
         self._keeps_warm = False
         return [
             self._cool(cool) for cool in warm_pages(self._view(), self._pages.total_pages, now_s)
@@ -185,7 +189,7 @@ class Arbiter(Holdings):
         if decision.begin is not None:
             key, more = decision.begin
             if begun := self._acquire(key, self._leases[key].held + more, outcome, now_s):
-                self._leases[key].begun = True
+                self._leases[key].begun += len(begun.pages)
                 outcome.begun.append(begun)
         for revoke in decision.revoke:
             self._enter(self._leases[revoke.key], Residency.LEAVING, now_s)
@@ -238,6 +242,6 @@ class Arbiter(Holdings):
         lease.state = state
         lease.since_s = now_s
         if state is Residency.OUT:
-            lease.begun = False
+            lease.begun = 0
         if state is not Residency.LEAVING:
             lease.keep = 0

@@ -10,24 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
 
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
-from gpupool.residency import Ahead, Resident
+from gpupool.residency import Ahead, Resident, State
 from gpupool.turn import Turn
 
 _POLL_S = 0.02
-
-
-class _State(Enum):
-    OUT = "out"
-    ARRIVING = "arriving"
-    RESIDENT = "resident"
-    LEAVING = "leaving"
-    TORN = "torn"
-    CLOSED = "closed"
 
 
 class Gate:
@@ -48,7 +38,7 @@ class Gate:
         self._turn = Turn(min_steps, pause_s, clock)
         self._clock = clock
         self._changed = threading.Condition()
-        self._state = _State.OUT
+        self._state = State.OUT
         self._open_by: dict[int, int] = {}  # thread -> open steps, never 0
         self._open = 0
         self._revokes = 0  # threads that wait in give_up
@@ -58,7 +48,7 @@ class Gate:
     @property
     def is_resident(self) -> bool:
         """Whether the memory is in place. True may be outdated at once."""
-        return self._state is _State.RESIDENT
+        return self._state is State.RESIDENT
 
     @property
     def used_s(self) -> float:
@@ -76,14 +66,15 @@ class Gate:
         deadline_s = self._clock() + limit_s
         with self._changed:
             while not self._enter():
-                if self._state is _State.CLOSED:
+                if self._state is State.CLOSED:
                     raise UsageError("a closed model cannot be used")
-                if self._state in (_State.OUT, _State.TORN):
+                if self._state in (State.OUT, State.TORN):
                     self._bring_in(deadline_s - self._clock())
                     # The step that it came for goes first, even if a revoke waits already.
                     self._open_step()
                     return
-                self._hurry()
+                if self._ahead is not None:
+                    self._ahead.hurry()
                 if not self._changed.wait(max(0.0, deadline_s - self._clock())):
                     state = self._state.value
                     raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {state}")
@@ -94,9 +85,9 @@ class Gate:
         False unless it was out. Raises what ``open_step`` does, or SwapCancelledError.
         """
         with self._changed:
-            if self._state is _State.CLOSED:
+            if self._state is State.CLOSED:
                 raise UsageError("a closed model cannot be used")
-            if self._state is not _State.OUT:
+            if self._state is not State.OUT:
                 return False
             limit_s = self._lease_timeout_s if timeout_s is None else timeout_s
             self._bring_in(limit_s, Ahead(share, self._resident.hurry))
@@ -130,13 +121,17 @@ class Gate:
     def out(self) -> Iterator[bool]:
         """Let nobody in for the length of a ``with`` block, which must be short.
 
-        Waits while the model comes, which hurries then, or leaves; says whether it is out.
+        Waits while the model comes, unless that is ahead of use, or leaves; says whether it is out.
         """
         with self._changed:
-            while self._state in (_State.ARRIVING, _State.LEAVING):
-                self._hurry()
+            while self._state in (State.ARRIVING, State.LEAVING):
+                if self._ahead is not None:
+                    self._ahead.stop()
                 self._changed.wait()
-            yield self._state is _State.OUT
+            try:
+                yield self._state is State.OUT
+            finally:
+                self._see_whether_torn()
 
     @contextmanager
     def steady(self) -> Iterator[bool]:
@@ -146,9 +141,9 @@ class Gate:
         waits for it. Raises UsageError for a torn or a closed model.
         """
         with self.out() as out:
-            if self._state is _State.CLOSED:
+            if self._state is State.CLOSED:
                 raise UsageError("a closed model cannot be used")
-            if self._state is _State.TORN:
+            if self._state is State.TORN:
                 raise UsageError("a model torn by a failure must be swapped out first")
             if out:
                 yield False
@@ -183,18 +178,22 @@ class Gate:
         up raises; the model is resident then, or torn.
         """
         leave = partial(self._resident.give_up, keep)
-        return self._give_up(timeout_s, is_stale, leave, _State.OUT)
+        return self._give_up(timeout_s, is_stale, leave, State.OUT)
 
     def cool(self, pages: int) -> None:
         """Give so many warm pages back, or what there is of them."""
-        self._resident.cool(pages)
+        try:
+            self._resident.cool(pages)
+        finally:
+            with self._changed:
+                self._see_whether_torn()
 
     def _give_up(
         self,
         timeout_s: float | None,
         is_stale: Callable[[], bool] | None,
         leave: Callable[[], SwapReport],
-        then: _State,
+        then: State,
     ) -> bool:
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
@@ -211,13 +210,13 @@ class Gate:
                     self._ahead.stop()
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
-                    gone = self._state in (_State.OUT, _State.CLOSED)
+                    gone = self._state in (State.OUT, State.CLOSED)
                     if gone or self._arrivals != arrivals:
                         return False
                     if is_stale is not None and is_stale():
                         return False
                     self._wait_until(deadline_s, polls=is_stale is not None)
-                self._state = _State.LEAVING
+                self._state = State.LEAVING
             finally:
                 self._revokes -= 1
                 if self._revokes == 0:
@@ -229,7 +228,7 @@ class Gate:
             after = then
         finally:
             with self._changed:
-                self._state = after or self._after_error(_State.RESIDENT)
+                self._state = after or self._after_error(State.RESIDENT)
                 self._changed.notify_all()
         return True
 
@@ -238,23 +237,23 @@ class Gate:
 
         Raises what ``give_up`` does; the gate is open then.
         """
-        while not self._give_up(None, None, self._resident.leave_for_good, _State.CLOSED):
+        while not self._give_up(None, None, self._resident.leave_for_good, State.CLOSED):
             with self._changed:
-                if self._state in (_State.OUT, _State.CLOSED):
-                    closes, self._state = self._state is _State.OUT, _State.CLOSED
+                if self._state in (State.OUT, State.CLOSED):
+                    closes, self._state = self._state is State.OUT, State.CLOSED
                     self._changed.notify_all()
                     return closes
         return True
 
-    def _hurry(self) -> None:
-        if self._ahead is not None:
-            self._ahead.hurry()
+    def _see_whether_torn(self) -> None:
+        if self._state in (State.OUT, State.TORN):
+            self._state = State.TORN if self._resident.torn else State.OUT
 
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for
         # ever. But a step that is open already must be able to finish, and what its thread needs
         # for that may be another step.
-        if self._state is not _State.RESIDENT:
+        if self._state is not State.RESIDENT:
             return False
         holds = threading.get_ident() in self._open_by
         if self._revokes > 0 and not holds and self._turn.is_over(in_step=self._open > 0):
@@ -268,14 +267,14 @@ class Gate:
         self._open_by[thread] = self._open_by.get(thread, 0) + 1
 
     def _may_leave(self) -> bool:
-        over = self._state is _State.RESIDENT and self._open == 0 and self._turn.is_over()
-        return over or self._state is _State.TORN
+        over = self._state is State.RESIDENT and self._open == 0 and self._turn.is_over()
+        return over or self._state is State.TORN
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
         limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
-        if self._state is _State.RESIDENT and self._open == 0:
+        if self._state is State.RESIDENT and self._open == 0:
             limits_s += self._turn.changes_in_s()
-        if self._state is _State.ARRIVING and polls:
+        if self._state is State.ARRIVING and polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
         if deadline_s is not None and self._clock() >= deadline_s:
@@ -283,18 +282,18 @@ class Gate:
 
     def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         """Called with the lock held, which is let go meanwhile."""
-        self._state, self._ahead = _State.ARRIVING, ahead
+        self._state, self._ahead = State.ARRIVING, ahead
         self._arrivals += 1
         self._changed.release()
         after = None
         try:
             self._resident.bring_in(max(0.0, timeout_s), ahead)
-            after = _State.RESIDENT
+            after = State.RESIDENT
         finally:
             self._changed.acquire()
-            self._state, self._ahead = after or self._after_error(_State.OUT), None
+            self._state, self._ahead = after or self._after_error(State.OUT), None
             self._turn.begin()
             self._changed.notify_all()
 
-    def _after_error(self, before: _State) -> _State:
-        return _State.TORN if self._resident.torn else before
+    def _after_error(self, before: State) -> State:
+        return State.TORN if self._resident.torn else before

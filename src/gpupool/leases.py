@@ -18,8 +18,10 @@ class Lease:
     """What it needs to be resident."""
     early: bool = False
     """As it waits it can use what can be warm as it comes; else it needs all at once."""
-    begun: bool = False
-    """It waits, and was granted some."""
+    begun: int = 0
+    """How many pages it was granted while it waits."""
+    hurried: bool = False
+    """What it will ask for ahead it waits for already."""
     ahead: bool = False
     """It waits for nothing yet: it wants its memory for later."""
     warmable: int = 0

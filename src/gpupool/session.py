@@ -47,6 +47,9 @@ class Early(Protocol):
         """Let go of all, and of warm ones; False if the driver does not let them be unmapped."""
 
 
+Wanted = Callable[[], bool]
+
+
 class PageGrant(NamedTuple):
     """Pages to be mapped in this order; the first ``clean`` of them read as zeros."""
 
@@ -86,14 +89,14 @@ class Session(Protocol):
         """
 
     def acquire(
-        self, timeout_s: float, early: Early | None = None, *, ahead: bool = False
+        self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
     ) -> PageGrant:
         """Wait for the lease: the pages that are neither warm nor used by ``early`` meanwhile.
 
-        ``ahead`` of use it comes after all others, and from idle models alone. Raises
-        LeaseTimeoutError, DaemonUnavailableError, what ``early.use`` does, or DriverError when the
-        device cannot provide the pages; nothing is held then but warm pages, or what ``early``
-        cannot undo.
+        ``ahead`` of use it comes after all others, from idle models alone, and for as long as that
+        says that it is wanted. Raises LeaseTimeoutError, SwapCancelledError for what is not wanted,
+        DaemonUnavailableError, what ``early.use`` does, or DriverError when the device cannot
+        provide the pages; nothing is held then but warm pages, or what ``early`` cannot undo.
         """
 
     def hurry(self) -> None:

@@ -1,43 +1,20 @@
-"""Models that keep some of their pages while they are out, or come before they are used."""
+"""Models that keep some of their pages while they are out."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from gate_bench import thread_running, wait_until
 from pool_bench import PAGE_BYTES, memory_of, pool_of
+from warm_bench import come, loaded
 
-from gpupool import Model, Pool
+from gpupool._core import FaultPlan
 from gpupool.errors import (
     DamagedMemoryError,
+    DriverError,
     LeaseTimeoutError,
-    SwapCancelledError,
-    UsageError,
 )
-
-NEVER = 1e-9  # a share of the link at which the second batch would come in a year
-LARGE = 40  # pages, of more than two batches
-
-
-def loaded(pool: Pool, name: str, pages: int) -> Model:
-    model = pool.model(name)
-    region = model.region("weights", pages * PAGE_BYTES)
-    with memoryview(region.image()) as image:  # type: ignore[arg-type]
-        image.cast("B")[:: PAGE_BYTES // 2] = bytes([ord(name)]) * (2 * pages)
-    region.adopt_image()
-    return model
-
-
-def come(*models: Model) -> None:
-    for model in models:
-        with model.resident():
-            assert set(memory_of(model.regions("weights")[0])[:: PAGE_BYTES // 2]) == {
-                ord(model.name)
-            }
 
 
 def test_what_nobody_needs_stays_and_is_not_copied_again() -> None:
@@ -112,107 +89,64 @@ def test_nothing_stays_where_there_are_slabs() -> None:
     pool.close()
 
 
-def test_what_was_fetched_ahead_is_not_waited_for() -> None:
-    pool = pool_of(2 * LARGE)
-    models = [loaded(pool, name, LARGE) for name in "abc"]
-    come(*models)
-    a, _, c = models
-    with c.resident():
-        assert a.prefetch(share=0.5)
-        assert not a.prefetch()
-    swap_ins = a.swap_ins
+def test_warm_pages_that_the_driver_does_not_let_go_are_not_lost() -> None:
+    torn = 0
+    for nth in range(1, 12):
+        plan = FaultPlan()
+        pool = pool_of(4, plan)
+        a, b, c = (pool.model(name) for name in "abc")
+        for model, pages in ((a, 2), (a, 1), (a, 1), (b, 1), (c, 4)):
+            model.region("runtime", pages * PAGE_BYTES)
+        for model in (a, b):
+            with model.resident():
+                pass
+        b.swap_out()
+        assert a.warm_bytes > 0
+        plan.arm(nth, 999, persistent=True)
+        with contextlib.suppress(LeaseTimeoutError, DriverError), c.resident(0.02):
+            pass
+        plan.disarm()
+        torn += a._residency.torn
+        with c.resident(20.0):
+            pass
+        for model in (a, b, c):
+            model.close()
+        assert pool.free_bytes == 4 * PAGE_BYTES
+        assert pool.model("a").close() is None
+        pool.close()
+    assert torn
+
+
+def test_an_interrupt_as_pages_go_back_does_not_let_a_step_begin_without_them() -> None:
+    pool = pool_of(4)
+    a, b = loaded(pool, "a", 4), loaded(pool, "b", 2)
     come(a)
-    assert a.swap_ins == swap_ins
-    pool.close()
+    session = a._session
+    release = session.release
 
+    def interrupted(*_: object, **__: object) -> None:
+        session.release = release  # type: ignore[method-assign]
+        raise KeyboardInterrupt
 
-def test_a_step_hurries_what_is_fetched_ahead() -> None:
-    pool = pool_of(LARGE)
-    a = loaded(pool, "a", LARGE)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
-        come(a)
-        assert fetching.result()
-    assert a.swap_ins == 1
-    pool.close()
-
-
-def test_a_revoke_ends_what_is_fetched_ahead() -> None:
-    pool = pool_of(LARGE)
-    a, b = loaded(pool, "a", LARGE), loaded(pool, "b", 2)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
+    session.release = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
         come(b)
-        with pytest.raises(SwapCancelledError):
-            fetching.result()
-    assert a.warm_bytes == 0
-    come(a, b)
+    come(a, b, a)
     pool.close()
+    assert pool.free_bytes == 4 * PAGE_BYTES
 
 
-def test_nobody_who_works_makes_room_for_what_is_fetched_ahead() -> None:
-    pool = pool_of(3)
-    a, b = loaded(pool, "a", 2), loaded(pool, "b", 2)
-    a.gate.set_idle(False)
+def test_what_a_model_keeps_as_slabs_come_goes_too() -> None:
+    pool = pool_of(4)
+    a, b = loaded(pool, "a", 4), loaded(pool, "b", 1)
     come(a)
-    with pytest.raises(LeaseTimeoutError):
-        b.prefetch(timeout_s=0.01)
-    assert a.gate.is_resident
-    come(b)  # who waits has its turn
-    with thread_running(lambda: a.prefetch(timeout_s=20.0)) as results:
-        wait_until(lambda: a.gate.is_resident)
-    assert results == [True]
+    with a.resident(), thread_running(lambda: come(b)):
+        wait_until(lambda: pool._arbiter._arbiter.is_leaving(a._session.key))  # type: ignore[attr-defined]
+        slabs = pool.slabs([4096])
+        a.gate.close_step(counts=False)
+        wait_until(lambda: b.swap_ins == 1)
+        a.gate.open_step()
+    assert slabs.statistics().slabs == 0
+    come(b)
+    assert a.warm_bytes == 0
     pool.close()
-
-
-def test_a_model_closes_while_it_is_fetched_ahead() -> None:
-    pool = pool_of(LARGE)
-    a = loaded(pool, "a", LARGE)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
-        a.close()  # once it is there, for which it hurries
-        assert fetching.result()
-    with pytest.raises(UsageError, match="closed"):
-        a.prefetch()
-    assert pool.free_bytes == LARGE * PAGE_BYTES
-    pool.close()
-
-
-@pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    pool = pool_of()
-    with pytest.raises(UsageError, match="share"):
-        loaded(pool, "a", 1).prefetch(share)
-    pool.close()
-
-
-def test_models_that_fetch_and_use_each_other_out_all_have_what_is_theirs(tmp_path: Path) -> None:
-    pool = pool_of(8)
-    models = [loaded(pool, name, pages) for name, pages in zip("abcd", (2, 3, 4, 5), strict=True)]
-    errors: list[BaseException] = []
-
-    def live(model: Model) -> None:
-        try:
-            for turn in range(30):
-                if turn % 3 == 0:
-                    with contextlib.suppress(LeaseTimeoutError, SwapCancelledError):
-                        model.prefetch(timeout_s=0.001 * (turn % 5))
-                come(model)
-                if turn % 7 == 6:
-                    model.swap_out()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=live, args=(model,)) for model in models for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    with pool.trace(tmp_path / "trace.json"):
-        come(*models)
-    pool.close()
-    assert pool.free_bytes == 8 * PAGE_BYTES

@@ -209,8 +209,8 @@ class Puppet:
         """The next swap-in, its pages granted, says so and goes on: its copying is cut short."""
         acquire = self._session.acquire
 
-        def acquire_and_say(timeout_s: float, early: Any, *, ahead: bool) -> Any:
-            pages = acquire(timeout_s, early, ahead=ahead)
+        def acquire_and_say(timeout_s: float, early: Any, ahead: Any) -> Any:
+            pages = acquire(timeout_s, early, ahead)
             say({"stopped": True})
             return pages
 

@@ -131,9 +131,9 @@ def test_who_waits_no_longer_lets_go_of_what_it_began_with(
         save_later(a, patched, lambda: b_gave_up.wait(30))
         acquire = b.model._session.acquire
 
-        def impatient(timeout_s: float, early: client.Early, *, ahead: bool) -> object:
+        def impatient(timeout_s: float, early: client.Early, ahead: client.Wanted) -> object:
             with ThreadPoolExecutor(1) as thread:
-                waiting = thread.submit(acquire, 2.0, early, ahead=ahead)
+                waiting = thread.submit(acquire, 2.0, early, ahead)
                 until(lambda: b.begun)
                 return waiting.result()
 
@@ -201,7 +201,7 @@ def test_a_grant_of_another_length_is_refused_before_a_page_is_mapped(
         patched.setattr(
             a.model._session,
             "acquire",
-            lambda *asked, ahead: PageGrant(acquire(*asked, ahead=ahead).pages[1:]),
+            lambda *asked: PageGrant(acquire(*asked).pages[1:]),
         )
         with pytest.raises(UsageError, match="3 pages were granted and 4 asked"):
             a.step()

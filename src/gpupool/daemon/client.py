@@ -20,13 +20,12 @@ from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.daemon.page_table import PageTable
 from gpupool.errors import (
     DaemonUnavailableError,
-    GpupoolError,
     KvStoreFullError,
     ProtocolError,
     UsageError,
 )
 from gpupool.pool import open_driver
-from gpupool.session import Early, PageGrant, Revocable
+from gpupool.session import Early, PageGrant, Revocable, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -141,19 +140,13 @@ class DaemonSession:
             self._link.request(p.Declare(pages, weights_bytes, kv_cache_bytes, warmable), p.Ok)
 
     def acquire(
-        self, timeout_s: float, early: Early | None = None, *, ahead: bool = False
+        self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
     ) -> PageGrant:
-        """Wait for the lease: the pages that are neither warm nor used by ``early`` meanwhile.
-
-        ``ahead`` of use it comes after all others, and from idle models alone. Raises
-        LeaseTimeoutError, DaemonUnavailableError, what ``early.use`` does, or DriverError when the
-        device cannot provide the pages; nothing is held then but warm pages, or what ``early``
-        cannot undo.
-        """
+        """Wait for the lease, as ``Session.acquire``."""
         with self._asking:
             self._acquires += 1
-            request = LeaseRequest(self._link, self._table, early)
-            return PageGrant(request.pages(timeout_s, ahead=ahead))
+            request = LeaseRequest(self._link, self._table, early, ahead)
+            return PageGrant(request.pages(timeout_s))
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
@@ -223,10 +216,10 @@ class DaemonSession:
         while (order := self._orders.get()) is not None:
             if self._holder is None:
                 continue
-            if isinstance(order, p.Cool):
-                self._holder.cool(order.pages)
-                continue
             try:
+                if isinstance(order, p.Cool):
+                    self._holder.cool(order.pages)
+                    continue
                 self._holder.give_up(order.deadline_s, partial(self._is_stale, order), order.keep)
             except Exception as error:
                 # Resident as before. Unless what would be lost with it is why, the daemon keeps its
@@ -244,7 +237,7 @@ class DaemonSession:
                 continue
             try:
                 self._holder.fetch_ahead(wish.share)
-            except GpupoolError as error:
+            except Exception as error:  # of a keeper's too: there may be another wish
                 log.info("not fetched ahead: %s", error)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
+from gpupool.daemon.hand_out import export, send_pages
 from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
@@ -15,7 +14,7 @@ from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedErro
 from gpupool.leases import Granted
 from gpupool.schedule.turns import Cool
 
-_GRANT_PAGES_MAX = p.FDS_MAX  # pages in one Granted, so that their descriptors fit beside it
+_EXTEND_S = 20.0  # a client waits for an answer for three times as long
 
 
 class Desk:
@@ -99,8 +98,8 @@ class Desk:
 
     def settle(self, now_s: float) -> float | None:
         """Send what the arbiter decides; when to call again at the latest."""
-        self._extend_those_who_wait()
-        while True:
+        wake_at_s = self._extend_those_who_wait(now_s)
+        while wake_at_s is None:
             outcome = self._arbiter.decide(now_s)
             for revoke in outcome.revoked:
                 self._revoke(revoke.key, now_s, revoke.keep)
@@ -111,9 +110,9 @@ class Desk:
             granted = [self._grant(grant, now_s) for grant in outcome.granted]
             granted += [self._grant(begun, now_s, last=False) for begun in outcome.begun]
             if all(granted) and not outcome.failed:
+                wake_at_s = outcome.wake_at_s
                 break
             # What did not go out is free for the next in line.
-        wake_at_s = outcome.wake_at_s
         for worker in self._workers.values():
             if worker.kill_at_s is None:
                 continue
@@ -202,7 +201,8 @@ class Desk:
             case p.Extend():
                 self._cool(self._arbiter.make_room(key, message.pages, now_s), now_s)
                 worker.extends_by = message.pages
-                self._extend_those_who_wait()
+                worker.extends_until_s = now_s + _EXTEND_S
+                self._extend_those_who_wait(now_s)
             case p.Release():
                 self._arbiter.shrink(key, message.pages, leaving=message.leaving)
             case p.Arrived():
@@ -235,7 +235,7 @@ class Desk:
         """Send pages of a lease; False if they cannot be exported, which undoes the grant."""
         worker = self._workers[granted.key]
         try:
-            exported = self._export(worker, granted.pages)
+            exported = export(self._pages, worker, granted.pages)
         except DriverError as error:
             self._arbiter.undo(granted, now_s)
             self._refuse(worker, error)
@@ -243,7 +243,7 @@ class Desk:
             return False
         worker.waited_s = granted.waited_s
         worker.arriving = last
-        self._send_pages(worker, granted.pages, exported, last=last)
+        send_pages(worker, granted.pages, exported, last=last)
         return True
 
     def _expect_back(self, worker: Worker, key: int, now_s: float) -> None:
@@ -251,50 +251,34 @@ class Desk:
         if self._arbiter.is_leaving(key):
             self._revoke(key, now_s)
 
-    def _extend_those_who_wait(self) -> None:
-        """Before all others: they are in their steps, and who gives warm pages waits for nobody."""
+    def _extend_those_who_wait(self, now_s: float) -> float | None:
+        """Before all others: they are in their steps, and who gives warm pages waits for nobody.
+
+        Until when nobody else gets what comes free, or None.
+        """
+        until_s: list[float] = []
         for key, worker in self._workers.items():
             if (count := worker.extends_by) is None:
                 continue
-            if count > self._pages.free_pages and self._arbiter.gives_warm_pages():
-                continue  # some of those may be for it
+            waits = count > self._pages.free_pages and self._arbiter.gives_warm_pages()
+            if waits and now_s < worker.extends_until_s:
+                until_s.append(worker.extends_until_s)
+                continue
             worker.extends_by = None
             try:
                 self._extend(worker, key, count)
             except GpupoolError as error:
                 self._refuse(worker, error)
+        return min(until_s, default=None)
 
     def _extend(self, worker: Worker, key: int, count: int) -> None:
         pages = self._arbiter.extend(key, count)
         try:
-            exported = self._export(worker, pages)
+            exported = export(self._pages, worker, pages)
         except DriverError:
             self._arbiter.shrink(key, pages)
             raise
-        self._send_pages(worker, pages, exported, last=True)
-
-    def _export(self, worker: Worker, pages: list[int]) -> dict[int, int]:
-        """Descriptors of the pages that the worker has not seen. Raises DriverError."""
-        exported: dict[int, int] = {}
-        try:
-            for page in pages:
-                if page not in worker.seen_pages:
-                    exported[page] = self._pages.page(page).export_fd()
-        except DriverError:
-            for fd in exported.values():
-                os.close(fd)
-            raise
-        return exported
-
-    def _send_pages(
-        self, worker: Worker, granted: list[int], exported: dict[int, int], *, last: bool
-    ) -> None:
-        for start in range(0, len(granted), _GRANT_PAGES_MAX):
-            pages = granted[start : start + _GRANT_PAGES_MAX]
-            new = [page for page in pages if page in exported]
-            ends = last and start + len(pages) == len(granted)
-            worker.peer.say(p.Granted(pages, new, ends), [exported[page] for page in new])
-        worker.seen_pages.update(exported)
+        send_pages(worker, pages, exported, last=True)
 
     def _refuse(self, worker: Worker, error: GpupoolError) -> None:
         worker.peer.say(self._account.refuse(worker.name, worker.peer.pid, error))

@@ -9,8 +9,15 @@ from gpupool._core import Page
 from gpupool.daemon import protocol as p
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link
 from gpupool.daemon.page_table import PageTable
-from gpupool.errors import DaemonUnavailableError, GpupoolError, LeaseTimeoutError
-from gpupool.session import Early
+from gpupool.errors import (
+    DaemonUnavailableError,
+    GpupoolError,
+    LeaseTimeoutError,
+    SwapCancelledError,
+)
+from gpupool.session import Early, Wanted
+
+_POLL_S = 0.02
 
 
 class Answer(Enum):
@@ -46,17 +53,21 @@ def collect(
 class LeaseRequest:
     """Asks once, and either gets the pages or has taken the question back."""
 
-    def __init__(self, link: Link, table: PageTable, early: Early | None) -> None:
+    def __init__(
+        self, link: Link, table: PageTable, early: Early | None, ahead: Wanted | None
+    ) -> None:
         """To be asked with ``pages``."""
         self._link = link
         self._table = table
         self._early = early
+        self._ahead = ahead
         self._numbers: list[int] = []
         self._used = 0
 
-    def pages(self, timeout_s: float, *, ahead: bool) -> list[Page]:
+    def pages(self, timeout_s: float) -> list[Page]:
         """Those granted and not used early. Raises as ``Session.acquire``."""
         deadline_s = time.monotonic() + timeout_s
+        ahead = self._ahead is not None
         self._link.send(p.Acquire(self._early is not None and not ahead, ahead))
         while (answer := self._await(deadline_s)) is Answer.SOME:
             try:
@@ -66,6 +77,8 @@ class LeaseRequest:
                 raise
         if answer is Answer.NONE:
             answer = self._withdraw()
+        if answer is Answer.CANCELLED and self._is_unwanted():
+            raise SwapCancelledError("what was to come ahead is not wanted any more")
         if answer is Answer.CANCELLED:
             raise LeaseTimeoutError(
                 f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
@@ -80,13 +93,22 @@ class LeaseRequest:
         assert self._early is not None
         self._used += self._early.use(self._table.pages(self._numbers[self._used :]))
 
+    def _is_unwanted(self) -> bool:
+        return self._ahead is not None and not self._ahead()
+
     def _undo(self) -> bool:
         return self._early is None or self._early.undo()
 
     def _await(self, deadline_s: float) -> Answer:
         """As ``_answer``; an interrupt, as by Ctrl-C, takes the Acquire back."""
         try:
-            return self._answer(deadline_s, some=self._early is not None)
+            while True:
+                # Nobody tells that it is not wanted any more.
+                limit_s = deadline_s if self._ahead is None else time.monotonic() + _POLL_S
+                answer = self._answer(min(limit_s, deadline_s), some=self._early is not None)
+                over = time.monotonic() >= deadline_s or self._is_unwanted()
+                if answer is not Answer.NONE or over:
+                    return answer
         except GpupoolError:
             raise
         except BaseException:
@@ -130,5 +152,11 @@ class LeaseRequest:
 
     def _end(self, answer: Answer) -> None:
         """Give back what was granted, unless it is mapped still."""
-        if answer is Answer.GRANTED and self._undo():
-            self._link.send(p.Yielded(None))
+        try:
+            if answer is Answer.GRANTED and self._undo():
+                self._link.send(p.Yielded(None))
+        except GpupoolError:
+            raise
+        except BaseException:  # interrupted: the daemon waits for what nobody would say
+            self._link.hang_up("giving pages back was interrupted")
+            raise

@@ -26,6 +26,8 @@ class Worker:
     waited_s: float = 0.0
     extends_by: int | None = None
     """Pages that it asked for inside its lease, for which others give up warm ones."""
+    extends_until_s: float = 0.0
+    """When it is refused them, if they have not come."""
     kill_at_s: float | None = None
     """When it will be killed if it has not given its memory back."""
     swap_ins: int = 0

@@ -7,17 +7,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.embedded.orders import Order, Orders
 from gpupool.embedded.session import EmbeddedSession
-from gpupool.errors import DriverError, KvStoreFullError, LeaseTimeoutError, UsageError
+from gpupool.embedded.swap_counts import SwapCounts
+from gpupool.errors import (
+    DriverError,
+    LeaseTimeoutError,
+    SwapCancelledError,
+)
 from gpupool.leases import Granted
-from gpupool.schedule.turns import Cool, Revoke
 from gpupool.scrubbing import Scrubbing
-from gpupool.session import PageGrant, Revocable
-from gpupool.statistics import ModelStatistics, SwapCount
+from gpupool.session import PageGrant, Revocable, Wanted
+from gpupool.statistics import ModelStatistics
 
 _POLL_S = 0.02  # while there are slabs, or pages withheld
 
@@ -38,8 +42,9 @@ class EmbeddedArbiter:
         self._holders: dict[int, Revocable] = {}
         self._granted: dict[int, Granted] = {}
         self._failed: dict[int, Exception] = {}
-        self._orders: list[Revoke | Cool] = []
-        self._swaps: dict[int, tuple[SwapCount, SwapCount]] = {}  # in and out
+        self._orders = Orders(self._arbiter, self._changed, self._holders)
+        self._swaps = SwapCounts()
+        self._extending = 0  # threads that are to have what comes free before all others
         self.has_slabs = False
 
     def watch_slabs(self) -> None:
@@ -48,9 +53,7 @@ class EmbeddedArbiter:
         Nor do they ask for warm pages, so none are kept any more.
         """
         self.has_slabs = True
-        with self._changed:
-            cools = self._arbiter.keep_nothing_warm(time.monotonic())
-        self._obey(list(cools), math.inf)
+        self._orders.cool_all()
         if self._scrubbing is not None:
             self._scrubbing.watch_slabs()
 
@@ -63,23 +66,13 @@ class EmbeddedArbiter:
         """Join as ``name``; ``on_close`` hears of the end. Raises UsageError if it is taken."""
         with self._changed:
             key = self._arbiter.add(name, time.monotonic())
-            self._swaps[key] = SwapCount(), SwapCount()
+            self._swaps.add(key)
             return EmbeddedSession(self, key, on_close)
 
     def statistics(self) -> tuple[ModelStatistics, ...]:
         """The models in the order they joined."""
-        page_bytes = self.pages.page_bytes
         with self._changed:
-            return tuple(
-                ModelStatistics(
-                    name=lease.name,
-                    held_bytes=len(self.pages.owned(lease.key)) * page_bytes,
-                    needed_bytes=lease.pages * page_bytes,
-                    swap_ins=self._swaps[lease.key][0].statistics(),
-                    swap_outs=self._swaps[lease.key][1].statistics(),
-                )
-                for lease in self._arbiter.leases()
-            )
+            return self._swaps.statistics(self._arbiter, self.pages)
 
     def bind(self, key: int, holder: Revocable) -> None:
         """Whom to tell when the lease is revoked."""
@@ -91,20 +84,20 @@ class EmbeddedArbiter:
         with self._changed:
             self._arbiter.declare(key, pages, detail, warmable)
 
-    def acquire(self, key: int, timeout_s: float, *, ahead: bool) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is granted then."""
+    def acquire(self, key: int, timeout_s: float, wanted: Wanted | None) -> PageGrant:
+        """Wait for the lease, as ``Session.acquire``; nothing is granted after an error."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            self._arbiter.request(key, time.monotonic(), ahead=ahead)
+            self._arbiter.request(key, time.monotonic(), ahead=wanted is not None)
         try:
             while True:
                 self._settle()
                 with self._changed:
-                    granted, orders = self._look(key, timeout_s, deadline_s)
+                    granted, orders = self._look(key, timeout_s, deadline_s, wanted)
                 if granted is not None:
                     break
                 # Outside the lock, since giving up may wait for a step of that model to close.
-                self._obey(orders, deadline_s)
+                self._orders.obey(orders, deadline_s)
         except BaseException:
             with self._changed:
                 self._withdraw(key)
@@ -140,8 +133,8 @@ class EmbeddedArbiter:
         return PageGrant([self.pages.page(page) for page in clean + dirty], len(clean))
 
     def _look(
-        self, key: int, timeout_s: float, deadline_s: float
-    ) -> tuple[Granted | None, list[Revoke | Cool]]:
+        self, key: int, timeout_s: float, deadline_s: float, wanted: Wanted | None
+    ) -> tuple[Granted | None, list[Order]]:
         """What is granted to ``key``, or orders to see to; waits once if there are neither."""
         wake_at_s = self._decide()
         if key in self._failed:
@@ -149,13 +142,15 @@ class EmbeddedArbiter:
         if key in self._granted:
             return self._granted.pop(key), []
         # Whoever waits sees to all orders: the decision may have been another thread's.
-        orders, self._orders = self._orders, []
+        orders = self._orders.take()
         if not orders:
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 raise LeaseTimeoutError(f"no memory within {timeout_s:g} s: {self._obstacle()}")
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-            if self.has_slabs or self._withheld_pages() > 0:
+            if wanted is not None and not wanted():
+                raise SwapCancelledError("what was to come ahead is not wanted any more")
+            if self.has_slabs or self._withheld_pages() > 0 or wanted is not None:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, orders
@@ -186,41 +181,6 @@ class EmbeddedArbiter:
             return "another model is in use, or blocks of slabs are"
         return "another model is in use"
 
-    def _obey(self, orders: list[Revoke | Cool], deadline_s: float) -> None:
-        for index, order in enumerate(orders):
-            holder = self._holders.get(order.key)
-            if holder is None:
-                continue  # closed meanwhile: its pages are back
-            try:
-                if isinstance(order, Cool):
-                    holder.cool(order.pages)
-                else:
-                    limit_s = max(0.0, deadline_s - time.monotonic())
-                    holder.give_up(limit_s, partial(self._is_stale, order.key), order.keep)
-            except KvStoreFullError as error:
-                with self._changed:
-                    if order.key in self._holders:
-                        self._arbiter.keep(order.key, time.monotonic(), stays=str(error))
-            except BaseException:
-                self._leave_undone(orders[index:])
-                raise
-
-    def _leave_undone(self, orders: list[Revoke | Cool]) -> None:
-        with self._changed:
-            for order in orders:
-                if order.key not in self._holders:
-                    continue
-                if isinstance(order, Cool):
-                    with contextlib.suppress(UsageError):  # it was interrupted as it had answered
-                        self._arbiter.cooled(order.key, time.monotonic())
-                else:
-                    self._arbiter.keep(order.key, time.monotonic())
-
-    def _is_stale(self, key: int) -> bool:
-        """Whether a model that was to leave has left, and may have asked to come back since."""
-        with self._changed:
-            return key not in self._holders or not self._arbiter.is_leaving(key)
-
     def _withdraw(self, key: int) -> None:
         """Take a request back, also if another thread's decision has answered it already."""
         self._failed.pop(key, None)
@@ -229,13 +189,15 @@ class EmbeddedArbiter:
             self._arbiter.undo(self._granted.pop(key), time.monotonic())
 
     def _decide(self) -> float | None:
+        if self._extending:
+            return None
         for key, holder in self._holders.items():
             self._arbiter.used(key, holder.used_s)
         outcome = self._arbiter.decide(time.monotonic())
         for granted in outcome.granted:
             self._granted[granted.key] = granted
         self._failed.update(outcome.failed)
-        self._orders += [*outcome.cooled, *outcome.revoked]
+        self._orders.waiting += [*outcome.cooled, *outcome.revoked]
         if outcome.granted or outcome.failed or outcome.revoked or outcome.cooled:
             self._changed.notify_all()
         return outcome.wake_at_s
@@ -245,9 +207,18 @@ class EmbeddedArbiter:
         self._settle()
         with self._changed:
             cools = self._arbiter.make_room(key, pages, time.monotonic())
-        self._obey(list(cools), math.inf)
-        with self._changed:
-            granted = self._arbiter.extend(key, pages)
+            self._extending += 1
+        try:
+            self._orders.obey(list(cools), math.inf)
+            with self._changed:
+                # Others may be about to give some that they were asked for, and wait for nobody.
+                while self.pages.free_pages < pages and self._arbiter.gives_warm_pages():
+                    self._changed.wait(_POLL_S)
+                granted = self._arbiter.extend(key, pages)
+        finally:
+            with self._changed:
+                self._extending -= 1
+                self._changed.notify_all()
         try:
             return self._ready(key, granted)
         except BaseException:
@@ -268,13 +239,13 @@ class EmbeddedArbiter:
     def arrived(self, key: int, report: SwapReport) -> None:
         """A model is resident, which the arbiter takes it for since it granted the pages."""
         with self._changed:
-            self._swaps[key][0].add(report)
+            self._swaps.came(key, report)
 
     def give_back(self, key: int, report: SwapReport | None, keeps: int) -> None:
         """No page of the lease is mapped any more, but for those that it keeps and are warm."""
         with self._changed:
             if report is not None:
-                self._swaps[key][1].add(report)
+                self._swaps.went(key, report)
             self._arbiter.yielded(key, time.monotonic(), keeps)
             self._came_back()
 
@@ -288,7 +259,7 @@ class EmbeddedArbiter:
         """Forget a model that holds nothing; idempotent."""
         with self._changed:
             self._holders.pop(key, None)  # it has none if it could not be made
-            if self._swaps.pop(key, None) is not None:
+            if self._swaps.remove(key):
                 self._arbiter.remove(key)
                 self._came_back()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
-from gpupool.session import Early, PageGrant, Revocable
+from gpupool.session import Early, PageGrant, Revocable, Wanted
 
 if TYPE_CHECKING:
     from gpupool.embedded.arbiter import EmbeddedArbiter
@@ -60,13 +60,13 @@ class EmbeddedSession:
         self._arbiter.declare(self.key, pages, detail, warmable)
 
     def acquire(
-        self, timeout_s: float, early: Early | None = None, *, ahead: bool = False
+        self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
     ) -> PageGrant:
-        """Wait for the lease. Raises LeaseTimeoutError or DriverError; nothing is granted then.
+        """Wait for the lease, as ``Session.acquire``.
 
         Nothing is used early: the thread that waits is the one that makes others leave.
         """
-        return self._arbiter.acquire(self.key, timeout_s, ahead=ahead)
+        return self._arbiter.acquire(self.key, timeout_s, ahead)
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""

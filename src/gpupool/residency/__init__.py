@@ -2,7 +2,7 @@
 
 from gpupool.residency.ahead import Ahead
 from gpupool.residency.residency import Residency
-from gpupool.residency.resident import Resident
+from gpupool.residency.resident import Resident, State
 from gpupool.residency.resizing import resize
 
-__all__ = ["Ahead", "Residency", "Resident", "resize"]
+__all__ = ["Ahead", "Residency", "Resident", "State", "resize"]

@@ -22,20 +22,28 @@ class Ahead:
         """Copy for ``share`` of the time, more than 0 and at most 1; hear once if it hurries."""
         self._share = share
         self._on_hurry = on_hurry
-        self._hurried = threading.Event()
+        self._lock = threading.Lock()
+        self._awake = threading.Event()  # from pauses, for good
+        self._hurries = False
         self._stopped = False
 
     def hurry(self) -> None:
-        """Somebody waits for it now: no more pauses."""
-        if not self._hurried.is_set():
-            self._hurried.set()
+        """Somebody waits for it now: no more pauses, whoever stopped it."""
+        with self._lock:
+            first, self._hurries, self._stopped = not self._hurries, True, False
+        self._awake.set()
+        if first:
             self._on_hurry()
 
     def stop(self) -> None:
         """It is not wanted any more, unless somebody waits for it."""
-        if not self._hurried.is_set():
-            self._stopped = True
-            self._hurried.set()
+        with self._lock:
+            self._stopped = not self._hurries
+        self._awake.set()
+
+    def is_wanted(self) -> bool:
+        """Whether it was not stopped."""
+        return not self._stopped
 
     def warm(
         self, memory: ModelMemory, pages: list[Page], clean: int, page_bytes: int
@@ -55,5 +63,5 @@ class Ahead:
             begun_s = time.monotonic()
             report += memory.warm(pages[begin:end], max(0, min(clean, end) - begin))
             taken_s = time.monotonic() - begun_s
-            self._hurried.wait(taken_s * (1 / self._share - 1))
+            self._awake.wait(min(taken_s * (1 / self._share - 1), threading.TIMEOUT_MAX))
         return report, pages[:first], min(clean, first)

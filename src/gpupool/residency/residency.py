@@ -8,8 +8,8 @@ waits for them can fill them meanwhile.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
@@ -17,6 +17,7 @@ from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
+from gpupool.residency.warm_pages import WarmPages
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
 
@@ -45,7 +46,7 @@ class Residency:
         self.last_swap_out: SwapReport | None = None
         self._declared = 0
         self._parted = False  # some of the memory is there, or all of it for nothing
-        self._cooling = threading.Lock()  # while warm pages go
+        self._warm = WarmPages(session, lambda: self._mapped(self.saved))
 
     @property
     def kept(self) -> ModelMemory:
@@ -121,7 +122,8 @@ class Residency:
         early = EarlyArrival(self.saved)
         with span(self._session.driver, f"lease wait {self._name}", {}):
             try:
-                grant = self._session.acquire(timeout_s, early, ahead=ahead is not None)
+                wanted = None if ahead is None else ahead.is_wanted
+                grant = self._session.acquire(timeout_s, early, wanted)
             finally:
                 self._parted = early.stuck
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
@@ -167,34 +169,14 @@ class Residency:
 
         It is asked of a model that is out, or has no answer to its acquire yet.
         """
-        with self._cooling, contextlib.suppress(DaemonUnavailableError):
-            with contextlib.suppress(GpupoolError):  # asked again later
-                self._cool(min(pages, self.saved.warm_pages))
-            self._session.cooled()
+        self._warm.cool(self.saved, pages)
 
-    @contextlib.contextmanager
-    def cold(self) -> Iterator[None]:
+    def cold(self) -> AbstractContextManager[None]:
         """Keep a model that is out without warm pages for the length of a ``with`` block.
 
         Raises DriverError where they cannot be unmapped.
         """
-        with self._cooling:
-            self._cool(self.saved.warm_pages)
-            yield
-
-    def _cool(self, pages: int) -> None:
-        if pages == 0:
-            return
-        handles = self._mapped(self.saved)
-        try:
-            gone = self.saved.cool(pages)
-        except GpupoolError:
-            if not self.saved.torn:
-                raise
-            self.saved.swap_out()
-            gone = handles
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.release(gone, leaving=True)
+        return self._warm.none_of(self.saved)
 
     def _cool_all(self) -> bool:
         """Unmap what is warm of pages that all go back; False if some stay mapped."""
@@ -270,9 +252,13 @@ class Residency:
         keeps = kept is not None and (kept.resident or kept.torn)
         report = SwapReport()
         if self.saved.resident or self.saved.torn:
-            had = self._mapped(self.saved)
-            report += self.saved.swap_out(keep)
-            self._parted = keeps
+            had, parted = self._mapped(self.saved), self._parted
+            self._parted = True  # also if it is interrupted from here on
+            try:
+                report += self.saved.swap_out(keep)
+            except GpupoolError:
+                self._parted = parted
+                raise
             if keeps or self.warm_pages > 0:
                 stay = set(self._mapped(self.saved))
                 gone = [page for page in had if page not in stay]

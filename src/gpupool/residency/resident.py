@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Protocol
 
 from gpupool._core import SwapReport
 from gpupool.residency.ahead import Ahead
+
+
+class State(Enum):
+    """Where the memory is, as a gate knows it."""
+
+    OUT = "out"
+    ARRIVING = "arriving"
+    RESIDENT = "resident"
+    LEAVING = "leaving"
+    TORN = "torn"
+    CLOSED = "closed"
 
 
 class Resident(Protocol):

@@ -125,7 +125,9 @@ def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
         missing -= sum(asked.pages for asked in cool)
         victims, wake_at_s = _victims(view, missing, now_s, turn_s, idle_only=model.ahead)
         if missing > 0 and not victims:
-            return Decision(tuple(grants), wake_at_s=wake_at_s)
+            ends_s = [m.stays_until_s for m in view.models if m.warm > 0]
+            later_s = [end_s for end_s in (wake_at_s, *ends_s) if end_s and end_s > now_s]
+            return Decision(tuple(grants), wake_at_s=min(later_s, default=None))
         return Decision(tuple(grants), begin, victims, None, cool)
     return Decision(tuple(grants))
 

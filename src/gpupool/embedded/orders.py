@@ -1,0 +1,82 @@
+"""What the arbiter asks of models, and the threads that see to it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from functools import partial
+
+from gpupool.arbiter import Arbiter
+from gpupool.errors import KvStoreFullError, UsageError
+from gpupool.schedule.turns import Cool, Revoke
+from gpupool.session import Revocable
+
+Order = Revoke | Cool
+
+
+class Orders:
+    """Those given, and how to obey them, outside the lock: that may wait for a step to close."""
+
+    def __init__(
+        self, arbiter: Arbiter, changed: threading.Condition, holders: dict[int, Revocable]
+    ) -> None:
+        """None yet. ``changed`` guards the other two."""
+        self._arbiter = arbiter
+        self._changed = changed
+        self._holders = holders
+        self.waiting: list[Order] = []
+        """Given, and nobody's yet."""
+        self._keeps_nothing = False
+
+    def take(self) -> list[Order]:
+        """All that nobody sees to yet; with the lock held."""
+        orders, self.waiting = self.waiting, []
+        return orders
+
+    def cool_all(self) -> None:
+        """Have every model give up what is warm, now and whenever it leaves."""
+        self._keeps_nothing = True
+        with self._changed:
+            cools = self._arbiter.keep_nothing_warm(time.monotonic())
+        if cools:
+            self.obey(list(cools), math.inf)
+
+    def obey(self, orders: list[Order], deadline_s: float) -> None:
+        """See to some. After an error those that are left are taken back."""
+        for index, order in enumerate(orders):
+            holder = self._holders.get(order.key)
+            if holder is None:
+                continue  # closed meanwhile: its pages are back
+            try:
+                if isinstance(order, Cool):
+                    holder.cool(order.pages)
+                else:
+                    limit_s = max(0.0, deadline_s - time.monotonic())
+                    holder.give_up(limit_s, partial(self._is_stale, order.key), order.keep)
+            except KvStoreFullError as error:
+                with self._changed:
+                    if order.key in self._holders:
+                        self._arbiter.keep(order.key, time.monotonic(), stays=str(error))
+            except BaseException:
+                self._leave_undone(orders[index:])
+                raise
+        if self._keeps_nothing and any(isinstance(order, Revoke) for order in orders):
+            self.cool_all()  # a revoke of before may have left some
+
+    def _leave_undone(self, orders: list[Order]) -> None:
+        with self._changed:
+            for order in orders:
+                if order.key not in self._holders:
+                    continue
+                if isinstance(order, Cool):
+                    with contextlib.suppress(UsageError):  # it was interrupted as it had answered
+                        self._arbiter.cooled(order.key, time.monotonic())
+                else:
+                    self._arbiter.keep(order.key, time.monotonic())
+
+    def _is_stale(self, key: int) -> bool:
+        """Whether a model that was to leave has left, and may have asked to come back since."""
+        with self._changed:
+            return key not in self._holders or not self._arbiter.is_leaving(key)

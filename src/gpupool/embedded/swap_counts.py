@@ -1,0 +1,44 @@
+"""What the swaps of each model came to."""
+
+from __future__ import annotations
+
+from gpupool._core import PagePool, SwapReport
+from gpupool.arbiter import Arbiter
+from gpupool.statistics import ModelStatistics, SwapCount
+
+
+class SwapCounts:
+    """In and out, by model."""
+
+    def __init__(self) -> None:
+        """Of no model yet."""
+        self._of: dict[int, tuple[SwapCount, SwapCount]] = {}
+
+    def add(self, key: int) -> None:
+        """A model joins."""
+        self._of[key] = SwapCount(), SwapCount()
+
+    def remove(self, key: int) -> bool:
+        """A model has left; False if it had before."""
+        return self._of.pop(key, None) is not None
+
+    def came(self, key: int, report: SwapReport) -> None:
+        """It swapped in."""
+        self._of[key][0].add(report)
+
+    def went(self, key: int, report: SwapReport) -> None:
+        """It swapped out."""
+        self._of[key][1].add(report)
+
+    def statistics(self, arbiter: Arbiter, pages: PagePool) -> tuple[ModelStatistics, ...]:
+        """The models in the order they joined."""
+        return tuple(
+            ModelStatistics(
+                name=lease.name,
+                held_bytes=len(pages.owned(lease.key)) * pages.page_bytes,
+                needed_bytes=lease.pages * pages.page_bytes,
+                swap_ins=self._of[lease.key][0].statistics(),
+                swap_outs=self._of[lease.key][1].statistics(),
+            )
+            for lease in arbiter.leases()
+        )
