@@ -71,8 +71,8 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   check_pages(pages, all_pages() - pages_mapped(), clean);
   Counts until;
   for (const RegionPtr& region : regions_) until.push_back(region->pages());
+  ++swap_ins_;  // also one that fails is a turn of the sample
   const SwapReport report = arrive(until, pages, clean, stop);
-  ++swap_ins_;
   state_ = State::resident;
   return report;
 }

@@ -253,3 +253,20 @@ TEST(pieces_across_pages_come_whole) {
     memory.swap_out();
   }
 }
+
+// Each piece has its turn, however many arrivals a swap-in is made of.
+TEST(what_comes_ahead_in_parts_is_sampled_in_turn) {
+  Machine machine(8);
+  Subject model(machine, 1, Verify::sample);
+  model.add(Tag::weights, 8 * page_bytes);
+  model.swap_in();
+  model.write_all(1);
+  model.swap_out();
+  std::size_t verified = 0;
+  for (int turn = 0; turn < 16; ++turn) {
+    for (int part = 0; part < 7; ++part) verified += model.warm(1).verified_bytes;
+    verified += model.swap_in().verified_bytes;
+    model.swap_out();
+  }
+  CHECK_EQ(verified, 8 * page_bytes);
+}
