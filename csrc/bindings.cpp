@@ -647,11 +647,9 @@ void bind_swap(py::module_& m) {
           },
           py::arg("digests") = std::vector<std::uint64_t>(), NoGil(),
           "The caller filled the image: a swap-in restores all of it.\n\n"
-          "Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and "
-          "of\n"
-          "what is behind the last of them, which are not made again. Raises UsageError for "
-          "another\n"
-          "number of them.")
+          "Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and\n"
+          "of what is behind the last of them, which are not made again. Raises UsageError for\n"
+          "another number of them.")
       .def(
           "mark_written",
           [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {

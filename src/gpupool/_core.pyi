@@ -433,9 +433,9 @@ class Region:
         """
         The caller filled the image: a swap-in restores all of it.
 
-        Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and of
-        what is behind the last of them, which are not made again. Raises UsageError for another
-        number of them.
+        Whoever digested it meanwhile gives the digest of every DIGEST_PIECE_BYTES of it, and
+        of what is behind the last of them, which are not made again. Raises UsageError for
+        another number of them.
         """
     def image(self) -> ImageBuffer:
         """

@@ -59,9 +59,10 @@ class Holdings:
             raise UsageError(f"model {lease.name!r} declared a footprint while {lease.state.value}")
         if pages < 1:
             raise UsageError("a footprint has at least one page")
-        if not lease.held <= warmable <= pages and (warmable or lease.held):
+        if not lease.held <= warmable <= pages:
             raise UsageError(
-                "of a footprint only so many pages can be warm, and not fewer than are"
+                f"model {lease.name!r} says that {warmable} of its {pages} pages can be warm, and "
+                f"{lease.held} are"
             )
         if pages > self._pages.total_pages:
             needed_bytes = pages * self._pages.page_bytes

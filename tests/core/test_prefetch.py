@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ from gpupool.errors import (
 
 NEVER = 1e-9  # a share of the link at which the second batch would come in a year
 LARGE = 40  # pages, of more than two batches
+
+
+@contextlib.contextmanager
+def begun(model: Model, share: float) -> Iterator[Future[bool]]:
+    """A prefetch that has brought its first pages, and is over by the end of the block."""
+    with ThreadPoolExecutor(1) as thread:
+        fetching = thread.submit(model.prefetch, share)
+        wait_until(lambda: model.warm_bytes > 0)
+        yield fetching
 
 
 def test_what_was_fetched_ahead_is_not_waited_for() -> None:
@@ -40,9 +50,7 @@ def test_what_was_fetched_ahead_is_not_waited_for() -> None:
 def test_a_step_hurries_what_is_fetched_ahead() -> None:
     pool = pool_of(LARGE)
     a = loaded(pool, "a", LARGE)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
+    with begun(a, NEVER) as fetching:
         come(a)
         assert fetching.result()
     assert a.swap_ins == 1
@@ -52,9 +60,7 @@ def test_a_step_hurries_what_is_fetched_ahead() -> None:
 def test_a_revoke_ends_what_is_fetched_ahead() -> None:
     pool = pool_of(LARGE)
     a, b = loaded(pool, "a", LARGE), loaded(pool, "b", 2)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
+    with begun(a, NEVER) as fetching:
         come(b)
         with pytest.raises(SwapCancelledError):
             fetching.result()
@@ -81,9 +87,7 @@ def test_nobody_who_works_makes_room_for_what_is_fetched_ahead() -> None:
 def test_a_model_closes_while_it_is_fetched_ahead() -> None:
     pool = pool_of(LARGE)
     a = loaded(pool, "a", LARGE)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, NEVER)
-        wait_until(lambda: a.warm_bytes > 0)
+    with begun(a, NEVER) as fetching:
         a.close()
         with pytest.raises(SwapCancelledError):
             fetching.result()
@@ -133,9 +137,7 @@ def test_models_that_fetch_and_use_each_other_out_all_have_what_is_theirs(tmp_pa
 def test_a_share_next_to_nothing_pauses_and_no_more() -> None:
     pool = pool_of(LARGE)
     a = loaded(pool, "a", LARGE)
-    with ThreadPoolExecutor(1) as thread:
-        fetching = thread.submit(a.prefetch, 1e-300)
-        wait_until(lambda: a.warm_bytes > 0)
+    with begun(a, 1e-300) as fetching:
         a.swap_out()
         with pytest.raises(SwapCancelledError):
             fetching.result()
