@@ -37,13 +37,19 @@ def counted(daemon: Daemon) -> int:
     return daemon.status().host_bytes
 
 
-def test_a_damaged_file_leaves_nothing_on_the_account(daemon: Daemon, tmp_path: Path) -> None:
-    path = tmp_path / "image"
+def saved(daemon: Daemon, folder: Path) -> Path:
+    """The file of a model that has left."""
+    path = folder / "image"
     model, module = member(daemon), layer(1)
     adopt(module, model)
     save_image(path, module, model, KEY)
     model.close()
     until(lambda: counted(daemon) == 0)
+    return path
+
+
+def test_a_damaged_file_leaves_nothing_on_the_account(daemon: Daemon, tmp_path: Path) -> None:
+    path = saved(daemon, tmp_path)
     content = bytearray(path.read_bytes())
     content[-5000] ^= 1
     path.write_bytes(content)
@@ -62,12 +68,7 @@ def test_a_damaged_file_leaves_nothing_on_the_account(daemon: Daemon, tmp_path: 
 def test_a_disk_that_fails_leaves_nothing_on_the_account(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "image"
-    model, module = member(daemon), layer(1)
-    adopt(module, model)
-    save_image(path, module, model, KEY)
-    model.close()
-    until(lambda: counted(daemon) == 0)
+    path = saved(daemon, tmp_path)
     real, size_bytes = os.preadv, path.stat().st_size
     model = member(daemon)
     for bad in (4096, size_bytes // 8192 * 4096, size_bytes - 4096):
