@@ -324,6 +324,15 @@ void bind_memory(py::module_& m) {
             self.give_back(owner, pages);
           },
           py::arg("owner"), py::arg("pages"), NoGil(), "Pages their owner no longer maps.")
+      .def(
+          "share",
+          [](PagePool& self, OwnerId owner, const std::vector<PageId>& pages) {
+            self.share(owner, pages);
+          },
+          py::arg("owner"), py::arg("pages"), NoGil(),
+          "Gives `owner` pages that others hold and go on to hold.")
+      .def("shared", &PagePool::shared, py::arg("owner"), NoGil(),
+           "How many of an owner's pages others hold as well.")
       .def("give_back_all", &PagePool::give_back_all, py::arg("owner"), NoGil())
       .def(
           "page",
@@ -566,6 +575,7 @@ void bind_swap(py::module_& m) {
                               a.filled_bytes + b.filled_bytes,
                               a.verified_bytes + b.verified_bytes,
                               a.recopied_bytes + b.recopied_bytes,
+                              a.shared_bytes + b.shared_bytes,
                               a.pages + b.pages};
           },
           "Of one after the other.")
@@ -573,6 +583,7 @@ void bind_swap(py::module_& m) {
       .def_readonly("filled_bytes", &SwapReport::filled_bytes)
       .def_readonly("verified_bytes", &SwapReport::verified_bytes)
       .def_readonly("recopied_bytes", &SwapReport::recopied_bytes)
+      .def_readonly("shared_bytes", &SwapReport::shared_bytes)
       .def_readonly("pages", &SwapReport::pages);
   py::class_<ImageBuffer>(m, "ImageBuffer", py::buffer_protocol(), "A region's host image.")
       .def_buffer([](ImageBuffer& self) {
@@ -651,6 +662,24 @@ void bind_swap(py::module_& m) {
           "of what is behind the last of them, which are not made again. Raises UsageError for\n"
           "another number of them.")
       .def(
+          "seal", [](RegionHandle& h) { h.memory->seal(*h.region); }, NoGil(),
+          "Has it mapped for reading alone from now on, so that other models can have its pages.")
+      .def(
+          "unseal", [](RegionHandle& h) { h.memory->unseal(*h.region); }, NoGil(),
+          "It can be written to again.")
+      .def(
+          "replace_image",
+          [](RegionHandle& h, const std::vector<std::tuple<int, std::size_t, std::size_t>>& extents,
+             bool is_shared) {
+            std::vector<Extent> parts;
+            parts.reserve(extents.size());
+            for (const auto& [fd, offset, bytes] : extents) parts.push_back({fd, offset, bytes});
+            return h.memory->replace_image(*h.region, parts, is_shared);
+          },
+          py::arg("extents"), py::arg("is_shared"), NoGil(),
+          "Puts other memory with the same bytes behind its image, as (fd, offset, bytes).\n\n"
+          "False if the driver did not let go of what was there.")
+      .def(
           "mark_written",
           [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {
             h.memory->mark_written(*h.region, to_runs(runs));
@@ -719,6 +748,10 @@ void bind_swap(py::module_& m) {
           "take_gone_image_bytes",
           [](const Memory& self) { return self.memory->take_gone_image_bytes(); },
           "Bytes of images that have gone since the last call: no longer pinned nor mapped.")
+      .def(
+          "take_gone_shared_bytes",
+          [](const Memory& self) { return self.memory->take_gone_shared_bytes(); },
+          "The same of images that others share.")
       .def_property_readonly(
           "pages_needed",
           py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))
@@ -731,13 +764,20 @@ void bind_swap(py::module_& m) {
       .def(
           "swap_in",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
-             const std::optional<std::stop_source>& cancellation) {
+             const std::optional<std::stop_source>& cancellation,
+             const std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>& shared) {
+            std::vector<SharedPage> given;
+            given.reserve(shared.size());
+            for (const auto& [index, page] : shared) given.push_back({index, page});
             return self.memory->swap_in(
                 {pages.begin(), pages.end()}, clean,
-                cancellation ? cancellation->get_token() : std::stop_token());
+                cancellation ? cancellation->get_token() : std::stop_token(), given);
           },
-          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
-          "Maps the pages, of which the first `clean` read as zeros, and restores every region.")
+          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
+          py::arg("shared") = std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>(), NoGil(),
+          "Maps the pages, of which the first `clean` read as zeros, and restores every region.\n\n"
+          "`shared` pages of other models have the bytes of some of the pages that can be warm,\n"
+          "of sealed regions, whose places in the order of those come with them.")
       .def_property_readonly(
           "warmable_pages",
           py::cpp_function([](const Memory& self) { return self.memory->warmable_pages(); },

@@ -83,8 +83,10 @@ class CudaDriver final : public Driver {
     return in_context([&] { return cu_.cuMemUnmap(address, bytes); });
   }
   Status set_access(DevicePtr address, std::size_t bytes) noexcept override {
-    const AccessDescriptor access{{location_type_device, ordinal_}, access_read_write};
-    return in_context([&] { return cu_.cuMemSetAccess(address, bytes, &access, 1); });
+    return give_access(address, bytes, access_read_write);
+  }
+  Status set_read_only(DevicePtr address, std::size_t bytes) noexcept override {
+    return give_access(address, bytes, access_read);
   }
   Status host_register(void* memory, std::size_t bytes) noexcept override {
     return in_context([&] { return cu_.cuMemHostRegister(memory, bytes, host_register_flags); });
@@ -184,6 +186,10 @@ class CudaDriver final : public Driver {
   }
 
  private:
+  Status give_access(DevicePtr address, std::size_t bytes, int access) noexcept {
+    const AccessDescriptor descriptor{{location_type_device, ordinal_}, access};
+    return in_context([&] { return cu_.cuMemSetAccess(address, bytes, &descriptor, 1); });
+  }
   // The direction of each copy is the library's to see from its addresses. It takes the arrays as
   // ones that it could change, and does not.
   template <typename Destination, typename Source>

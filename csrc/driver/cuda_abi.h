@@ -18,6 +18,7 @@ using Function = void*;
 inline constexpr int allocation_type_pinned = 1;
 inline constexpr int handle_type_posix_fd = 1;
 inline constexpr int location_type_device = 1;
+inline constexpr int access_read = 1;
 inline constexpr int access_read_write = 3;
 inline constexpr int granularity_minimum = 0;
 inline constexpr unsigned stream_non_blocking = 1;

@@ -66,6 +66,9 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 // unmap              removes whole mappings that exactly fill [address, address + bytes);
 //                    no work that touches them may be in flight
 // set_access         makes a fully mapped range readable and writable by the device
+// set_read_only      the same, but for what writes to it: a copy or a fill is refused, or faults,
+// and
+//                    a kernel faults; nothing that writes there may be in flight
 // host_register      pins host memory for asynchronous copies
 // context_synchronize  waits for all work in the device's primary context, also that of others who
 //                    use it, as torch does; not for what runs in contexts of another kind
@@ -98,6 +101,7 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
   X(map, (DevicePtr address, std::size_t bytes, PageHandle page), (address, bytes, page), 1)     \
   X(unmap, (DevicePtr address, std::size_t bytes), (address, bytes), 1)                          \
   X(set_access, (DevicePtr address, std::size_t bytes), (address, bytes), 1)                     \
+  X(set_read_only, (DevicePtr address, std::size_t bytes), (address, bytes), 1)                  \
   X(host_register, (void* memory, std::size_t bytes), (memory, bytes), 1)                        \
   X(host_unregister, (void* memory), (memory), 1)                                                \
   X(context_synchronize, (), (), 1)                                                              \

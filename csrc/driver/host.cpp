@@ -63,7 +63,10 @@ class Host final : public HostDriver, private HostWork {
     return guarded([&] { return space_.unmap(address, bytes); });
   }
   Status set_access(DevicePtr address, std::size_t bytes) noexcept override {
-    return guarded([&] { return space_.set_access(address, bytes); });
+    return guarded([&] { return space_.set_access(address, bytes, Access::write); });
+  }
+  Status set_read_only(DevicePtr address, std::size_t bytes) noexcept override {
+    return guarded([&] { return space_.set_access(address, bytes, Access::read); });
   }
 
   Status host_register(void* memory, std::size_t bytes) noexcept override {
@@ -107,24 +110,26 @@ class Host final : public HostDriver, private HostWork {
   Status copy_to_device(DevicePtr destination, const void* source, std::size_t bytes,
                         StreamHandle stream) noexcept override {
     return guarded([&] {
-      return copy(destination, source, bytes, stream, [=](std::size_t at, std::size_t n) {
-        copy_bytes(pointer(destination + at), static_cast<const char*>(source) + at, n);
-      });
+      return copy(destination, Access::write, source, bytes, stream,
+                  [=](std::size_t at, std::size_t n) {
+                    copy_bytes(pointer(destination + at), static_cast<const char*>(source) + at, n);
+                  });
     });
   }
   Status copy_to_host(void* destination, DevicePtr source, std::size_t bytes,
                       StreamHandle stream) noexcept override {
     return guarded([&] {
-      return copy(source, destination, bytes, stream, [=](std::size_t at, std::size_t n) {
-        copy_bytes(static_cast<char*>(destination) + at, pointer(source + at), n);
-      });
+      return copy(source, Access::read, destination, bytes, stream,
+                  [=](std::size_t at, std::size_t n) {
+                    copy_bytes(static_cast<char*>(destination) + at, pointer(source + at), n);
+                  });
     });
   }
   Status copy_batch_to_device(const DevicePtr* destinations, const void* const* sources,
                               const std::size_t* sizes, std::size_t count,
                               StreamHandle stream) noexcept override {
     return guarded([&] {
-      return copy_batch(destinations, destinations, sources, sizes, count, stream,
+      return copy_batch(destinations, destinations, Access::write, sources, sizes, count, stream,
                         [](DevicePtr device, const void* memory, std::size_t n) {
                           copy_bytes(pointer(device), memory, n);
                         });
@@ -134,7 +139,7 @@ class Host final : public HostDriver, private HostWork {
                             const std::size_t* sizes, std::size_t count,
                             StreamHandle stream) noexcept override {
     return guarded([&] {
-      return copy_batch(destinations, sources, destinations, sizes, count, stream,
+      return copy_batch(destinations, sources, Access::read, destinations, sizes, count, stream,
                         [](DevicePtr device, void* memory, std::size_t n) {
                           copy_bytes(memory, pointer(device), n);
                         });
@@ -143,9 +148,11 @@ class Host final : public HostDriver, private HostWork {
   Status fill(DevicePtr destination, std::uint8_t value, std::size_t bytes,
               StreamHandle stream) noexcept override {
     return guarded([&] {
-      if (bytes == 0 || !space_.accessible(destination, bytes)) return Status::invalid_value;
+      if (bytes == 0 || !space_.accessible(destination, bytes, Access::write)) {
+        return Status::invalid_value;
+      }
       return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
-        return space_.touch(destination + begin, end - begin, [&] {
+        return space_.touch(destination + begin, end - begin, Access::write, [&] {
           std::memset(pointer(destination + begin), value, end - begin);
           return Status::success;
         });
@@ -157,7 +164,7 @@ class Host final : public HostDriver, private HostWork {
     return guarded([&] {
       if (!registry_.holds(source, bytes)) return Status::invalid_value;
       if (streams_->fuses()) return digest_pieces(destination, source, bytes, sums, stream);
-      const Status refused = may_digest(destination, bytes, sums);
+      const Status refused = may_digest(destination, Access::write, bytes, sums);
       if (refused != Status::success) return refused;
       const Status copied = copy_to_device(destination, source, bytes, stream);
       return copied == Status::success ? digest(destination, bytes, sums, stream) : copied;

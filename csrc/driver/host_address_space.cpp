@@ -157,7 +157,7 @@ Status AddressSpace::map(DevicePtr address, std::size_t bytes, PageHandle page) 
     const auto previous = std::prev(next);
     if (previous->first + previous->second.bytes > address) return Status::invalid_value;
   }
-  mappings_.emplace(address, Mapping{bytes, false});
+  mappings_.emplace(address, Mapping{bytes, Access::none});
   if (!map_file(pointer(address), bytes, PROT_NONE, memory->fd)) {
     const Status status = from_errno();
     mappings_.erase(address);
@@ -175,22 +175,24 @@ Status AddressSpace::unmap(DevicePtr address, std::size_t bytes) {
   return Status::success;
 }
 
-Status AddressSpace::set_access(DevicePtr address, std::size_t bytes) {
+Status AddressSpace::set_access(DevicePtr address, std::size_t bytes, Access access) {
   std::unique_lock lock(mutex_);
   if (!exact(address, bytes)) return Status::invalid_value;
-  if (mprotect(pointer(address), bytes, PROT_READ | PROT_WRITE) != 0) return from_errno();
+  const bool writable = access == Access::write;
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  if (mprotect(pointer(address), bytes, protection) != 0) return from_errno();
   // Page tables filled here in one go, rather than by a fault per 4 KiB in the first copy.
-  madvise(pointer(address), bytes, MADV_POPULATE_WRITE);
+  madvise(pointer(address), bytes, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
   for (auto it = mappings_.find(address); it != mappings_.end() && it->first < address + bytes;
        ++it) {
-    it->second.access = true;
+    it->second.access = access;
   }
   return Status::success;
 }
 
-bool AddressSpace::accessible(DevicePtr address, std::size_t bytes) const {
+bool AddressSpace::accessible(DevicePtr address, std::size_t bytes, Access wanted) const {
   std::shared_lock lock(mutex_);
-  return covered(address, bytes, true);
+  return covered(address, bytes, wanted);
 }
 
 bool AddressSpace::reserved(DevicePtr address, std::size_t bytes) const {
@@ -201,13 +203,13 @@ bool AddressSpace::reserved(DevicePtr address, std::size_t bytes) const {
   return bytes <= it->second && offset <= it->second - bytes;
 }
 
-bool AddressSpace::covered(DevicePtr address, std::size_t bytes, bool with_access) const {
+bool AddressSpace::covered(DevicePtr address, std::size_t bytes, Access wanted) const {
   const DevicePtr end = address + bytes;
   if (end < address) return false;
   auto it = mappings_.upper_bound(address);
   if (it == mappings_.begin()) return false;
   for (--it; it != mappings_.end() && it->first <= address; ++it) {
-    if (with_access && !it->second.access) return false;
+    if (it->second.access < wanted) return false;
     address = std::max(address, it->first + it->second.bytes);
     if (address >= end) return true;
   }
@@ -216,7 +218,7 @@ bool AddressSpace::covered(DevicePtr address, std::size_t bytes, bool with_acces
 
 bool AddressSpace::exact(DevicePtr address, std::size_t bytes) const {
   if (bytes == 0 || mappings_.find(address) == mappings_.end()) return false;
-  if (!covered(address, bytes, false)) return false;
+  if (!covered(address, bytes, Access::none)) return false;
   const auto last = std::prev(mappings_.lower_bound(address + bytes));
   return last->first + last->second.bytes == address + bytes;
 }

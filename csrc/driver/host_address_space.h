@@ -49,6 +49,9 @@ class Pages {
   PageHandle next_ = 1;
 };
 
+// What of a mapping is allowed; whoever may write may read.
+enum class Access { none, read, write };
+
 class AddressSpace {
  public:
   explicit AddressSpace(Pages& pages) : pages_(pages) {}
@@ -58,21 +61,21 @@ class AddressSpace {
   Status free(DevicePtr address, std::size_t bytes);
   Status map(DevicePtr address, std::size_t bytes, PageHandle page);
   Status unmap(DevicePtr address, std::size_t bytes);
-  Status set_access(DevicePtr address, std::size_t bytes);
+  Status set_access(DevicePtr address, std::size_t bytes, Access access);
 
-  bool accessible(DevicePtr address, std::size_t bytes) const;
-  // Runs `work` if the range is accessible, and keeps it mapped meanwhile.
+  bool accessible(DevicePtr address, std::size_t bytes, Access wanted) const;
+  // Runs `work` if the range is so accessible, and keeps it mapped meanwhile.
   template <typename Work>
-  Status touch(DevicePtr address, std::size_t bytes, const Work& work) const {
+  Status touch(DevicePtr address, std::size_t bytes, Access wanted, const Work& work) const {
     std::shared_lock lock(mutex_);
-    if (!covered(address, bytes, true)) return Status::illegal_address;
+    if (!covered(address, bytes, wanted)) return Status::illegal_address;
     return work();
   }
   template <typename Ranges, typename Work>
   Status touch_all(const Ranges& ranges, const Work& work) const {
     std::shared_lock lock(mutex_);
     for (const auto& [address, bytes] : ranges) {
-      if (!covered(address, bytes, true)) return Status::illegal_address;
+      if (!covered(address, bytes, Access::read)) return Status::illegal_address;
     }
     work();
     return Status::success;
@@ -81,10 +84,10 @@ class AddressSpace {
  private:
   struct Mapping {
     std::size_t bytes;
-    bool access;
+    Access access;
   };
   bool reserved(DevicePtr address, std::size_t bytes) const;
-  bool covered(DevicePtr address, std::size_t bytes, bool with_access) const;
+  bool covered(DevicePtr address, std::size_t bytes, Access wanted) const;
   // Whether whole mappings exactly fill the range.
   bool exact(DevicePtr address, std::size_t bytes) const;
 

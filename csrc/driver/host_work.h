@@ -34,15 +34,16 @@ class HostWork {
 
   // Checked now, and again when it runs: memory gone meanwhile is a use after it was given back.
   template <typename Move>
-  Status copy(DevicePtr device, const void* memory, std::size_t bytes, StreamHandle stream,
-              Move move) {
-    if (bytes == 0 || !registry_.holds(memory, bytes) || !space_.accessible(device, bytes)) {
+  Status copy(DevicePtr device, Access access, const void* memory, std::size_t bytes,
+              StreamHandle stream, Move move) {
+    if (bytes == 0 || !registry_.holds(memory, bytes) ||
+        !space_.accessible(device, bytes, access)) {
       return Status::invalid_value;
     }
     return enqueue(stream, bytes, [=, this](std::size_t begin, std::size_t end) {
       const std::size_t n = end - begin;
       return registry_.touch(static_cast<const char*>(memory) + begin, n, [&] {
-        return space_.touch(device + begin, n, [&] {
+        return space_.touch(device + begin, n, access, [&] {
           move(begin, n);
           return Status::success;
         });
@@ -52,7 +53,7 @@ class HostWork {
 
   // Nothing is copied unless all of it can be, in an order that the streams draw.
   template <typename Destination, typename Memory, typename Move>
-  Status copy_batch(const Destination* destinations, const DevicePtr* devices,
+  Status copy_batch(const Destination* destinations, const DevicePtr* devices, Access access,
                     const Memory* memories, const std::size_t* sizes, std::size_t count,
                     StreamHandle stream, Move move) {
     if (count == 0 || devices == nullptr || memories == nullptr || sizes == nullptr) {
@@ -60,7 +61,7 @@ class HostWork {
     }
     for (std::size_t i = 0; i < count; ++i) {
       if (sizes[i] == 0 || !registry_.holds(memories[i], sizes[i]) ||
-          !space_.accessible(devices[i], sizes[i])) {
+          !space_.accessible(devices[i], sizes[i], access)) {
         return Status::invalid_value;
       }
     }
@@ -72,7 +73,7 @@ class HostWork {
     return enqueue(stream, batch->bytes(), [=, this](std::size_t begin, std::size_t end) {
       return batch->each(begin, end, [&](DevicePtr device, Memory memory, std::size_t n) {
         return registry_.touch(memory, n, [&] {
-          return space_.touch(device, n, [&] {
+          return space_.touch(device, n, access, [&] {
             move(device, memory, n);
             return Status::success;
           });
@@ -84,24 +85,26 @@ class HostWork {
   static std::size_t pieces_in(std::size_t bytes) {
     return bytes / digest_piece_bytes + (bytes % digest_piece_bytes != 0);
   }
-  Status may_digest(DevicePtr device, std::size_t bytes, const std::uint64_t* sums) const {
+  Status may_digest(DevicePtr device, Access access, std::size_t bytes,
+                    const std::uint64_t* sums) const {
     if (bytes == 0 || !registry_.holds(sums, pieces_in(bytes) * sizeof(*sums))) {
       return Status::invalid_value;
     }
-    return space_.accessible(device, bytes) ? Status::success : Status::invalid_value;
+    return space_.accessible(device, bytes, access) ? Status::success : Status::invalid_value;
   }
 
   // Digests pieces of device memory, where it first copies `source` unless that is null.
   Status digest_pieces(DevicePtr device, const void* source, std::size_t bytes, std::uint64_t* sums,
                        StreamHandle stream) {
-    const Status refused = may_digest(device, bytes, sums);
+    const Access access = source == nullptr ? Access::read : Access::write;
+    const Status refused = may_digest(device, access, bytes, sums);
     if (refused != Status::success) return refused;
     return enqueue(stream, pieces_in(bytes), [=, this](std::size_t begin, std::size_t end) {
       const std::size_t at = begin * digest_piece_bytes;
       const std::size_t n = std::min(bytes, end * digest_piece_bytes) - at;
       const auto* const from = static_cast<const std::byte*>(source);
       const auto run = [&] {
-        return space_.touch(device + at, n, [&] {
+        return space_.touch(device + at, n, access, [&] {
           for (std::size_t i = begin; i < end; ++i) {
             const std::size_t piece = i * digest_piece_bytes;
             const std::size_t length = std::min(bytes - piece, digest_piece_bytes);

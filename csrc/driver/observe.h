@@ -75,13 +75,13 @@ class Observer {
   GPUPOOL_OBSERVED_AMOUNTS(GPUPOOL_AMOUNT)
 #undef GPUPOOL_AMOUNT
 
-  const unsigned forks_ = fork_count();
-  std::atomic<bool> tracing_{false};
+  Watcher* watcher_ = nullptr;  // null: the driver is not there yet, or is gone
+  std::shared_ptr<Trace> trace_;
   std::mutex switching_;      // start and stop, one at a time
   mutable std::mutex mutex_;  // of trace_
-  std::shared_ptr<Trace> trace_;
+  const unsigned forks_ = fork_count();
+  std::atomic<bool> tracing_{false};
   bool used_ = false;
-  Watcher* watcher_ = nullptr;  // null: the driver is not there yet, or is gone
 };
 
 // The same driver, observed. While nothing is traced each call makes one call of `inner`, and two

@@ -35,6 +35,9 @@ inline Operands operands_of_unmap(bool, DevicePtr address, std::size_t bytes) {
 inline Operands operands_of_set_access(bool, DevicePtr address, std::size_t bytes) {
   return {address, bytes};
 }
+inline Operands operands_of_set_read_only(bool, DevicePtr address, std::size_t bytes) {
+  return {address, bytes};
+}
 inline Operands operands_of_host_register(bool, void* memory, std::size_t bytes) {
   return {address_of(memory), bytes};
 }

@@ -46,8 +46,10 @@ std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept {
   return kept;
 }
 
-bool map_file(std::byte* at, std::size_t bytes, int protection, int fd) noexcept {
-  return mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
+bool map_file(std::byte* at, std::size_t bytes, int protection, int fd,
+              std::size_t offset) noexcept {
+  return mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, static_cast<off_t>(offset)) !=
+         MAP_FAILED;
 }
 
 bool map_nothing(std::byte* at, std::size_t bytes) noexcept {

@@ -15,9 +15,10 @@ inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 // to be touched in it, until munmap. Null, and errno, where the system has none.
 [[nodiscard]] std::byte* keep_addresses(std::size_t bytes, std::size_t alignment) noexcept;
 
-// Puts the file `fd` into a range kept before, from the file's start. False, and errno, if the
+// Puts the file `fd` into a range kept before, from `offset` of the file. False, and errno, if the
 // system does not.
-[[nodiscard]] bool map_file(std::byte* at, std::size_t bytes, int protection, int fd) noexcept;
+[[nodiscard]] bool map_file(std::byte* at, std::size_t bytes, int protection, int fd,
+                            std::size_t offset = 0) noexcept;
 
 // Puts addresses with nothing to be touched in place of whatever is mapped there. False, and errno,
 // if the system does not.

@@ -47,17 +47,20 @@ class Descriptor {
   }
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
-  // A mapping beyond the end of its file would kill the process at the first touch.
-  [[nodiscard]] bool holds(std::size_t bytes) const {
-    struct stat info{};
-    return fstat(fd_, &info) == 0 && static_cast<std::size_t>(info.st_size) >= bytes;
-  }
   [[nodiscard]] int get() const { return fd_; }
 
  private:
   int fd_;
   bool own_;
 };
+
+// A mapping beyond the end of its file would kill the process at the first touch.
+bool holds(const Extent& extent) {
+  struct stat info{};
+  if (fstat(extent.fd, &info) != 0) return false;
+  const auto size = static_cast<std::size_t>(info.st_size);
+  return extent.bytes <= size && extent.offset <= size - extent.bytes;
+}
 
 }  // namespace
 
@@ -69,6 +72,20 @@ HostMemory::HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t 
   if (data_ == nullptr) fail("mmap");
   try {
     grow(fd, bytes);
+  } catch (...) {
+    let_go();
+    throw;
+  }
+}
+
+HostMemory::HostMemory(DriverPtr driver, std::span<const Extent> extents,
+                       std::size_t capacity_bytes)
+    : driver_(std::move(driver)), capacity_bytes_(in_system_pages(capacity_bytes)) {
+  if (capacity_bytes_ == 0) throw UsageError("host memory must have at least one byte");
+  data_ = keep_addresses(capacity_bytes_, huge_page_bytes);
+  if (data_ == nullptr) fail("mmap");
+  try {
+    for (const Extent& extent : extents) add(extent, false);
   } catch (...) {
     let_go();
     throw;
@@ -109,23 +126,36 @@ void HostMemory::grow(int fd, std::size_t bytes) {
   if (missing == 0) return;
   if (stuck_) throw UsageError("host memory that is still registered from a failure cannot grow");
   const Descriptor file(fd, missing);
-  if (!file.holds(missing)) {
-    throw UsageError("the descriptor holds less than " + std::to_string(missing) + " bytes");
+  add({file.get(), 0, missing}, true);
+}
+
+void HostMemory::add(const Extent& extent, bool is_fresh) {
+  const std::size_t bytes = extent.bytes;
+  if (bytes % system_page_bytes != 0 || extent.offset % system_page_bytes != 0 || bytes == 0 ||
+      bytes > capacity_bytes_ - bytes_) {
+    throw UsageError("an extent of " + std::to_string(bytes) + " bytes at " +
+                     std::to_string(extent.offset) + " cannot be part of host memory of " +
+                     std::to_string(capacity_bytes_));
+  }
+  if (!holds(extent)) {
+    throw UsageError("the descriptor holds less than " + std::to_string(bytes) + " bytes");
   }
   const std::size_t before = pieces_.size();
-  pieces_.reserve(before + missing / register_bytes_max + 1);
+  pieces_.reserve(before + bytes / register_bytes_max + 1);
   // Huge pages take the memory now. Of more than there is, it is taken as it is used.
-  const bool huge = missing >= huge_page_bytes && missing <= available_bytes();
-  if (!map_file(data_ + bytes_, missing, PROT_READ | PROT_WRITE, file.get())) fail("mmap");
-  if (huge) put_huge_pages(file.get(), data_ + bytes_, missing);
-  const std::size_t end = bytes_ + missing;
+  const bool huge = is_fresh && bytes >= huge_page_bytes && bytes <= available_bytes();
+  if (!map_file(data_ + bytes_, bytes, PROT_READ | PROT_WRITE, extent.fd, extent.offset)) {
+    fail("mmap");
+  }
+  if (huge) put_huge_pages(extent.fd, data_ + bytes_, bytes);
+  const std::size_t end = bytes_ + bytes;
   for (std::size_t at = bytes_; at < end; at = pieces_.back().end) {
     const Run piece{at, std::min(end, at + register_bytes_max)};
     const Status status = driver_->host_register(data_ + at, piece.bytes());
     if (status != Status::success) {
       take_back(before);
       // The file is somebody else's again, unless the driver still has part of it.
-      if (!stuck_) static_cast<void>(map_nothing(data_ + bytes_, missing));
+      if (!stuck_) static_cast<void>(map_nothing(data_ + bytes_, bytes));
       check(*driver_, "host_register", status);
     }
     pieces_.push_back(piece);

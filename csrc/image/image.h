@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "driver/driver.h"
@@ -22,6 +23,13 @@ struct Run {
 // Of runs in order, those that share a byte with `part`, cut to it.
 [[nodiscard]] std::vector<Run> within(Run part, const std::vector<Run>& runs);
 
+// Part of a file; the descriptor stays the caller's.
+struct Extent {
+  int fd;
+  std::size_t offset;  // in whole pages of the system
+  std::size_t bytes;
+};
+
 // Host memory backed by memfds and registered with the driver, so that it can be shared with
 // another process and copied asynchronously. It can grow at the addresses it has.
 class HostMemory {
@@ -30,6 +38,9 @@ class HostMemory {
   // system's pages; a negative `fd` makes a new memfd. Addresses are kept for `capacity_bytes`,
   // or for `bytes` if that is more. Throws std::system_error, DriverError or UsageError.
   HostMemory(DriverPtr driver, int fd, std::size_t bytes, std::size_t capacity_bytes = 0);
+  // Puts these together, one behind the other; all but the last are whole pages of the system. What
+  // is in them stays. Throws as the other does.
+  HostMemory(DriverPtr driver, std::span<const Extent> extents, std::size_t capacity_bytes);
   ~HostMemory();
   HostMemory(const HostMemory&) = delete;
   HostMemory& operator=(const HostMemory&) = delete;
@@ -56,6 +67,7 @@ class HostMemory {
   [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
 
  private:
+  void add(const Extent& extent, bool is_fresh);
   void take_back(std::size_t first) noexcept;
   DriverPtr driver_;
   std::byte* data_ = nullptr;

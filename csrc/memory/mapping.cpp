@@ -100,13 +100,22 @@ std::vector<PagePtr> Mapping::shrink(std::size_t pages) {
   const std::size_t kept_bytes = pages * pages_[0]->bytes();
   GPUPOOL_CALL(driver_, unmap, reservation_->address() + kept_bytes, mapped_bytes_ - kept_bytes);
   mapped_bytes_ = kept_bytes;
+  read_only_bytes_ = std::min(read_only_bytes_, kept_bytes);
   pages_.resize(pages);
   return gone;
+}
+
+void Mapping::make_read_only() {
+  if (read_only_bytes_ == mapped_bytes_) return;
+  GPUPOOL_CALL(driver_, set_read_only, reservation_->address() + read_only_bytes_,
+               mapped_bytes_ - read_only_bytes_);
+  read_only_bytes_ = mapped_bytes_;
 }
 
 void Mapping::unmap() {
   if (mapped_bytes_ == 0) return;
   GPUPOOL_CALL(driver_, unmap, reservation_->address(), mapped_bytes_);
+  read_only_bytes_ = 0;
   mapped_bytes_ = 0;
   accessible_ = false;
 }

@@ -74,6 +74,12 @@ class PagePool {
   // there are not enough others. Throws UsageError if fewer are free, DriverError if the device
   // cannot create them; either way the owner has what it had.
   std::vector<PageId> acquire(OwnerId owner, std::size_t count);
+  // Gives `owner` pages that others hold, and go on to hold: each is free again once all have given
+  // it back. Throws UsageError, and nothing has changed, unless each is held by others alone, named
+  // once, and not being scrubbed.
+  void share(OwnerId owner, std::span<const PageId> pages);
+  // How many of an owner's pages others hold as well.
+  [[nodiscard]] std::size_t shared(OwnerId owner) const;
   // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once, and none
   // is being scrubbed for it. What is in doubt is withheld.
   void give_back(OwnerId owner, std::span<const PageId> pages);
@@ -108,6 +114,7 @@ class PagePool {
   struct Slot {
     PagePtr page;
     OwnerId owner = 0;
+    std::vector<OwnerId> others = {};  // who have it as well
     State state = State::free;
     bool clean = false;
   };
@@ -115,6 +122,8 @@ class PagePool {
   // answers meanwhile.
   void create_one(std::unique_lock<std::mutex>& lock);
   void put_free(PageId id, bool clean) noexcept;
+  void let_go(OwnerId owner, PageId id) noexcept;
+  [[nodiscard]] static bool holds(const Slot& slot, OwnerId owner);
   void check_owned(OwnerId owner, std::span<const PageId> pages) const;
   [[nodiscard]] std::vector<PageId> owned_by(OwnerId owner) const;
   [[nodiscard]] std::size_t count(State state) const;
@@ -178,6 +187,9 @@ class Mapping {
   // Unmaps all but the first `pages` of a mapped one, at least one, and returns them. Throws
   // DriverError and stays as it was. Nothing may be in flight that touches them.
   std::vector<PagePtr> shrink(std::size_t pages);
+  // Nothing can write to what is mapped any more, until it is mapped anew. Throws DriverError.
+  // Nothing may be in flight that writes there.
+  void make_read_only();
   // Leaves what is mapped as it is for ever, for its owner goes and something may still touch it:
   // the addresses are kept and the pages in doubt.
   void abandon() noexcept;
@@ -192,7 +204,8 @@ class Mapping {
   DriverPtr driver_;
   ReservationPtr reservation_;
   std::vector<PagePtr> pages_;
-  std::size_t mapped_bytes_ = 0;  // from the start
+  std::size_t mapped_bytes_ = 0;     // from the start
+  std::size_t read_only_bytes_ = 0;  // of them, from the start
   bool accessible_ = false;
 };
 

@@ -15,31 +15,6 @@ constexpr std::size_t pages_max = std::size_t{1} << 24;  // 32 TiB of the smalle
 
 }  // namespace
 
-Page::Page(DriverPtr driver, std::size_t bytes) : driver_(std::move(driver)), bytes_(bytes) {}
-
-Page::~Page() {
-  if (handle_ != 0) static_cast<void>(driver_->page_release(handle_));
-}
-
-// In both, the owner exists before there is a handle that could be lost.
-PagePtr Page::create(const DriverPtr& driver, std::size_t bytes) {
-  const std::shared_ptr<Page> page(new Page(driver, bytes));
-  GPUPOOL_CALL(driver, page_create, &page->handle_, bytes);
-  return page;
-}
-
-PagePtr Page::import(const DriverPtr& driver, int fd, std::size_t bytes) {
-  const std::shared_ptr<Page> page(new Page(driver, bytes));
-  GPUPOOL_CALL(driver, page_import, &page->handle_, fd);
-  return page;
-}
-
-int Page::export_fd() const {
-  int fd = -1;
-  GPUPOOL_CALL(driver_, page_export, &fd, handle_);
-  return fd;
-}
-
 PagePool::PagePool(DriverPtr driver, std::size_t budget_bytes, std::size_t page_bytes)
     : driver_(std::move(driver)), page_bytes_(page_bytes) {
   std::size_t granularity = 0;
@@ -139,8 +114,7 @@ std::vector<PageId> PagePool::acquire(OwnerId owner, std::size_t count) {
 void PagePool::check_owned(OwnerId owner, std::span<const PageId> pages) const {
   const std::set<PageId> distinct(pages.begin(), pages.end());
   const bool all_owned = std::all_of(distinct.begin(), distinct.end(), [&](PageId id) {
-    return id < created_.size() && created_[id].state == State::owned &&
-           created_[id].owner == owner;
+    return id < created_.size() && created_[id].state == State::owned && holds(created_[id], owner);
   });
   if (!all_owned || distinct.size() != pages.size()) {
     throw UsageError(
@@ -151,15 +125,56 @@ void PagePool::check_owned(OwnerId owner, std::span<const PageId> pages) const {
 void PagePool::give_back(OwnerId owner, std::span<const PageId> pages) {
   std::lock_guard lock(mutex_);
   check_owned(owner, pages);
-  for (const PageId id : pages) put_free(id, false);
+  for (const PageId id : pages) let_go(owner, id);
 }
 
 std::vector<PageId> PagePool::give_back_all(OwnerId owner) {
   std::lock_guard lock(mutex_);
   const std::vector<PageId> pages = owned_by(owner);
   check_owned(owner, pages);
-  for (const PageId id : pages) put_free(id, false);
+  for (const PageId id : pages) let_go(owner, id);
   return pages;
+}
+
+bool PagePool::holds(const Slot& slot, OwnerId owner) {
+  return slot.owner == owner ||
+         std::find(slot.others.begin(), slot.others.end(), owner) != slot.others.end();
+}
+
+void PagePool::let_go(OwnerId owner, PageId id) noexcept {
+  Slot& slot = created_[id];
+  if (slot.others.empty()) {
+    put_free(id, false);
+    return;
+  }
+  if (slot.owner == owner) {
+    slot.owner = slot.others.back();
+    slot.others.pop_back();
+  } else {
+    std::erase(slot.others, owner);
+  }
+}
+
+void PagePool::share(OwnerId owner, std::span<const PageId> pages) {
+  std::lock_guard lock(mutex_);
+  std::set<PageId> seen;
+  for (const PageId id : pages) {
+    const bool is_owned = id < created_.size() && created_[id].state == State::owned;
+    if (!is_owned || holds(created_[id], owner) || !seen.insert(id).second) {
+      throw UsageError("a page to be shared is not held by others alone, or is named twice");
+    }
+  }
+  // What can fail comes first.
+  for (const PageId id : pages) created_[id].others.reserve(created_[id].others.size() + 1);
+  for (const PageId id : pages) created_[id].others.push_back(owner);
+}
+
+std::size_t PagePool::shared(OwnerId owner) const {
+  std::lock_guard lock(mutex_);
+  return static_cast<std::size_t>(
+      std::count_if(created_.begin(), created_.end(), [owner](const Slot& slot) {
+        return slot.state == State::owned && !slot.others.empty() && holds(slot, owner);
+      }));
 }
 
 std::vector<PageId> PagePool::begin_scrub(std::size_t count) {
@@ -185,6 +200,10 @@ void PagePool::end_scrub(std::span<const PageId> pages, bool clean) noexcept {
 void PagePool::begin_scrub_owned(OwnerId owner, std::span<const PageId> pages) {
   std::lock_guard lock(mutex_);
   check_owned(owner, pages);
+  const auto is_shared = [&](PageId id) { return !created_[id].others.empty(); };
+  if (std::any_of(pages.begin(), pages.end(), is_shared)) {
+    throw UsageError("a page that others hold as well is not scrubbed");
+  }
   for (const PageId id : pages) created_[id].state = State::owned_scrubbing;
 }
 
@@ -227,7 +246,7 @@ std::vector<PageId> PagePool::owned_by(OwnerId owner) const {
   PageId id = 0;
   for (const Slot& slot : created_) {
     const bool held = slot.state == State::owned || slot.state == State::owned_scrubbing;
-    if (held && slot.owner == owner) pages.push_back(id);
+    if (held && holds(slot, owner)) pages.push_back(id);
     ++id;
   }
   return pages;

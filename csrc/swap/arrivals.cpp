@@ -6,7 +6,7 @@
 namespace gpupool {
 
 std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector<PagePtr>& pages,
-                                          std::size_t clean) {
+                                          std::size_t clean, const Shares& shares) {
   const Counts before = mapped_counts(), as_left = among_first(as_left_);
   std::vector<std::vector<Run>> unsaved, gaps;
   Counts more;
@@ -18,7 +18,11 @@ std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector
     for (Run& gap : gaps[i]) gap = {gap.begin - from, gap.end - from};
     more.push_back(until[i] - before[i]);
   }
-  std::vector<Placed> placed = place(pages, clean, gaps, more, page_bytes_);
+  Shares given(regions_.size());
+  for (std::size_t i = 0; i < shares.size(); ++i) {
+    given[i].assign(shares[i].begin() + static_cast<std::ptrdiff_t>(before[i]), shares[i].end());
+  }
+  std::vector<Placed> placed = place(pages, clean, gaps, more, page_bytes_, given);
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     Region& region = *regions_[i];
     if (region.mapping_) {
@@ -38,16 +42,18 @@ std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector
 }
 
 SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& pages,
-                               std::size_t clean, const std::stop_token& stop) {
+                               std::size_t clean, const std::stop_token& stop,
+                               const Shares& shares) {
   SwapReport report;
   report.pages = pages.size();
   const std::int64_t start = driver_->now_ns();
-  const std::vector<Load> loads = plan_loads(until);
+  const std::vector<Load> loads = plan_loads(until, shares);
   const Counts before = mapped_counts();
   try {
-    const std::vector<Placed> placed = map_more(until, pages, clean);
+    const std::vector<Placed> placed = map_more(until, pages, clean, shares);
     report.map_ns = driver_->now_ns() - start;
     restore(loads, placed, stop, report);
+    make_read_only();
   } catch (...) {
     state_ = State::torn;
     try {
@@ -65,14 +71,19 @@ SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& 
 }
 
 SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t clean,
-                                const std::stop_token& stop) {
+                                const std::stop_token& stop, std::span<const SharedPage> shared) {
   std::lock_guard lock(mutex_);
   require(State::out, "swap_in needs a model that is out");
-  check_pages(pages, all_pages() - pages_mapped(), clean);
+  std::vector<PagePtr> all = pages;
+  for (const SharedPage& one : shared) all.push_back(one.page);
+  check_pages(all, all_pages() - pages_mapped(), clean);
+  if (clean > pages.size()) throw UsageError("of shared pages none is clean");
+  const Shares shares = shares_of(shared);
   Counts until;
   for (const RegionPtr& region : regions_) until.push_back(region->pages());
   ++swap_ins_;  // also one that fails is a turn of the sample
-  const SwapReport report = arrive(until, pages, clean, stop);
+  SwapReport report = arrive(until, pages, clean, stop, shares);
+  report.shared_bytes = shared.size() * page_bytes_;
   state_ = State::resident;
   return report;
 }
@@ -88,7 +99,7 @@ SwapReport ModelMemory::warm(const std::vector<PagePtr>& pages, std::size_t clea
     throw UsageError(std::to_string(pages.size()) + " pages are more than can be warm beside " +
                      std::to_string(pages_mapped()));
   }
-  return arrive(until, pages, clean, stop);
+  return arrive(until, pages, clean, stop, {});
 }
 
 }  // namespace gpupool

@@ -47,6 +47,7 @@ std::vector<PagePtr> ModelMemory::unmap_or_undo(const Counts& until) {
       mapping->map();  // the same pages, untouched
       mapping->extend(cut[i]);
     }
+    make_read_only();
     state_ = before;
     throw;
   }

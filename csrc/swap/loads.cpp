@@ -45,8 +45,8 @@ std::uint64_t* ModelMemory::sums(std::size_t count) {
 }
 
 // Of what is saved, the pieces that will be there in full and are not yet, and those of pages that
-// are as the model left them.
-std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until) {
+// are as the model left them, or shared: sealed regions have no piece on two pages.
+std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, const Shares& shares) {
   std::size_t whole = 0;
   for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
   const std::size_t most =
@@ -57,8 +57,10 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until) {
     const RegionPtr& region = regions_[i];
     for (const Run& piece : pieces_of(*region, region->saved_)) {
       if (piece.end > until[i] * page_bytes_) continue;
-      const bool is_there = piece.end <= region->pages_mapped() * page_bytes_;
-      if (is_there && (verify_ == Verify::off || piece.begin >= as_left[i] * page_bytes_)) continue;
+      const bool is_shared = !shares.empty() && shares[i][piece.begin / page_bytes_] != nullptr;
+      const bool is_there = is_shared || piece.end <= region->pages_mapped() * page_bytes_;
+      const bool is_known = !is_shared && piece.begin >= as_left[i] * page_bytes_;
+      if (is_there && (verify_ == Verify::off || is_known)) continue;
       // One copy for pieces that follow upon one another, of which only the last may be short: so
       // the sums of a copy are those of its pieces. It must not go from one registration of the
       // image into another, as where it has grown.
@@ -120,8 +122,13 @@ void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
     if (load.sums == nullptr) continue;
     std::uint64_t* sum = load.sums;
     for (const Run& piece : in_pieces({&load.run, 1}, piece_bytes_)) {
-      if (*sum != load.region->digests_.of(piece))
+      if (*sum != load.region->digests_.of(piece)) {
+        // Such a page may be behind others, who may be at work.
+        if (load.is_there && load.region->sealed_) {
+          throw damaged(*load.region, piece, " on a page that other models may have as well");
+        }
         wrong.push_back({load.region, piece, sum, false});
+      }
       ++sum;
     }
     report.verified_bytes += load.run.bytes();

@@ -76,6 +76,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
                                          int image_fd) {
   std::lock_guard lock(mutex_);
   require_own(region);
+  require_unsealed(region);
   if (state_ == State::torn || state_ == State::closed) {
     require(State::resident, "a region cannot be resized");
   }

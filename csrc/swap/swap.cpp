@@ -115,6 +115,7 @@ void ModelMemory::mark_written(Region& region, const std::vector<Run>& runs) {
   require_own(region);
   require(State::resident, "only a resident region is written");
   if (!region.image_) throw UsageError("a region without an image is never saved");
+  require_unsealed(region);
   check_runs(region, runs);
   for (const Run& run : runs) region.written_.add(run);
 }
@@ -124,6 +125,7 @@ void ModelMemory::adopt_image(Region& region, std::span<const std::uint64_t> dig
   require_own(region);
   require_cold("an image is filled while its model is out");
   if (!region.image_) throw UsageError("the region has no image");
+  require_unsealed(region);
   // What can fail comes first: until then the device's bytes are the ones to save.
   RunSet saved;
   saved.add({0, region.bytes()});

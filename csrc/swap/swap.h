@@ -51,7 +51,15 @@ struct SwapReport {
   std::size_t filled_bytes = 0;
   std::size_t verified_bytes = 0;  // found to be what they should be, copied or there already
   std::size_t recopied_bytes = 0;  // that were not at first, and were at a second attempt
+  std::size_t shared_bytes = 0;    // on pages that others have as well
   std::size_t pages = 0;
+};
+
+// A page with the bytes that a model's image has for one of its pages, of which it is the `index`th
+// of those that can be warm. Others have it mapped too.
+struct SharedPage {
+  std::size_t index;
+  PagePtr page;
 };
 
 class ModelMemory;
@@ -90,6 +98,7 @@ class Region {
   std::shared_ptr<HostMemory> image_;
   std::optional<Mapping> mapping_;
   std::weak_ptr<Arena> arena_;
+  bool sealed_ = false;
   RunSet saved_;          // bytes for which the image is worth restoring
   RunSet written_;        // bytes for which the device is newer than the image
   PieceDigests digests_;  // of every piece of saved_, unless nothing is verified
@@ -145,6 +154,22 @@ class ModelMemory {
   // make it smaller than the blocks in use is refused. Throws UsageError if it is cut already.
   std::shared_ptr<Arena> share_out(Region& region, std::size_t alignment);
 
+  // A sealed region has what its image has, for as long as it is: it is mapped for reading alone
+  // once it has arrived, so that its pages can be behind other models too. It cannot be written to,
+  // adopted or resized. Only while the model is out, without warm pages. Throws UsageError for a
+  // region whose image does not have all of it, or that is shared out, and where pages of a model
+  // are not whole pieces of what is verified.
+  void seal(Region& region);
+  void unseal(Region& region);
+  // Puts other host memory with the same bytes, which are compared, behind the image of a region of
+  // a model that is out: all but the last extent are whole pieces of what is verified. What of
+  // images `is_shared` is counted apart as it goes, and of memory that becomes so nothing. False if
+  // the driver did not let the memory go that was there. Throws UsageError, also while somebody
+  // looks at the image, std::system_error, DriverError, or DamagedImage where a byte is another;
+  // nothing has changed then.
+  bool replace_image(Region& region, std::span<const Extent> extents, bool is_shared);
+  [[nodiscard]] std::size_t take_gone_shared_bytes() noexcept;
+
   // How many pages a resident model has: swap_in takes so many, but for those that are warm.
   [[nodiscard]] std::size_t pages_needed() const;
   // Of the pages of a model that is out, those of the regions with an image can be *warm*: mapped,
@@ -160,9 +185,10 @@ class ModelMemory {
   // On an error the model is out as before, or torn if the driver does not let it go back. What
   // arrives is verified; if it is not what it should be after a second copy, throws DamagedImage. A
   // request to stop is met between chunks, at most two of which for each stream are then in flight,
-  // and throws Cancelled.
+  // and throws Cancelled. Of sealed regions some pages can be `shared`, beside those: they are
+  // verified like warm ones. What is wrong on a page that others may have is not copied again.
   SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
-                     const std::stop_token& stop = {});
+                     const std::stop_token& stop = {}, std::span<const SharedPage> shared = {});
   // Makes more pages of a model that is out warm, and verifies all that are. Throws as swap_in, and
   // UsageError where there are not so many left to be warmed; nothing has changed then.
   SwapReport warm(const std::vector<PagePtr>& pages, std::size_t clean = 0,
@@ -199,21 +225,26 @@ class ModelMemory {
   void check_runs(const Region& region, const std::vector<Run>& runs) const;
   void check_pages(const std::vector<PagePtr>& pages, std::size_t count, std::size_t clean) const;
   void require_own(const Region& region) const;
+  static void require_unsealed(const Region& region);
   [[nodiscard]] std::size_t all_pages() const;
   [[nodiscard]] std::size_t pages_mapped() const;
   [[nodiscard]] Counts mapped_counts() const;
   // How many pages of each region are among the first `count` of those that can be warm.
   [[nodiscard]] Counts among_first(std::size_t count) const;
+  // By region and page: what is to be there, or null. Empty: nothing is shared.
+  using Shares = std::vector<std::vector<PagePtr>>;
+  [[nodiscard]] Shares shares_of(std::span<const SharedPage> shared) const;
   SwapReport arrive(const Counts& until, const std::vector<PagePtr>& pages, std::size_t clean,
-                    const std::stop_token& stop);
+                    const std::stop_token& stop, const Shares& shares);
   std::vector<Placed> map_more(const Counts& until, const std::vector<PagePtr>& pages,
-                               std::size_t clean);
+                               std::size_t clean, const Shares& shares);
+  void make_read_only();
   // One copy of an arrival, or what of it is there already.
   struct Load {
     const Region* region;
     Run run;
     std::uint64_t* sums;  // of its pieces; null: not verified
-    bool is_there;        // on a warm page, to be verified alone
+    bool is_there;        // on a warm or shared page, to be verified alone
   };
   // What a swap-out saves of a region.
   struct Save {
@@ -222,7 +253,7 @@ class ModelMemory {
     PieceDigests digests;
     std::vector<Run> pieces;  // whose digest may have changed
   };
-  [[nodiscard]] std::vector<Load> plan_loads(const Counts& until);
+  [[nodiscard]] std::vector<Load> plan_loads(const Counts& until, const Shares& shares);
   void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
                const std::stop_token& stop, SwapReport& report);
   void verify(const std::vector<Load>& loads, SwapReport& report);
@@ -251,6 +282,8 @@ class ModelMemory {
   // Of the warm pages the first so many are as the model left them, not looked at since.
   std::size_t as_left_ = 0;
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
+      std::make_shared<std::atomic<std::size_t>>(0);
+  const std::shared_ptr<std::atomic<std::size_t>> gone_shared_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);
   CopyLanes in_;
   CopyStream out_;

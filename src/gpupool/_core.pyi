@@ -252,6 +252,18 @@ class PagePool:
         """
     def owned(self, owner: typing.SupportsInt | typing.SupportsIndex) -> list[int]: ...
     def page(self, id: typing.SupportsInt | typing.SupportsIndex) -> Page: ...
+    def share(
+        self,
+        owner: typing.SupportsInt | typing.SupportsIndex,
+        pages: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None:
+        """
+        Gives `owner` pages that others hold and go on to hold.
+        """
+    def shared(self, owner: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        How many of an owner's pages others hold as well.
+        """
     def statistics(self) -> PoolStatistics: ...
     @property
     def created_pages(self) -> int: ...
@@ -395,6 +407,8 @@ class SwapReport:
     @property
     def recopied_bytes(self) -> int: ...
     @property
+    def shared_bytes(self) -> int: ...
+    @property
     def total_s(self) -> float: ...
     @property
     def verified_bytes(self) -> int: ...
@@ -458,6 +472,22 @@ class Region:
         """
         What its image lacks to be as long as that.
         """
+    def replace_image(
+        self,
+        extents: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsInt | typing.SupportsIndex,
+            ]
+        ],
+        is_shared: bool,
+    ) -> bool:
+        """
+        Puts other memory with the same bytes behind its image, as (fd, offset, bytes).
+
+        False if the driver did not let go of what was there.
+        """
     def resize(
         self,
         bytes: typing.SupportsInt | typing.SupportsIndex,
@@ -467,6 +497,14 @@ class Region:
     ) -> list[int]:
         """
         Makes it `bytes` long; the handles of the pages that it no longer maps.
+        """
+    def seal(self) -> None:
+        """
+        Has it mapped for reading alone from now on, so that other models can have its pages.
+        """
+    def unseal(self) -> None:
+        """
+        It can be written to again.
         """
     @property
     def __array_interface__(self) -> dict[str, typing.Any]:
@@ -561,9 +599,15 @@ class ModelMemory:
         pages: collections.abc.Sequence[Page],
         clean: typing.SupportsInt | typing.SupportsIndex = 0,
         cancellation: Cancellation | None = None,
+        shared: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, Page]
+        ] = [],
     ) -> SwapReport:
         """
         Maps the pages, of which the first `clean` read as zeros, and restores every region.
+
+        `shared` pages of other models have the bytes of some of the pages that can be warm,
+        of sealed regions, whose places in the order of those come with them.
         """
     def swap_out(self, keep: typing.SupportsInt | typing.SupportsIndex = 0) -> SwapReport:
         """
@@ -572,6 +616,10 @@ class ModelMemory:
     def take_gone_image_bytes(self) -> int:
         """
         Bytes of images that have gone since the last call: no longer pinned nor mapped.
+        """
+    def take_gone_shared_bytes(self) -> int:
+        """
+        The same of images that others share.
         """
     def warm(
         self,

@@ -171,6 +171,37 @@ TEST(access_may_be_set_twice) {
   CHECK(space.read(space.base, page_bytes) == pattern(7, page_bytes));
 }
 
+// What is shared is mapped so. What else is mapped of the page stays writable.
+TEST(what_is_read_only_can_be_read_until_access_is_set_again) {
+  Space space;
+  for (std::size_t i = 0; i < 3; ++i) CHECK_OK(space.map(i, i));
+  CHECK_OK(space->set_access(space.base, 3 * page_bytes));
+  for (std::size_t i = 0; i < 3; ++i) space.write(space.base + i * page_bytes, pattern(i, 4096));
+  const DevicePtr middle = space.base + page_bytes;
+  CHECK_OK(space->set_read_only(middle, page_bytes));
+  CHECK(space.read(middle, 4096) == pattern(1, 4096));
+  CHECK_EQ(space.read(space.base, 3 * page_bytes).size(), 3 * page_bytes);
+
+  const DevicePtr other = space.base + 3 * page_bytes;
+  CHECK_OK(space.map(3, 1));
+  CHECK_OK(space->set_access(other, page_bytes));
+  space.write(other, pattern(9, 4096));
+  CHECK(space.read(middle, 4096) == pattern(9, 4096));
+  CHECK_OK(space->set_access(middle, page_bytes));
+  space.write(middle, pattern(5, 4096));
+  CHECK(space.read(middle, 4096) == pattern(5, 4096));
+}
+
+TEST(what_is_made_read_only_must_be_mapped_throughout) {
+  Space space;
+  CHECK_OK(space.map(0, 0));
+  CHECK_OK(space.map(2, 1));
+  CHECK_EQ(space->set_read_only(space.base, 3 * page_bytes), invalid);
+  CHECK_EQ(space->set_read_only(space.base + page_bytes, page_bytes), invalid);
+  CHECK_OK(space->set_read_only(space.base + 2 * page_bytes, page_bytes));  // the first access
+  CHECK_EQ(space.read(space.base + 2 * page_bytes, 4096).size(), std::size_t{4096});
+}
+
 TEST(a_page_mapped_again_keeps_its_bytes) {
   Space space;
   CHECK_OK(space.map(0, 0));

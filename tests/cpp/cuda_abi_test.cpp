@@ -97,6 +97,7 @@ static_assert(offsetof(cuda::AccessDescriptor, flags) == offsetof(CUmemAccessDes
 static_assert(cuda::allocation_type_pinned == CU_MEM_ALLOCATION_TYPE_PINNED);
 static_assert(cuda::handle_type_posix_fd == CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 static_assert(cuda::location_type_device == CU_MEM_LOCATION_TYPE_DEVICE);
+static_assert(cuda::access_read == CU_MEM_ACCESS_FLAGS_PROT_READ);
 static_assert(cuda::access_read_write == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
 static_assert(cuda::granularity_minimum == CU_MEM_ALLOC_GRANULARITY_MINIMUM);
 static_assert(cuda::stream_non_blocking == CU_STREAM_NON_BLOCKING);

@@ -86,6 +86,7 @@ TEST(what_the_table_says_needs_a_context_is_what_makes_one) {
     if (name == "map") return driver.map(0, 0, 0);
     if (name == "unmap") return driver.unmap(0, 0);
     if (name == "set_access") return driver.set_access(0, 0);
+    if (name == "set_read_only") return driver.set_read_only(0, 0);
     if (name == "host_register") return driver.host_register(nullptr, 0);
     if (name == "host_unregister") return driver.host_unregister(nullptr);
     if (name == "stream_create") {

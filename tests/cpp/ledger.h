@@ -92,6 +92,7 @@ class Ledger final : public Driver {
   GPUPOOL_NOTHING(memory_info)
   GPUPOOL_NOTHING(page_export)
   GPUPOOL_NOTHING(set_access)
+  GPUPOOL_NOTHING(set_read_only)
   GPUPOOL_NOTHING(context_synchronize)
   GPUPOOL_NOTHING(stream_synchronize)
   GPUPOOL_NOTHING(stream_wait_event)

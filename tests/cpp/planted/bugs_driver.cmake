@@ -11,8 +11,8 @@ plant(an_unmap_takes_part_of_a_mapping driver/host_address_space.cpp
   [[last->first + last->second.bytes >= address + bytes]]
   conformance)
 plant(an_unmap_passes_over_a_hole driver/host_address_space.cpp
-  [[!covered(address, bytes, false)]]
-  [[!covered(address, 1, false)]]
+  [[!covered(address, bytes, Access::none)]]
+  [[!covered(address, 1, Access::none)]]
   conformance)
 plant(addresses_are_freed_under_a_mapping driver/host_address_space.cpp
   [[mapped != mappings_.end() && mapped->first < address + bytes]]
@@ -39,11 +39,11 @@ plant(a_fresh_page_is_clean driver/host_address_space.cpp
   [[]]
   host_device mapping)
 plant(a_page_is_used_without_access driver/host_address_space.cpp
-  [[with_access && !it->second.access]]
+  [[it->second.access < wanted]]
   [[false]]
   host_device BY crash)
 plant(an_address_is_used_after_its_unmap driver/host_address_space.h
-  [[if (!covered(address, bytes, true)) return Status::illegal_address;
+  [[if (!covered(address, bytes, wanted)) return Status::illegal_address;
     return work();]]
   [[return work();]]
   host_device@host/stepped BY crash)
@@ -198,7 +198,7 @@ plant(sums_go_where_nothing_is_registered driver/host_work.h
   [[true]]
   host_digest)
 plant(what_nobody_may_touch_is_digested driver/host_work.h
-  [[space_.accessible(device, bytes) ? Status::success : Status::invalid_value]]
+  [[space_.accessible(device, bytes, access) ? Status::success : Status::invalid_value]]
   [[Status::success]]
   host_digest)
 plant(a_copy_with_a_digest_is_of_unregistered_memory driver/host.cpp

@@ -24,7 +24,7 @@ plant(an_image_that_the_driver_keeps_is_called_gone image/host_memory.cpp
   [[(let_go(), gone_bytes_ != nullptr)]]
   model_memory)
 plant(a_failed_growth_keeps_its_file_mapped image/host_memory.cpp
-  [[static_cast<void>(map_nothing(data_ + bytes_, missing));]]
+  [[static_cast<void>(map_nothing(data_ + bytes_, bytes));]]
   [[]]
   host_memory)
 plant(memory_still_registered_grows image/host_memory.cpp
@@ -32,8 +32,8 @@ plant(memory_still_registered_grows image/host_memory.cpp
   [[]]
   host_memory)
 plant(a_descriptor_a_page_short_is_taken image/host_memory.cpp
-  [[static_cast<std::size_t>(info.st_size) >= bytes]]
-  [[static_cast<std::size_t>(info.st_size) + 4096 >= bytes]]
+  [[extent.bytes <= size]]
+  [[extent.bytes <= size + 4096]]
   host_memory)
 
 plant(a_copy_crosses_registrations image/host_memory.cpp
@@ -124,8 +124,8 @@ plant(a_window_has_one_chunk_in_flight transfer/lanes.cpp
   [[]]
   in_flight@host/stepped)
 plant(a_file_stays_mapped_for_want_of_memory image/host_memory.cpp
-  [[if (huge) put_huge_pages(file.get(), data_ + bytes_, missing);]]
-  [[if (missing <= available_bytes()) put_huge_pages(file.get(), data_ + bytes_, missing);]]
+  [[if (huge) put_huge_pages(extent.fd, data_ + bytes_, bytes);]]
+  [[if (bytes <= available_bytes()) put_huge_pages(extent.fd, data_ + bytes_, bytes);]]
   grow_memory)
 plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
   [[pieces_.clear();]]

@@ -48,11 +48,11 @@ plant(pages_of_a_failed_scrub_are_called_clean memory/page_pool.cpp
   [[put_free(id, clean);]]
   [[put_free(id, true);]]
   scrub)
-plant(a_page_is_never_released memory/page_pool.cpp
+plant(a_page_is_never_released memory/page.cpp
   [[handle_ != 0]]
   [[false]]
   mapping)
-plant(a_page_is_released_twice memory/page_pool.cpp
+plant(a_page_is_released_twice memory/page.cpp
   [[driver_->page_release(handle_)]]
   [[(static_cast<void>(driver_->page_release(handle_)), driver_->page_release(handle_))]]
   mapping)

@@ -187,11 +187,14 @@ CUresult CUDAAPI cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAc
                                 size_t count) {
   ENTER("cuMemSetAccess", true);
   if (count != 1 || static_cast<int>(access->location.type) != cuda::location_type_device ||
-      !is_device(access->location.id) ||
-      static_cast<int>(access->flags) != cuda::access_read_write) {
+      !is_device(access->location.id)) {
     return invalid();
   }
-  return answer(host()->set_access(address, bytes));
+  switch (static_cast<int>(access->flags)) {
+    case cuda::access_read_write: return answer(host()->set_access(address, bytes));
+    case cuda::access_read: return answer(host()->set_read_only(address, bytes));
+    default: return invalid();
+  }
 }
 
 CUresult CUDAAPI cuMemHostRegister(void* memory, size_t bytes, unsigned int flags) {
