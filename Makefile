@@ -61,7 +61,7 @@ soak: test-cpp $(STAMPS)/package $(STAMPS)/test ## 100,000,000 random operations
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python
 GPU_SUBJECTS := conformance page_pool mapping host_memory transfer transfer_batch scrub \
-	model_memory warm verify large_loads no_image resize arena_slots
+	model_memory warm sharing verify large_loads no_image resize arena_slots
 gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contract, torch and CuPy
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target $(addsuffix _test,$(GPU_SUBJECTS))

@@ -30,6 +30,7 @@ BUDGETS_MIN = {
     "kernels": 6,
     "kv": 3,
     "serve": 3,
+    "sharing": 3,
     "vllm_worker": 9,
 }
 TESTS = Path(__file__).parent

@@ -33,6 +33,7 @@ std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector
     }
     const std::size_t from = before[i] * page_bytes_;
     for (Run& run : placed[i].zeros) run = {run.begin + from, run.end + from};
+    if (region.sealed_) continue;
     // What was never saved reads as zeros, whatever the model left there.
     for (const Run& run : within({0, as_left[i] * page_bytes_}, unsaved[i])) {
       placed[i].zeros.push_back(run);

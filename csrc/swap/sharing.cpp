@@ -47,6 +47,11 @@ bool ModelMemory::replace_image(Region& region, std::span<const Extent> extents,
                        " bytes, not after " + std::to_string(extents[i].bytes));
     }
   }
+  const auto& gone_bytes = is_shared ? gone_shared_bytes_ : gone_image_bytes_;
+  if (extents.empty()) {
+    old->report_to(gone_bytes);
+    return true;
+  }
   auto image = std::make_shared<HostMemory>(driver_, extents, region.capacity_bytes());
   if (image->bytes() != old->bytes()) {
     throw UsageError("an image of " + std::to_string(old->bytes()) + " bytes, not " +
@@ -57,7 +62,7 @@ bool ModelMemory::replace_image(Region& region, std::span<const Extent> extents,
   }
   const std::lock_guard looking(region.image_mutex_);
   if (old.use_count() > 2) throw UsageError("somebody looks at the image: let go of it first");
-  image->report_to(is_shared ? gone_shared_bytes_ : gone_image_bytes_);
+  image->report_to(gone_bytes);
   if (is_shared) old->report_to(nullptr);
   region.image_ = std::move(image);
   return old->let_go();

@@ -166,7 +166,7 @@ class ModelMemory {
   // images `is_shared` is counted apart as it goes, and of memory that becomes so nothing. False if
   // the driver did not let the memory go that was there. Throws UsageError, also while somebody
   // looks at the image, std::system_error, DriverError, or DamagedImage where a byte is another;
-  // nothing has changed then.
+  // nothing has changed then. Without extents the memory stays and only its account is another.
   bool replace_image(Region& region, std::span<const Extent> extents, bool is_shared);
   [[nodiscard]] std::size_t take_gone_shared_bytes() noexcept;
 

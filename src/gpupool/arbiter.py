@@ -5,6 +5,8 @@ The daemon and the embedded pool drive the same object; it is not thread safe.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gpupool._core import PagePool
 from gpupool.errors import DriverError, UsageError
 from gpupool.holdings import Holdings
@@ -38,6 +40,8 @@ class Arbiter(Holdings):
         lease = self._leases[key]
         if lease.state is not Residency.OUT or lease.pages == 0:
             raise UsageError(f"model {lease.name!r} asked for memory while {lease.state.value}")
+        # What comes early lies one behind the other, and what others have may lie anywhere.
+        early = early and not self._contents.wants(key)
         lease.early, lease.begun, lease.ahead = early, 0, ahead and not lease.hurried
         lease.hurried = False
         lease.asked_s = now_s
@@ -59,8 +63,9 @@ class Arbiter(Holdings):
         lease = self._leases[key]
         if lease.state is not Residency.WAITING:
             return False
+        self._unpin(lease)
         if not mapped:
-            self._pages.give_back_all(key)
+            self._give_back_all(key)
             lease.held = 0
         self._enter(lease, self._without_grant(lease), now_s)
         return True
@@ -76,7 +81,7 @@ class Arbiter(Holdings):
         The model is out, or leaving if it has begun.
         """
         lease = self._leases[granted.key]
-        self._give_up(granted.key, granted.pages)
+        self._give_up(granted.key, [*granted.pages, *granted.shared.values()])
         if lease.state is Residency.WAITING:  # it never heard of these
             lease.begun -= len(granted.pages)
         self._enter(lease, self._without_grant(lease), now_s)
@@ -109,7 +114,7 @@ class Arbiter(Holdings):
         if keeps > 0 and keeps != lease.held:
             raise UsageError(f"model {lease.name!r} keeps {keeps} pages and holds {lease.held}")
         if keeps == 0:
-            self._pages.give_back_all(key)
+            self._give_back_all(key)
             lease.held = 0
         lease.stays, lease.stays_until_s = "", 0.0
         lease.used_s = now_s
@@ -142,6 +147,7 @@ class Arbiter(Holdings):
     def fence(self, key: int, now_s: float) -> None:
         """The model's process is lost; its pages stay out of use until ``remove``."""
         lease = self._leases[key]
+        self._unpin(lease)
         lease.fenced = True
         lease.keep = lease.cooling = 0
         lease.asked_to_cool = False
@@ -151,6 +157,7 @@ class Arbiter(Holdings):
 
     def decide(self, now_s: float) -> Outcome:
         """Apply the policy to the present state."""
+        self._pin_for_first()
         decision = decide(self._view(), now_s, self._turn_s)
         outcome = Outcome(wake_at_s=decision.wake_at_s)
         self._apply(decision, outcome, now_s)
@@ -200,30 +207,69 @@ class Arbiter(Holdings):
     def _cool(self, cool: Cool) -> Cool:
         lease = self._leases[cool.key]
         lease.asked_to_cool, lease.cooling = True, cool.pages
-        return cool
+        # Of what others have as well nothing comes free.
+        return Cool(cool.key, min(lease.held, cool.pages + self._contents.shared(cool.key)))
 
     def _acquire(self, key: int, until: int, outcome: Outcome, now_s: float) -> Granted | None:
         """So many pages for a model, counting those that it has."""
         lease = self._leases[key]
+        shared = lease.pinned or self._contents.matches(key, lease.held)
         try:
-            pages = self._pages.acquire(key, until - lease.held)
-        except DriverError as error:
-            self._enter(lease, self._without_grant(lease), now_s)
-            outcome.failed.append((key, error))
-            return None
-        except UsageError:
-            return None  # slabs took some since the policy looked; it waits on
-        lease.held = until
-        return Granted(key, pages, now_s - lease.asked_s)
+            if not lease.pinned:
+                self._take(key, shared)
+            pages = self._pages.acquire(key, until - lease.held - len(shared))
+        except (DriverError, UsageError) as error:
+            if not lease.pinned:
+                self._give_up_shared(key, shared)
+            if isinstance(error, DriverError):
+                self._unpin(lease)
+                self._enter(lease, self._without_grant(lease), now_s)
+                outcome.failed.append((key, error))
+            return None  # or slabs took some since the policy looked: it waits on
+        lease.held, lease.pinned = until, {}
+        return Granted(key, pages, now_s - lease.asked_s, shared)
+
+    def _take(self, key: int, shared: Mapping[int, int]) -> None:
+        if shared:
+            self._pages.share(key, list(shared.values()))
+            self._contents.took(key, shared.values())
+
+    def _give_up_shared(self, key: int, shared: Mapping[int, int]) -> None:
+        held = set(self._pages.owned(key))
+        self._give_back(key, [page for page in shared.values() if page in held])
+
+    def _unpin(self, lease: Lease) -> None:
+        pinned, lease.pinned = lease.pinned, {}
+        if pinned:
+            self._give_up_shared(lease.key, pinned)
+
+    def _pin_for_first(self) -> None:
+        """What others have of what the first in line needs stays as they leave; of it alone."""
+        waiting = [lease for lease in self._leases.values() if lease.state is Residency.WAITING]
+        waiting.sort(key=lambda lease: (lease.ahead, lease.since_s, lease.key))
+        for lease in waiting[1:]:
+            self._unpin(lease)
+        if waiting and self._contents.wants(waiting[0].key):
+            first = waiting[0]
+            matches = self._contents.matches(first.key, first.held)
+            more = {place: page for place, page in matches.items() if place not in first.pinned}
+            self._take(first.key, more)
+            first.pinned.update(more)
 
     def _view(self) -> PoolView:
         return PoolView(self._pages.free_pages, tuple(map(self._seen, self._leases.values())))
 
     def _seen(self, lease: Lease) -> ModelView:
         waits = lease.state is Residency.WAITING
+        # Those that it can have of others, or would leave to them.
+        if waits:
+            others = lease.pinned or self._contents.matches(lease.key, lease.held)
+            pages = lease.pages - lease.held - len(others)
+        else:
+            pages = max(0, lease.held - lease.keep - self._contents.shared(lease.key))
         return ModelView(
             lease.key,
-            lease.pages - lease.held if waits else lease.held - lease.keep,
+            pages,
             lease.state,
             lease.since_s,
             lease.used_s,
@@ -231,7 +277,7 @@ class Arbiter(Holdings):
             lease.stays_until_s,
             max(0, lease.warmable - lease.held) if waits and lease.early else 0,
             warmable=lease.warmable if self._keeps_warm else 0,
-            warm=self.warm_of(lease),
+            warm=max(0, self.warm_of(lease) - self._contents.shared(lease.key)),
             cooling=lease.cooling,
             answers=not lease.asked_to_cool,
             ahead=waits and lease.ahead,

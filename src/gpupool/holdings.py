@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gpupool._core import PagePool
 from gpupool.errors import DoesNotFitError, PoolFullError, UsageError
 from gpupool.leases import Lease
 from gpupool.schedule.turns import Residency
+from gpupool.sharing.contents import Contents
 
 
 class Holdings:
@@ -15,6 +16,7 @@ class Holdings:
 
     def __init__(self, pages: PagePool) -> None:
         self._pages = pages
+        self._contents = Contents(pages)
         self._leases: dict[int, Lease] = {}
         self._next_key = 1
 
@@ -47,10 +49,18 @@ class Holdings:
         self._leases[key] = Lease(key, name, since_s=now_s, used_s=now_s)
         return key
 
-    def declare(self, key: int, pages: int, detail: str = "", warmable: int = 0) -> None:
+    def declare(
+        self,
+        key: int,
+        pages: int,
+        detail: str = "",
+        warmable: int = 0,
+        contents: Mapping[int, bytes] | None = None,
+    ) -> None:
         """How many pages the model needs to be resident; only while it is out.
 
-        ``warmable`` of them can stay, or come ahead, while it is. Raises DoesNotFitError, with the
+        ``warmable`` of them can stay, or come ahead, while it is; of those some, by their places,
+        have ``contents`` that may be on pages of others. Raises DoesNotFitError, with the
         bytes needed and the budget, if that can never be, and UsageError out of turn; nothing has
         changed then.
         """
@@ -75,6 +85,7 @@ class Holdings:
             )
         lease.pages = pages
         lease.warmable = warmable
+        self._contents.declare(key, contents or {})
 
     def extend(self, key: int, pages: int) -> list[int]:
         """More pages for a model that holds its memory, which may be about to leave.
@@ -110,7 +121,7 @@ class Holdings:
             self._require_held(lease)
             if len(pages) >= lease.held:
                 raise UsageError(f"model {lease.name!r} cannot give up all pages and be resident")
-        self._pages.give_back(key, pages)
+        self._give_back(key, pages)
         lease.held -= len(pages)
         lease.cooling = max(0, lease.cooling - len(pages))
         if not leaving:
@@ -123,7 +134,7 @@ class Holdings:
 
     def _give_up(self, key: int, pages: list[int]) -> None:
         held = set(self._pages.owned(key))
-        self._pages.give_back(key, [page for page in pages if page in held])
+        self._give_back(key, [page for page in pages if page in held])
         self._leases[key].held -= len(pages)
 
     @staticmethod
@@ -133,9 +144,34 @@ class Holdings:
             raise UsageError(f"model {lease.name!r} changed its memory while {lease.state.value}")
 
     def remove(self, key: int) -> int:
-        """Forget the model, whose process no longer touches its pages; how many came back."""
+        """Forget the model, whose process no longer touches its pages; how many it had."""
         del self._leases[key]
-        return len(self._pages.give_back_all(key))
+        self._contents.forget(key)
+        return self._give_back_all(key)
+
+    def has(self, key: int, pages: Mapping[int, int]) -> None:
+        """Pages that the model holds have what it declared, by their places.
+
+        Raises UsageError for one that it does not hold.
+        """
+        if not set(self._pages.owned(key)).issuperset(pages.values()):
+            raise UsageError(
+                f"model {self._leases[key].name!r} told of pages that it does not hold"
+            )
+        self._contents.has(key, pages)
+
+    def distrust(self, key: int) -> None:
+        """The model did not find on pages what they should have: nobody is given them as such."""
+        self._contents.distrust(key)
+
+    def _give_back(self, key: int, pages: list[int]) -> None:
+        self._pages.give_back(key, pages)
+        self._contents.gave_back(key, pages)
+
+    def _give_back_all(self, key: int) -> int:
+        pages = self._pages.give_back_all(key)
+        self._contents.gave_back(key, pages)
+        return len(pages)
 
     @staticmethod
     def warm_of(lease: Lease) -> int:

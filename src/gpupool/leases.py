@@ -33,6 +33,8 @@ class Lease:
     cooling: int = 0
     """How many warm pages it was asked for and has not given back."""
     asked_to_cool: bool = False
+    pinned: dict[int, int] = field(default_factory=dict)
+    """Pages of others that it will have too, by their places; kept for it as the first in line."""
     state: Residency = Residency.OUT
     since_s: float = 0.0
     used_s: float = 0.0
@@ -53,6 +55,8 @@ class Granted:
     key: int
     pages: list[int]
     waited_s: float
+    shared: dict[int, int] = field(default_factory=dict)
+    """Beside those, pages of others that have what it needs, by their places."""
 
 
 @dataclass(frozen=True)

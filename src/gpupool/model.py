@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from gpupool._core import Driver, Region, SwapReport, Tag, Verify
-from gpupool.checks import WHOLE_MAX, seconds, whole
+from gpupool._core import Driver, SwapReport, Verify
+from gpupool.checks import seconds
 from gpupool.errors import UsageError
 from gpupool.gate import Gate
-from gpupool.host_images import host_memory, in_system_pages
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
-from gpupool.residency import Residency, resize
+from gpupool.regions import Regions
+from gpupool.residency import Residency
 from gpupool.session import Session
 
 
-class Model:
+class Model(Regions):
     """The memory of one model in a pool.
 
     Make one with ``Pool.model``. Add regions while it is out, use them inside
@@ -33,11 +33,14 @@ class Model:
         min_steps: int = 0,
         before_swap_out: Callable[[], None] | None = None,
         verify: str = "always",
+        shares: bool = False,
     ) -> None:
         """Join the pool behind ``session``, which this model owns from now on.
 
         ``verify`` says of which copies of a swap-in the digests are looked at: ``always`` (of all),
         ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for another word.
+
+        ``shares`` is whether weights may be shared (see ``share``).
 
         ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
         it waits for the device and marks what was written.
@@ -47,88 +50,10 @@ class Model:
         self._session = session
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
+        self._shares = shares
         self._residency = Residency(name, session, before_swap_out, Verify[verify])
         self.gate = Gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
-
-    def region(
-        self, tag: str, size_bytes: int, *, capacity_bytes: int = 0, image: bool = True
-    ) -> Region:
-        """Reserve addresses (and host memory) for ``size_bytes`` of device memory.
-
-        Addresses are kept for ``capacity_bytes``, up to which ``resize`` can make it grow.
-
-        ``tag`` says what a swap-out saves: ``weights`` once, and then what was written (see
-        ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
-        ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
-        without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
-        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room.
-        """
-        kind = _tag(tag)
-        size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
-        if size_bytes < 1:
-            raise UsageError("a region must have at least one byte")
-        capacity_bytes = whole("capacity_bytes", capacity_bytes)
-        if self._residency.resident:
-            raise UsageError("a region can be added only while its model is out")
-        self._residency.return_images()  # so that there is room for the new one
-        with self._cold():
-            return self._add_region(kind, size_bytes, capacity_bytes, image)
-
-    @contextlib.contextmanager
-    def _cold(self) -> Iterator[None]:
-        """Without warm pages, if it is out."""
-        with self.gate.out() as out, self._residency.cold() if out else contextlib.nullcontext():
-            yield
-
-    def _add_region(self, kind: Tag, size_bytes: int, capacity_bytes: int, image: bool) -> Region:
-        by_itself = image or kind is not Tag.kv_cache
-        memory = self._residency.saved if by_itself else self._residency.kept
-        image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
-        with host_memory(self._session, image_bytes) as fd:
-            region = memory.add_region(kind, size_bytes, fd if image else None, capacity_bytes)
-        self._residency.regions.append(region)
-        return region
-
-    def remove_region(self, region: Region) -> None:
-        """Forget a region of a model that is out, and what is in it.
-
-        Tensors over it keep their addresses, behind which nothing comes any more. Its host image
-        goes at once, whoever holds the region; one that somebody looks at (``Region.image``) goes
-        with the last who does, and comes off the pool's account when the model next adds, removes
-        or resizes a region, leaves, or is closed. Raises UsageError unless the model is out, for a
-        region of another model, or while an allocator takes memory from it.
-        """
-        self._require_own(region)
-        with self._cold():
-            self._residency.memory_of(region).remove_region(region)
-        self._residency.regions = [r for r in self._residency.regions if r is not region]
-        self._residency.footprint_changed()
-        self._residency.return_images()
-
-    def resize(self, region: Region, size_bytes: int) -> None:
-        """Make a region of this model ``size_bytes`` long, at the addresses it has.
-
-        What it gains reads as zeros, what it loses is lost; tensors over what is lost must not be
-        touched any more. A resident model takes the pages it needs from those that are free, and
-        gives back what it does not need at once; no step of another thread should run meanwhile.
-        Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
-        HostMemoryError, RefusedError, or DamagedMemoryError where an image is cut that does not
-        have what was saved; the region is as before then.
-        """
-        self._require_own(region)
-        size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
-        if not 0 < size_bytes <= region.capacity_bytes:
-            raise UsageError(
-                f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
-                f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
-            )
-        with self.gate.steady() as resident:
-            resize(region, size_bytes, self._residency, self._session, resident=resident)
-
-    def _require_own(self, region: Region) -> None:
-        if not any(region is mine for mine in self._residency.regions):
-            raise UsageError(f"that is no region of model {self.name!r}")
 
     def torch_allocator(
         self, tag: str, size_bytes: int, *, capacity_bytes: int = 0
@@ -147,11 +72,6 @@ class Model:
         Raises what ``region`` does, and UsageError on the host device.
         """
         return CupyAllocator(self, tag, size_bytes, capacity_bytes)
-
-    def regions(self, tag: str) -> list[Region]:
-        """The regions of one tag, in the order they were added. Raises UsageError."""
-        kind = _tag(tag)
-        return [region for region in self._residency.regions if region.tag == kind]
 
     def add_keeper(self, keeper: Keeper) -> None:
         """Let ``keeper`` follow every swap of this model from now on, and its close.
@@ -217,11 +137,14 @@ class Model:
 
         A swap-out does not copy weights that it has saved before: whoever changes weights or a
         KV cache in the block says so with ``writes``, or by ``Region.mark_written``, or the change
-        is lost at the next swap-out. Raises DoesNotFitError, LeaseTimeoutError, DriverError, or
+        is lost at the next swap-out. Weights that are shared are unshared first. Raises
+        DoesNotFitError, LeaseTimeoutError, DriverError, or
         DamagedMemoryError, with the model out as before, for memory that is not what was saved.
         """
         if timeout_s is not None:
             timeout_s = seconds("timeout_s", timeout_s)
+        if writes:
+            self.unshare()
         with self.gate.hold(timeout_s):
             try:
                 yield
@@ -238,6 +161,64 @@ class Model:
         """
         for region in self.regions(tag):
             region.mark_written([(0, region.bytes)])
+
+    def share(self) -> None:
+        """Have pages and host memory in common with models that have the same weights in them.
+
+        The model leaves first. From then on its weights are mapped for reading alone: a write to
+        them stops this process, or is an error of the GPU. What other models of the pool have too,
+        page by page, is on the host once, and what is resident with one of them is not copied for
+        another. Raises UsageError unless the model was made to (``Pool.model(shares=True)``) and
+        all of its weights were saved, RefusedError, OSError, or DriverError; nothing has changed
+        for what is not shared then.
+
+        >>> import gpupool, os
+        >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
+        >>> common, models = os.urandom(4 << 20), []
+        >>> for name in ("base", "tuned"):
+        ...     models.append(pool.model(name, shares=True))
+        ...     weights = models[-1].region("weights", 6 << 20)
+        ...     memoryview(weights.image())[:] = common + os.urandom(2 << 20)
+        ...     weights.adopt_image()
+        ...     models[-1].share()
+        >>> with models[0].resident(), models[1].resident():
+        ...     pool.free_bytes
+        0
+        >>> models[1].last_swap_in.shared_bytes, models[1].last_swap_in.copied_bytes
+        (4194304, 2097152)
+        >>> models[1].unshare()
+        """
+        if not self._shares:
+            raise UsageError(f"model {self.name!r} was not made to share: Pool.model(shares=True)")
+        with self._left():
+            self._residency.footprint_changed()
+            self._residency.sharing.share()
+
+    def unshare(self) -> None:
+        """Have the model's weights for itself again, as before something is written to them.
+
+        The model leaves first, if any are shared, and they are not shared again. Raises what
+        ``share`` does, also where there is no host memory for them; they are shared still then.
+        """
+        if not self._residency.sharing:
+            return
+        with self._left():
+            self._residency.footprint_changed()
+            try:
+                self._residency.sharing.unshare()
+            finally:
+                self._residency.return_images()
+
+    @contextlib.contextmanager
+    def _left(self) -> Iterator[None]:
+        """With the model out and no page of it warm."""
+        while True:
+            self.gate.give_up()
+            with self.gate.out() as out:
+                if out:
+                    with self._residency.cold():
+                        yield
+                    return
 
     def prefetch(self, share: float = 1.0, timeout_s: float | None = None) -> bool:
         """Bring the model in before it is used; False unless it was out.
@@ -278,10 +259,3 @@ class Model:
     def declare(self) -> None:
         """Say now whether the regions so far can ever fit the pool. Raises DoesNotFitError."""
         self._residency.declare()
-
-
-def _tag(name: str) -> Tag:
-    kind = Tag.__members__.get(name)
-    if kind is None:
-        raise UsageError(f"unknown tag {name!r}: use one of {', '.join(Tag.__members__)}")
-    return kind

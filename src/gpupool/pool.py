@@ -104,8 +104,9 @@ class Pool:
         lease_timeout_s: float = 240.0,
         before_swap_out: Callable[[], None] | None = None,
         verify: str = "always",
+        shares: bool = False,
     ) -> Model:
-        """A new model without regions; ``verify`` is as ``Model`` has it.
+        """A new model without regions; ``verify`` and ``shares`` are as ``Model`` has them.
 
         Raises UsageError if the name is taken.
 
@@ -147,6 +148,7 @@ class Pool:
                 lease_timeout_s=lease_timeout_s,
                 before_swap_out=before_swap_out,
                 verify=verify,
+                shares=shares,
             )
         except BaseException:
             session.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from gpupool._core import Driver, Page, SwapReport
+from gpupool.sharing.images import Offer, Place
 
 
 class Revocable(Protocol):
@@ -51,10 +52,15 @@ Wanted = Callable[[], bool]
 
 
 class PageGrant(NamedTuple):
-    """Pages to be mapped in this order; the first ``clean`` of them read as zeros."""
+    """Pages to be mapped in this order; the first ``clean`` of them read as zeros.
+
+    Beside them are ``shared`` ones, which have what the model's have at these places among those
+    that can be warm.
+    """
 
     pages: list[Page]
     clean: int = 0
+    shared: Sequence[tuple[int, Page]] = ()
 
 
 class Session(Protocol):
@@ -80,12 +86,29 @@ class Session(Protocol):
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
 
+    def share_image(self, fd: int, size_bytes: int, contents: Sequence[bytes]) -> Offer:
+        """What an image, whose memfd is ``fd``, can be made of; its descriptors are the caller's.
+
+        ``contents`` are the hashes of its whole pages. Raises RefusedError or OSError.
+        """
+
+    def settle_image(self, number: int, *, done: bool, gone: bool) -> None:
+        """It is made of that from now on, or stays what it is; what it was is ``gone``, or not."""
+
+    def unshare_image(self, number: int) -> None:
+        """Nothing of a shared image is mapped any more."""
+
     def declare(
-        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
+        self,
+        pages: int,
+        weights_bytes: int,
+        kv_cache_bytes: int,
+        warmable: int = 0,
+        shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-        Raises DoesNotFitError.
+        Of the latter some may be ``shared``. Raises DoesNotFitError.
         """
 
     def acquire(
@@ -118,6 +141,9 @@ class Session(Protocol):
 
     def cooled(self) -> None:
         """The warm pages that were asked for are released, as far as could be."""
+
+    def has(self, first: int, handles: Sequence[int]) -> None:
+        """Pages, named by ``Page.handle``, have what was declared for the places from ``first``."""
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""

@@ -12,6 +12,7 @@ import gpupool.pool
 from gpupool import Model, Pool
 from gpupool._core import FaultPlan
 from gpupool.errors import DoesNotFitError, DriverError, LeaseTimeoutError, UsageError
+from gpupool.regions import Regions
 
 
 def test_the_doctests_of_the_pool() -> None:
@@ -19,12 +20,14 @@ def test_the_doctests_of_the_pool() -> None:
     assert results.attempted >= 40
     # Every method that is part of the library is in an example, and so is all that a model has.
     examples = doctest.script_from_examples(gpupool.pool.__doc__ or "")
-    for found in doctest.DocTestFinder().find(gpupool.pool):
-        examples += "".join(example.source for example in found.examples)
+    assert doctest.testmod(gpupool.model, raise_on_error=True).attempted >= 7
+    for module in (gpupool.pool, gpupool.model):
+        for found in doctest.DocTestFinder().find(module):
+            examples += "".join(example.source for example in found.examples)
     elsewhere = {"session", "torch_allocator", "cupy_allocator"}  # of a GPU, or for other arbiters
     for_keepers = {"add_keeper", "driver", "host_memory", "return_host_memory"}
     for_others = for_keepers | {"declare"}
-    for kind in (Pool, Model):
+    for kind in (Pool, Model, Regions):
         public = {name for name in vars(kind) if not name.startswith("_")}
         for name in public - elsewhere - for_others:
             assert f".{name}" in examples, name

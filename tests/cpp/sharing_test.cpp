@@ -109,6 +109,17 @@ TEST(nobody_writes_to_a_sealed_region) {
   scene.other.check_content();
 }
 
+TEST(all_pages_of_a_sealed_region_can_stay) {
+  Scene scene;
+  scene.swap_in(scene.same());
+  scene.other.swap_out(5);
+  CHECK_EQ(scene.other.memory.warm_pages(), 5);
+  const SwapReport report = scene.other.swap_in();
+  CHECK_EQ(report.copied_bytes, 0);
+  CHECK_EQ(report.verified_bytes, weights_bytes + 100'000);
+  scene.other.check_content();
+}
+
 TEST(what_is_sealed_cannot_be_changed) {
   Scene scene;
   CHECK_THROWS(UsageError, scene.one.memory.mark_written(scene.one.weights(), {{0, 1}}));

@@ -20,7 +20,7 @@ from gpupool.model import Model
 
 NAME = "mortal"
 REGIONS = {
-    "weights": PAGE_BYTES - 5000,
+    "weights": PAGE_BYTES,
     "runtime": 70_000,
     "cudagraph": 4096,
     "kv_cache": PAGE_BYTES,
@@ -75,7 +75,14 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     reluctance = _Reluctance()
     session = DaemonSession(socket_path, NAME)
     # Some copies are verified and some are not, so that it makes every driver call.
-    model = Model(NAME, session, lease_timeout_s=60.0, before_swap_out=reluctance, verify="sample")
+    model = Model(
+        NAME,
+        session,
+        lease_timeout_s=60.0,
+        before_swap_out=reluctance,
+        verify="sample",
+        shares=True,
+    )
     for tag, size_bytes in REGIONS.items():
         model.region(tag, size_bytes, capacity_bytes=2 * PAGE_BYTES)
     (runtime,), (cudagraph,) = model.regions("runtime"), model.regions("cudagraph")
@@ -135,4 +142,9 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     stamps.check()
     blocks.check()
     gate.close_step()
+    model.share()
+    gate.open_step()
+    stamps.check()
+    gate.close_step()
+    model.unshare()
     model.close()

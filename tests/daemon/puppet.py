@@ -233,9 +233,17 @@ class Puppet:
 
     def send(self, kind: str, *fields: Any) -> None:
         values = [protocol.SwapFigures(*f) if isinstance(f, list) else f for f in fields]
+        fds: list[int] = []
         if kind == "Release":
             values = [self._granted]
-        self._socket.send(wire.encode(getattr(protocol, kind)(*values)))
+        elif kind == "Holds":
+            values = [0, self._granted]
+        elif kind in ("ImageSettled", "ImageUnshared"):
+            values = [self._image, *values]
+        elif kind == "ShareImage":
+            values[1] = [bytes.fromhex(content) for content in values[1].split()]
+            fds = self._received_fds[-1:]
+        wire.send(self._socket, wire.encode(getattr(protocol, kind)(*values)), fds)
 
     def send_bytes(self, packet: str) -> None:
         self._socket.send(bytes.fromhex(packet))
@@ -246,6 +254,8 @@ class Puppet:
         message = wire.decode_daemon(packet)
         if isinstance(message, protocol.Granted):
             self._granted = message.pages
+        elif isinstance(message, protocol.SharedImage):
+            self._image = message.number
         return type(message).__name__
 
     def hang_up(self) -> None:

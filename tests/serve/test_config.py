@@ -65,7 +65,7 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     assert a.args == {"dtype": "float32", "enforce-eager": True}
     assert (b.model, b.is_local, b.kv_cache_bytes) == ("org/b", False, 7)
     assert (b.kv_store_bytes, a.kv_store_bytes) == (1024, None)
-    assert (a.verify, config.images) == ("always", None)
+    assert (a.verify, a.share, config.images) == ("always", False, None)
 
 
 def test_images_are_kept_beside_the_file(tmp_path: Path, make_checkpoint: Make) -> None:

@@ -70,6 +70,8 @@ def test_engines_load_from_images_where_the_pool_keeps_some() -> None:
         assert command[-1] == "--load-format=gpupool"
         pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
         assert pooled == {"socket": str(socket), "model": "a", "verify": "sample", **keys}
+    command = launch.engine_command(replace(model, share=True), 1, socket)
+    assert json.loads(command[command.index("--additional-config") + 1])["gpupool"]["share"] is True
     other = replace(model, args={"load_format": "dummy"})
     assert launch.engine_command(other, 1, socket, ImagesConfig())[-1] == "--load-format=dummy"
 

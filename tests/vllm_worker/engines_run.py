@@ -86,7 +86,7 @@ def engine(directory: Path, index: int, pooled: bool) -> Any:
     if pooled:
         embedded = {"device": "host", "budget_bytes": 20 * MIB, "page_bytes": 2 * MIB}
         more["worker_cls"] = "gpupool.vllm.Worker"
-        more["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}"}}
+        more["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}", "share": True}}
     if index == 2:
         more |= {"enable_lora": True, "max_lora_rank": 8, "max_loras": 1}
     return LLM(

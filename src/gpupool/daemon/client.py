@@ -18,6 +18,7 @@ from gpupool.daemon import protocol as p
 from gpupool.daemon.lease_request import Answer, LeaseRequest, collect
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.daemon.page_table import PageTable
+from gpupool.daemon.share_request import ask_to_share
 from gpupool.errors import (
     DaemonUnavailableError,
     KvStoreFullError,
@@ -26,6 +27,7 @@ from gpupool.errors import (
 )
 from gpupool.pool import open_driver
 from gpupool.session import Early, PageGrant, Revocable, Wanted
+from gpupool.sharing.images import Offer, Place
 
 log = logging.getLogger(__name__)
 
@@ -129,15 +131,31 @@ class DaemonSession:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
         self._link.send(p.HostMemoryUnused(size_bytes))
 
-    def declare(
-        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
-    ) -> None:
-        """The footprint that ``acquire`` will be about, and how much of it can be warm.
-
-        Raises DoesNotFitError.
-        """
+    def share_image(self, fd: int, size_bytes: int, contents: Sequence[bytes]) -> Offer:
+        """What an image can be made of, as ``Session.share_image``."""
         with self._asking:
-            self._link.request(p.Declare(pages, weights_bytes, kv_cache_bytes, warmable), p.Ok)
+            return ask_to_share(self._link, fd, size_bytes, contents)
+
+    def settle_image(self, number: int, *, done: bool, gone: bool) -> None:
+        """It is made of that from now on, or stays what it is."""
+        self._link.send(p.ImageSettled(number, done, gone))
+
+    def unshare_image(self, number: int) -> None:
+        """Nothing of a shared image is mapped any more."""
+        self._link.send(p.ImageUnshared(number))
+
+    def declare(
+        self,
+        pages: int,
+        weights_bytes: int,
+        kv_cache_bytes: int,
+        warmable: int = 0,
+        shared: Sequence[Place] = (),
+    ) -> None:
+        """The footprint that ``acquire`` will be about, as ``Session.declare``."""
+        declared = p.Declare(pages, weights_bytes, kv_cache_bytes, warmable, list(shared))
+        with self._asking:
+            self._link.request(declared, p.Ok)
 
     def acquire(
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
@@ -146,7 +164,7 @@ class DaemonSession:
         with self._asking:
             self._acquires += 1
             request = LeaseRequest(self._link, self._table, early, ahead)
-            return PageGrant(request.pages(timeout_s))
+            return request.grant(timeout_s)
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
@@ -178,6 +196,13 @@ class DaemonSession:
     def cooled(self) -> None:
         """The warm pages that were asked for are released, as far as could be."""
         self._link.send(p.Cooled())
+
+    def has(self, first: int, handles: Sequence[int]) -> None:
+        """Pages have what was declared for the places from ``first`` on."""
+        numbers = self._table.numbers(handles)
+        for start in range(0, len(numbers), p.RELEASED_MAX):
+            part = numbers[start : start + p.RELEASED_MAX]
+            self._link.send(p.Holds(first + start, part))
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""

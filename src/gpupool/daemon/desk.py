@@ -8,6 +8,7 @@ from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
 from gpupool.daemon.hand_out import export, send_pages
 from gpupool.daemon.host_ledger import HostLedger
+from gpupool.daemon.image_desk import ImageDesk, forget
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
@@ -36,15 +37,17 @@ class Desk:
         self._arbiter = arbiter
         self._device = device
         self._host = HostLedger(host_budget_bytes)
+        self._images = ImageDesk(self._host, pages.page_bytes)
         self._min_tokens = min_tokens
         self._revoke_timeout_s = revoke_timeout_s
         self._workers: dict[int, Worker] = {}
         self._account = Account(version, device, pages, arbiter, self._host)
 
-    def handle(self, peer: Peer, message: p.ClientMessage, now_s: float) -> bool:
+    def handle(self, peer: Peer, message: p.ClientMessage, now_s: float, fd: int = -1) -> bool:
         """Act on one message; False if the peer is to be disconnected.
 
-        Raises ProtocolError for a message out of turn, which changes nothing.
+        A descriptor that came along stays the caller's. Raises ProtocolError for a message out of
+        turn, which changes nothing.
         """
         if isinstance(message, p.StatusQuery):
             peer.say(self._account.status(self._workers, message.after))
@@ -57,9 +60,11 @@ class Desk:
         elif isinstance(message, p.Goodbye):
             return False  # what it has not given back stays on its account
         else:
-            asks = isinstance(message, p.HostMemory | p.Declare | p.Acquire | p.Extend)
+            asks = isinstance(
+                message, p.HostMemory | p.Declare | p.Acquire | p.Extend | p.ShareImage
+            )
             try:
-                self._worker_said(self._workers[peer.key], peer.key, message, now_s)
+                self._worker_said(self._workers[peer.key], peer.key, message, now_s, fd)
             except GpupoolError as error:
                 if not asks:  # nobody waits for an answer to what was merely told
                     raise ProtocolError(str(error)) from error
@@ -77,9 +82,10 @@ class Desk:
         if peer.key is None:
             return True
         worker = self._workers[peer.key]
+        forget(worker)
         gone = peer.exited and not peer.connected
         holds_pages = self.holds_pages(peer)
-        if gone or not (holds_pages or self._host.held_bytes(peer.key)):
+        if gone or not (holds_pages or self._host.holds(peer.key)):
             self._arbiter.remove(peer.key)
             self._host.forget(peer.key)
             del self._workers[peer.key]
@@ -175,7 +181,7 @@ class Desk:
         return True
 
     def _worker_said(
-        self, worker: Worker, key: int, message: p.ClientMessage, now_s: float
+        self, worker: Worker, key: int, message: p.ClientMessage, now_s: float, fd: int
     ) -> None:
         match message:
             case p.HostMemory():
@@ -185,7 +191,8 @@ class Desk:
                 self._host.returned(key, message.size_bytes)
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
-                self._arbiter.declare(key, message.pages, detail, message.warmable)
+                contents = self._images.contents(key, message.shared)
+                self._arbiter.declare(key, message.pages, detail, message.warmable, contents)
                 worker.weights_bytes = message.weights_bytes
                 worker.kv_cache_bytes = message.kv_cache_bytes
                 worker.peer.say(p.Ok())
@@ -205,6 +212,10 @@ class Desk:
                 self._extend_those_who_wait(now_s)
             case p.Release():
                 self._arbiter.shrink(key, message.pages, leaving=message.leaving)
+            case p.ShareImage() | p.ImageSettled() | p.ImageUnshared():
+                self._images.heard(worker, key, message, fd)
+            case p.Holds():
+                self._arbiter.has(key, dict(enumerate(message.pages, message.first)))
             case p.Arrived():
                 if not worker.arriving:
                     raise ProtocolError("a model arrives once after each grant")
@@ -217,6 +228,7 @@ class Desk:
                 worker.kill_at_s = None
             case p.Damaged():
                 worker.damaged += 1
+                self._arbiter.distrust(key)
                 self._account.note(worker.name, worker.peer.pid, message.message)
             case p.Kept():
                 if worker.kill_at_s is None:
@@ -235,7 +247,7 @@ class Desk:
         """Send pages of a lease; False if they cannot be exported, which undoes the grant."""
         worker = self._workers[granted.key]
         try:
-            exported = export(self._pages, worker, granted.pages)
+            exported = export(self._pages, worker, [*granted.pages, *granted.shared.values()])
         except DriverError as error:
             self._arbiter.undo(granted, now_s)
             self._refuse(worker, error)
@@ -243,7 +255,7 @@ class Desk:
             return False
         worker.waited_s = granted.waited_s
         worker.arriving = last
-        send_pages(worker, granted.pages, exported, last=last)
+        send_pages(worker, granted.pages, exported, last=last, shared=granted.shared)
         return True
 
     def _expect_back(self, worker: Worker, key: int, now_s: float) -> None:

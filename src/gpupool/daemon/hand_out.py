@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from gpupool._core import PagePool
 from gpupool.daemon import protocol as p
@@ -26,11 +27,22 @@ def export(pool: PagePool, worker: Worker, pages: list[int]) -> dict[int, int]:
     return exported
 
 
-def send_pages(worker: Worker, granted: list[int], exported: dict[int, int], *, last: bool) -> None:
-    """Grant the worker pages; it owns the descriptors then."""
-    for start in range(0, max(1, len(granted)), _GRANT_PAGES_MAX):  # also a grant of none
-        pages = granted[start : start + _GRANT_PAGES_MAX]
-        new = [page for page in pages if page in exported]
-        ends = last and start + len(pages) == len(granted)
-        worker.peer.say(p.Granted(pages, new, ends), [exported[page] for page in new])
+def send_pages(
+    worker: Worker,
+    granted: list[int],
+    exported: dict[int, int],
+    *,
+    last: bool,
+    shared: Mapping[int, int] | None = None,
+) -> None:
+    """Grant the worker pages, some of them by their places; it owns the descriptors then."""
+    everything: list[tuple[int | None, int]] = [(None, page) for page in granted]
+    everything += (shared or {}).items()
+    for start in range(0, max(1, len(everything)), _GRANT_PAGES_MAX):  # also a grant of none
+        part = everything[start : start + _GRANT_PAGES_MAX]
+        new = [page for _, page in part if page in exported]
+        ends = last and start + len(part) == len(everything)
+        own = [page for place, page in part if place is None]
+        others = [(place, page) for place, page in part if place is not None]
+        worker.peer.say(p.Granted(own, new, ends, others), [exported[page] for page in new])
     worker.seen_pages.update(exported)

@@ -7,6 +7,7 @@ import os
 
 from gpupool.errors import ProtocolError, RefusedError
 from gpupool.host_images import in_system_pages
+from gpupool.sharing.store import HostStore
 
 
 class HostLedger:
@@ -16,15 +17,22 @@ class HostLedger:
         """Start with nothing handed out."""
         self._budget_bytes = budget_bytes
         self._held_bytes: dict[int, int] = {}
+        self._files: dict[int, set[int]] = {}  # inodes of memfds
+        self.store = HostStore()
+        """Of images that several may have."""
 
     @property
     def bytes(self) -> int:
         """Handed out to all, in whole pages of the system."""
-        return sum(self._held_bytes.values())
+        return sum(self._held_bytes.values()) + self.store.held_bytes
 
     def held_bytes(self, key: int) -> int:
-        """Handed out to one worker."""
+        """Handed out to one worker, for it alone."""
         return self._held_bytes.get(key, 0)
+
+    def holds(self, key: int) -> bool:
+        """Whether a worker has any."""
+        return self.held_bytes(key) > 0 or bool(self.store.images_of(key))
 
     def hand_out(self, key: int, size_bytes: int) -> int:
         """A memfd of ``size_bytes``, the caller's to close. Raises RefusedError."""
@@ -48,7 +56,30 @@ class HostLedger:
                 os.close(fd)
             raise RefusedError(f"no host memory: {error.strerror}") from error
         self._held_bytes[key] = self.held_bytes(key) + in_system_pages(size_bytes)
+        self._files.setdefault(key, set()).add(os.fstat(fd).st_ino)
         return fd
+
+    def require_own(self, key: int, fd: int, size_bytes: int) -> None:
+        """Raises ProtocolError unless the descriptor is of a memfd of that size made for it."""
+        status = os.fstat(fd)
+        own = status.st_ino in self._files.get(key, ()) and status.st_size == size_bytes
+        if not own or size_bytes > self.held_bytes(key):
+            raise ProtocolError("a worker shares memory that was not made for it")
+
+    def settle(self, key: int, number: int, *, done: bool, gone: bool) -> None:
+        """An image of a worker is shared from now on, or is not. Raises ProtocolError."""
+        self._require_image(key, number)
+        size_bytes = self.store.settle(number, done=done, gone=gone)
+        self._held_bytes[key] = max(0, self.held_bytes(key) - size_bytes)
+
+    def unshare(self, key: int, number: int) -> None:
+        """A worker has an image no more. Raises ProtocolError."""
+        self._require_image(key, number)
+        self.store.release(number)
+
+    def _require_image(self, key: int, number: int) -> None:
+        if not self.store.is_of(number, key):
+            raise ProtocolError("a worker spoke of an image that it does not share")
 
     def returned(self, key: int, size_bytes: int) -> None:
         """A worker has so much less. Raises ProtocolError if it does not have it."""
@@ -59,3 +90,5 @@ class HostLedger:
     def forget(self, key: int) -> None:
         """Nobody can touch what the worker had."""
         self._held_bytes.pop(key, None)
+        self._files.pop(key, None)
+        self.store.release_all(key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from enum import Enum
 
-from gpupool._core import Page
 from gpupool.daemon import protocol as p
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link
 from gpupool.daemon.page_table import PageTable
@@ -15,7 +14,7 @@ from gpupool.errors import (
     LeaseTimeoutError,
     SwapCancelledError,
 )
-from gpupool.session import Early, Wanted
+from gpupool.session import Early, PageGrant, Wanted
 
 _POLL_S = 0.02
 
@@ -30,9 +29,18 @@ class Answer(Enum):
 
 
 def collect(
-    link: Link, table: PageTable, numbers: list[int], deadline_s: float, *, some: bool = False
+    link: Link,
+    table: PageTable,
+    numbers: list[int],
+    deadline_s: float,
+    *,
+    some: bool = False,
+    shared: list[tuple[int, int]] | None = None,
 ) -> Answer:
-    """Add the pages of a grant to ``numbers`` until it is whole, or ``some``, or time is over."""
+    """Add the pages of a grant to ``numbers`` until it is whole, or ``some``, or time is over.
+
+    Those that others have as well go to ``shared``, each behind its place.
+    """
     while True:
         reply = link.reply(deadline_s - time.monotonic())
         if reply is None:
@@ -44,6 +52,8 @@ def collect(
             link.out_of_turn(reply)
         table.learn(message.new, fds)
         numbers.extend(message.pages)
+        if shared is not None:
+            shared.extend(message.shared)
         if message.last:
             return Answer.GRANTED
         if some:
@@ -62,10 +72,11 @@ class LeaseRequest:
         self._early = early
         self._ahead = ahead
         self._numbers: list[int] = []
+        self._shared: list[tuple[int, int]] = []
         self._used = 0
 
-    def pages(self, timeout_s: float) -> list[Page]:
-        """Those granted and not used early. Raises as ``Session.acquire``."""
+    def grant(self, timeout_s: float) -> PageGrant:
+        """What is granted and not used early. Raises as ``Session.acquire``."""
         deadline_s = time.monotonic() + timeout_s
         ahead = self._ahead is not None
         self._link.send(p.Acquire(self._early is not None and not ahead, ahead))
@@ -84,7 +95,9 @@ class LeaseRequest:
                 f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
             )
         try:
-            return self._table.pages(self._numbers[self._used :])
+            pages = self._table.pages(self._numbers[self._used :])
+            shared = [(place, self._table.page(number)) for place, number in self._shared]
+            return PageGrant(pages, shared=shared)
         except BaseException:
             self._end(answer)
             raise
@@ -118,7 +131,14 @@ class LeaseRequest:
     def _answer(self, deadline_s: float, *, some: bool) -> Answer:
         """What comes of an Acquire; after a GpupoolError nothing is held."""
         try:
-            return collect(self._link, self._table, self._numbers, deadline_s, some=some)
+            return collect(
+                self._link,
+                self._table,
+                self._numbers,
+                deadline_s,
+                some=some,
+                shared=self._shared,
+            )
         except DaemonUnavailableError:
             self._undo()
             raise

@@ -8,7 +8,7 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -99,14 +99,14 @@ class Link:
         self._listener = threading.Thread(target=self._listen, name="gpupool-listen", daemon=True)
         self._listener.start()
 
-    def send(self, message: msgspec.Struct) -> None:
-        """Say something. Raises DaemonUnavailableError."""
+    def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
+        """Say something; the descriptors stay the caller's. Raises DaemonUnavailableError."""
         packet = wire.encode(message)
         with self._sending:
             if self._lost is not None:
                 raise DaemonUnavailableError(self._lost)
             try:
-                wire.send(self._connection, packet, [])
+                wire.send(self._connection, packet, list(fds))
             except OSError as error:
                 raise DaemonUnavailableError(f"the pool daemon went away: {error}") from None
 

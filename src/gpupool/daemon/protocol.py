@@ -11,23 +11,36 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gpupool.daemon.answers import Cool as Cool
+from gpupool.daemon.answers import Dismissed as Dismissed
+from gpupool.daemon.answers import FetchAhead as FetchAhead
+from gpupool.daemon.answers import Granted as Granted
+from gpupool.daemon.answers import Ok as Ok
+from gpupool.daemon.answers import Refused as Refused
+from gpupool.daemon.answers import Revoke as Revoke
+from gpupool.daemon.answers import SharedImage as SharedImage
+from gpupool.daemon.answers import StatusReply as StatusReply
+from gpupool.daemon.answers import Welcome as Welcome
 from gpupool.daemon.status import ModelStatus as ModelStatus
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MESSAGE_BYTES_MAX = 128 * 1024
 FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
 RELEASED_MAX = 4096  # pages named in one Release
 HISTORY = 1024  # swap-ins remembered per model
 TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
 NAME_CHARACTERS_MAX = 256
+CONTENTS_MAX = 2048  # hashes in one ShareImage, of 32 bytes each
 COUNT_MAX = 2**53
 PAGES_MAX = 2**32  # pages are numbered with 32 bits
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]  # how many
 PageNumber = Annotated[int, Meta(ge=0, lt=PAGES_MAX)]
+Content = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Number = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
 
 
@@ -41,7 +54,7 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of it, what did not arrive as it should at first, and did at a second attempt."""
 
 
-# From a client.
+# From a client; those from the daemon are in `answers`.
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +84,44 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     kv_cache_bytes: Count
     warmable: Pages = 0
     """Of the pages, how many can stay, or come ahead, while the model is out."""
+    shared: Annotated[list[tuple[Number, Pages]], Meta(max_length=64)] = []
+    """Images that are shared, and the place among those at which the pages of each begin."""
+
+
+class ShareImage(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """An image of ``size_bytes`` and what its whole pages have, as hashes in order.
+
+    Its memfd comes along; more hashes follow, without it, unless ``last``. Answered by SharedImage
+    then, or Refused.
+    """
+
+    size_bytes: Count
+    contents: Annotated[list[Content], Meta(max_length=CONTENTS_MAX)]
+    last: bool = True
+
+
+class ImageSettled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The image is made of what it can be; or, unless ``done``, stays what it is.
+
+    What it was made of before is ``gone``, or is pinned for as long as the process lives.
+    """
+
+    number: Number
+    done: bool
+    gone: bool
+
+
+class ImageUnshared(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Nothing of a shared image is mapped any more."""
+
+    number: Number
+
+
+class Holds(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Pages of the lease have what was declared for the places from ``first`` on."""
+
+    first: Pages
+    pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
 
 
 class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -177,84 +228,6 @@ class Goodbye(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     """
 
 
-# From the daemon.
-
-
-class Welcome(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Answer to Hello."""
-
-    device: str
-    page_bytes: int
-    budget_bytes: int
-    min_tokens: int
-
-
-class Ok(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Done."""
-
-
-class Refused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Not done; nothing has changed."""
-
-    kind: str
-    """does_not_fit (with both numbers), driver (with call and status), pool_full or refused"""
-    message: str
-    needed_bytes: int = 0
-    budget_bytes: int = 0
-    call: str = ""
-    status: int = 0
-
-
-class Granted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Pages of the lease, in order; more follow unless ``last``.
-
-    ``new`` names those this client has not seen; their descriptors come along in that order.
-    """
-
-    pages: list[int]
-    new: list[int]
-    last: bool
-
-
-class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Give the memory up within ``deadline_s`` or be killed; ``keep`` pages may stay, warm."""
-
-    deadline_s: float
-    keep: int = 0
-    lease: int = 0
-    """Of which Acquire of this client, the first being 1: it is stale once there was another."""
-
-
-class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Release so many warm pages and say Cooled within ``deadline_s``, or be killed.
-
-    It is asked of a model that is out, or waits for its lease and has used nothing early.
-    """
-
-    deadline_s: float
-    pages: int
-
-
-class FetchAhead(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Come in before a step asks for it, copying for ``share`` of the time."""
-
-    share: float
-
-
-class StatusReply(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Answer to StatusQuery: the whole account, but at most one model."""
-
-    status: Status
-    next_after: int
-    """Ask again with this for the next model; 0 when there is none."""
-
-
-class Dismissed(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """The daemon ends the connection, and why."""
-
-    message: str
-
-
 ClientMessage = (
     Hello
     | HostMemory
@@ -264,6 +237,10 @@ ClientMessage = (
     | Hurry
     | Cancel
     | Extend
+    | ShareImage
+    | ImageSettled
+    | ImageUnshared
+    | Holds
     | Release
     | Arrived
     | Yielded
@@ -286,6 +263,7 @@ DaemonMessage = (
     | FetchAhead
     | StatusReply
     | HostMemory
+    | SharedImage
     | Dismissed
 )
 

@@ -9,6 +9,7 @@ import resource
 import selectors
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpupool import __version__
@@ -19,7 +20,7 @@ from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener
 from gpupool.daemon.peers import Peer, dismiss
-from gpupool.daemon.protocol import Dismissed
+from gpupool.daemon.protocol import Dismissed, ShareImage
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
 from gpupool.pool import open_driver
 
@@ -153,12 +154,15 @@ class Server:
 
     def _read(self, peer: Peer) -> None:
         try:
-            packet, _ = wire.receive(peer.connection, 0)
-            if peer.lost:
-                return
-            message = wire.decode_client(packet)
-            if not self._desk.handle(peer, message, time.monotonic()):
-                self._lose(peer)
+            packet, fds = wire.receive(peer.connection, 1)
+            with _closed_at_the_end(fds):
+                if peer.lost:
+                    return
+                message = wire.decode_client(packet)
+                if fds and not isinstance(message, ShareImage):
+                    raise ProtocolError("a client sent descriptors")
+                if not self._desk.handle(peer, message, time.monotonic(), *fds):
+                    self._lose(peer)
         except BlockingIOError:
             return
         except ProtocolError as error:
@@ -219,6 +223,15 @@ class Server:
             self._selector.unregister(peer.connection)
         elif key.events != wanted:
             self._selector.modify(peer.connection, wanted, peer)
+
+
+@contextlib.contextmanager
+def _closed_at_the_end(fds: list[int]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _descriptors_max() -> int:

@@ -62,7 +62,7 @@ def receive(connection: socket.socket, fds_max: int) -> tuple[bytes, list[int]]:
     elif flags & socket.MSG_CTRUNC:
         refused = (
             "descriptors did not fit: raise this process's limit of open files (ulimit -n)"
-            if fds_max
+            if fds_max > 1
             else "a client sent descriptors"
         )
     if refused:

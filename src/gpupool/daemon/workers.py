@@ -11,6 +11,15 @@ from gpupool.leases import Lease
 
 
 @dataclass
+class Sharing:
+    """An image whose hashes are being told; the descriptor is its own."""
+
+    fd: int
+    size_bytes: int
+    contents: list[bytes] = field(default_factory=list)
+
+
+@dataclass
 class Worker:
     """The account of a peer that has joined as a model."""
 
@@ -28,6 +37,8 @@ class Worker:
     """Pages that it asked for inside its lease, for which others give up warm ones."""
     extends_until_s: float = 0.0
     """When it is refused them, if they have not come."""
+    sharing: Sharing | None = None
+    """An image of which it has not told everything."""
     kill_at_s: float | None = None
     """When it will be killed if it has not given its memory back."""
     swap_ins: int = 0

@@ -6,12 +6,13 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
 from gpupool.embedded.orders import Order, Orders
 from gpupool.embedded.session import EmbeddedSession
+from gpupool.embedded.shared_images import EmbeddedImages
 from gpupool.embedded.swap_counts import SwapCounts
 from gpupool.errors import (
     DriverError,
@@ -21,6 +22,7 @@ from gpupool.errors import (
 from gpupool.leases import Granted
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable, Wanted
+from gpupool.sharing.images import Place
 from gpupool.statistics import ModelStatistics
 
 _POLL_S = 0.02  # while there are slabs, or pages withheld
@@ -44,6 +46,7 @@ class EmbeddedArbiter:
         self._failed: dict[int, Exception] = {}
         self._orders = Orders(self._arbiter, self._changed, self._holders)
         self._swaps = SwapCounts()
+        self.images = EmbeddedImages(pages.page_bytes)
         self._extending = 0  # threads that are to have what comes free before all others
         self.has_slabs = False
 
@@ -79,10 +82,25 @@ class EmbeddedArbiter:
         with self._changed:
             self._holders[key] = holder
 
-    def declare(self, key: int, pages: int, detail: str, warmable: int) -> None:
+    def declare(
+        self, key: int, pages: int, detail: str, warmable: int, shared: Sequence[Place]
+    ) -> None:
         """The footprint of a model. Raises DoesNotFitError."""
+        contents = self.images.contents(shared)
         with self._changed:
-            self._arbiter.declare(key, pages, detail, warmable)
+            self._arbiter.declare(key, pages, detail, warmable, contents)
+
+    def has(self, key: int, first: int, handles: Sequence[int]) -> None:
+        """Pages, named by their handles, have what was declared for the places from ``first``."""
+        with self._changed:
+            numbers = {self.pages.page(page).handle: page for page in self.pages.owned(key)}
+            places = {first + i: numbers[handle] for i, handle in enumerate(handles)}
+            self._arbiter.has(key, places)
+
+    def distrust(self, key: int) -> None:
+        """A model found something else on its pages than they should have."""
+        with self._changed:
+            self._arbiter.distrust(key)
 
     def acquire(self, key: int, timeout_s: float, wanted: Wanted | None) -> PageGrant:
         """Wait for the lease, as ``Session.acquire``; nothing is granted after an error."""
@@ -104,7 +122,7 @@ class EmbeddedArbiter:
                 self._changed.notify_all()
             raise
         try:
-            return self._ready(key, granted.pages)
+            return self._ready(key, granted.pages, granted.shared)
         except BaseException:
             with self._changed:
                 self._arbiter.undo(granted, time.monotonic())
@@ -124,13 +142,16 @@ class EmbeddedArbiter:
                 self._arbiter.cooled(key, time.monotonic())
                 self._came_back()
 
-    def _ready(self, key: int, pages: list[int]) -> PageGrant:
+    def _ready(
+        self, key: int, pages: list[int], shared: Mapping[int, int] | None = None
+    ) -> PageGrant:
         """Granted pages as their owner gets them: scrubbed, if that is the policy."""
         if self._scrubbing is not None:
             self._scrubbing.granted(key, pages)
         clean = [page for page in pages if self.pages.is_clean(page)]
         dirty = [page for page in pages if not self.pages.is_clean(page)]
-        return PageGrant([self.pages.page(page) for page in clean + dirty], len(clean))
+        others = [(place, self.pages.page(page)) for place, page in (shared or {}).items()]
+        return PageGrant([self.pages.page(page) for page in clean + dirty], len(clean), others)
 
     def _look(
         self, key: int, timeout_s: float, deadline_s: float, wanted: Wanted | None

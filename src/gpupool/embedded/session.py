@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
 from gpupool.session import Early, PageGrant, Revocable, Wanted
+from gpupool.sharing.images import Offer, Place
 
 if TYPE_CHECKING:
     from gpupool.embedded.arbiter import EmbeddedArbiter
@@ -49,15 +50,29 @@ class EmbeddedSession:
     def return_host_memory(self, size_bytes: int) -> None:
         """Nobody keeps account of it here."""
 
-    def declare(
-        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
-    ) -> None:
-        """The footprint that ``acquire`` will be about, and how much of it can be warm.
+    def share_image(self, fd: int, size_bytes: int, contents: Sequence[bytes]) -> Offer:
+        """What an image can be made of, as ``Session.share_image``."""
+        return self._arbiter.images.share(self.key, fd, size_bytes, contents)
 
-        Raises DoesNotFitError.
-        """
+    def settle_image(self, number: int, *, done: bool, gone: bool) -> None:
+        """It is made of that from now on, or stays what it is."""
+        self._arbiter.images.settle(number, done=done, gone=gone)
+
+    def unshare_image(self, number: int) -> None:
+        """Nothing of a shared image is mapped any more."""
+        self._arbiter.images.unshare(number)
+
+    def declare(
+        self,
+        pages: int,
+        weights_bytes: int,
+        kv_cache_bytes: int,
+        warmable: int = 0,
+        shared: Sequence[Place] = (),
+    ) -> None:
+        """The footprint that ``acquire`` will be about, as ``Session.declare``."""
         detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
-        self._arbiter.declare(self.key, pages, detail, warmable)
+        self._arbiter.declare(self.key, pages, detail, warmable, shared)
 
     def acquire(
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
@@ -84,6 +99,10 @@ class EmbeddedSession:
         """Pages of the lease are not mapped any more."""
         self._arbiter.release(self.key, handles, leaving=leaving)
 
+    def has(self, first: int, handles: Sequence[int]) -> None:
+        """Pages have what was declared for the places from ``first`` on."""
+        self._arbiter.has(self.key, first, handles)
+
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
         self._arbiter.arrived(self.key, report)
@@ -94,6 +113,7 @@ class EmbeddedSession:
 
     def damaged(self, message: str) -> None:
         """Whoever asked for the model hears of it."""
+        self._arbiter.distrust(self.key)
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

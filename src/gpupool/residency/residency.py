@@ -19,6 +19,7 @@ from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
 from gpupool.residency.warm_pages import WarmPages
 from gpupool.session import PageGrant, Session
+from gpupool.sharing.images import SharedImages
 from gpupool.trace import Values, span
 
 
@@ -39,6 +40,7 @@ class Residency:
         self.saved = ModelMemory(session.driver, session.page_bytes, verify=verify)
         """Of regions that swaps save by themselves, and of workspaces."""
         self._kept: ModelMemory | None = None
+        self.sharing = SharedImages(session, session.page_bytes)
         self.regions: list[Region] = []
         self.keepers: list[Keeper] = []
         self.swap_ins = 0
@@ -99,6 +101,7 @@ class Residency:
                 self._bytes_of(Tag.weights),
                 self._bytes_of(Tag.kv_cache),
                 self.saved.warmable_pages,
+                list(self.sharing.places(self.regions).values()),
             )
             self._declared = pages
 
@@ -108,12 +111,16 @@ class Residency:
 
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> SwapReport:
         """Get pages and restore every region."""
-        try:
-            return self._bring_in(timeout_s, ahead)
-        except DamagedMemoryError as error:
-            with contextlib.suppress(DaemonUnavailableError):
-                self._session.damaged(str(error))
-            raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
+        tries = 2 if self.sharing else 1  # a page of others' may be wrong, and the image right
+        while True:
+            try:
+                return self._bring_in(timeout_s, ahead)
+            except DamagedMemoryError as error:
+                with contextlib.suppress(DaemonUnavailableError):
+                    self._session.damaged(str(error))
+                tries -= 1
+                if tries == 0:
+                    raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
 
     def _bring_in(self, timeout_s: float, ahead: Ahead | None) -> SwapReport:
         if self.torn:
@@ -131,8 +138,9 @@ class Residency:
             with span(self._session.driver, f"swap in {self._name}", values):
                 report = self._arrive(grant, early, ahead)
                 values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
-                if report.recopied_bytes:
-                    values.update(recopied_bytes=report.recopied_bytes)
+                for rare in ("recopied_bytes", "shared_bytes"):
+                    if size_bytes := getattr(report, rare):
+                        values[rare] = size_bytes
         except BaseException:
             if self._cool_all():  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -141,6 +149,8 @@ class Residency:
         self.swap_ins += 1
         self.last_swap_in = report
         with contextlib.suppress(DaemonUnavailableError):
+            for region, place in self.sharing.places(self.regions).items():
+                self._session.has(place.first, region.page_handles)
             self._session.arrived(report)  # the memory is here all the same
         return report
 
@@ -196,6 +206,7 @@ class Residency:
             keeper.close()
         self.keepers.clear()
         self.saved.close()
+        self.sharing.close()
         self.return_images()
         self.regions = []
         self.saved = self._kept = NO_MEMORY
@@ -203,6 +214,7 @@ class Residency:
 
     def return_images(self) -> None:
         """Take off the account what has gone of host images since the last call."""
+        self.sharing.gone(self.saved.take_gone_shared_bytes())
         gone_bytes = self.saved.take_gone_image_bytes()
         if gone_bytes > 0:
             with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
@@ -210,7 +222,8 @@ class Residency:
 
     def _arrive(self, grant: PageGrant, early: EarlyArrival, ahead: Ahead | None) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
-        count, needed = self._pages_kept, self.pages_needed - self.warm_pages
+        count = self._pages_kept
+        needed = self.pages_needed - self.warm_pages - len(grant.shared)
         report = early.report
         if len(grant.pages) != needed:
             raise UsageError(f"{len(grant.pages)} pages were granted and {needed} asked")
@@ -219,11 +232,11 @@ class Residency:
                 report += self.kept.swap_in(grant.pages[:count], min(grant.clean, count))
             if self.saved.pages_needed > 0:
                 rest, clean = grant.pages[count:], max(0, grant.clean - count)
-                if ahead is not None:
+                if ahead is not None and not grant.shared:
                     page_bytes = self._session.page_bytes
                     came, rest, clean = ahead.warm(self.saved, rest, clean, page_bytes)
                     report += came
-                report += self.saved.swap_in(rest, clean)
+                report += self.saved.swap_in(rest, clean, shared=list(grant.shared))
             for keeper in self.keepers:
                 keeper.arrived()
             return report

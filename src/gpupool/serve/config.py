@@ -70,6 +70,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Host memory for copies of its KV blocks, at most."""
     verify: Literal["always", "sample", "off"] = "always"
     """Which copies of a swap-in are held against their digests."""
+    share: bool = False
+    """Whether it has pages and host memory in common with models of the same weights."""
     args: dict[str, ArgValue] = {}
 
     @property

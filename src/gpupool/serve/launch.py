@@ -72,6 +72,8 @@ def engine_command(
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     if model.verify != "always":
         pooled["verify"] = model.verify
+    if model.share:
+        pooled["share"] = True
     if images is not None and images.folder is not None:
         pooled["image_cache"] = images.folder
     if images is not None and images.limit_bytes is not None:

@@ -70,7 +70,9 @@ class PoolWorker:
             min_steps=min_steps,
             before_swap_out=self._pool_wait_for_device,
             verify=joined.verify,
+            shares=joined.share,
         )
+        self._pool_shares = joined.share
         self._pool_images = settings.image_cache(joined)
         self._pool_kv_store_bytes = joined.kv_store_bytes
         self._pool_kv_cache_config: Any = None
@@ -133,6 +135,8 @@ class PoolWorker:
         with self.pool_model.resident():
             times = super().compile_or_warm_up_model()  # type: ignore[misc]
         self.pool_model.swap_out()
+        if self._pool_shares:  # nothing writes to the weights by itself any more
+            self.pool_model.share()
         return times
 
     def shutdown(self) -> None:
@@ -277,6 +281,8 @@ class PoolWorker:
 
     @contextmanager
     def _pool_door(self, writes: bool) -> Iterator[None]:
+        if writes:
+            self.pool_model.unshare()
         with self.pool_model.resident():
             try:
                 yield

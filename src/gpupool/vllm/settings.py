@@ -20,7 +20,8 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Join the pool of a daemon.
 
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
-    all. ``verify`` says which copies of a swap-in are held against their digests. ``image_cache``
+    all. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
+    whether pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
     ``image_cache_bytes`` the room that they may take there.
     """
@@ -29,6 +30,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
+    share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
@@ -42,6 +44,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_bytes: int = 64 * MIB
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
+    share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 

@@ -103,3 +103,7 @@ plant(an_image_is_cut_within_a_piece swap/sharing.cpp
   [[extents[i].bytes % piece_bytes_ != 0]]
   [[false]]
   sharing)
+plant(what_is_read_only_is_zeroed swap/arrivals.cpp
+  [[if (region.sealed_) continue;]]
+  [[]]
+  sharing)

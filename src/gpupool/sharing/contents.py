@@ -1,0 +1,103 @@
+"""Which pages have what in them, so that one page can be behind several models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gpupool._core import PagePool
+
+
+class Contents:
+    """What models say that their pages have, or should have. Not thread safe.
+
+    A page is known by what is in it for as long as somebody has it: a region that is shared is
+    mapped for reading alone.
+    """
+
+    def __init__(self, pages: PagePool) -> None:
+        """Know nothing yet."""
+        self._pages = pages
+        self._wanted: dict[int, Mapping[int, bytes]] = {}
+        self._present: dict[bytes, int] = {}
+        self._content: dict[int, bytes] = {}
+        self._holders: dict[int, set[int]] = {}
+        self._changes = 0
+        self._found: dict[int, tuple[int, dict[int, int]]] = {}
+
+    def declare(self, key: int, contents: Mapping[int, bytes]) -> None:
+        """What a model's pages will have, by their places among those that can be warm."""
+        self._found.pop(key, None)
+        if contents:
+            self._wanted[key] = contents
+        else:
+            self._wanted.pop(key, None)
+
+    def wants(self, key: int) -> bool:
+        """Whether a model has said so."""
+        return key in self._wanted
+
+    def has(self, key: int, pages: Mapping[int, int]) -> None:
+        """A model's pages have, by their places, what it declared."""
+        wanted = self._wanted.get(key, {})
+        for place, page in pages.items():
+            content = wanted.get(place)
+            if content is None:
+                continue
+            known = self._content.setdefault(page, content)
+            if known != content:  # somebody is wrong about it, so nobody else gets it
+                self._present.pop(known, None)
+                continue
+            self._present.setdefault(content, page)
+            self._holders.setdefault(page, set()).add(key)
+        self._changes += 1
+
+    def matches(self, key: int, first: int) -> dict[int, int]:
+        """Pages of others that a model could have, by place; none before the place ``first``."""
+        wanted = self._wanted.get(key)
+        if not wanted or not self._present:
+            return {}
+        changes, found = self._found.get(key, (-1, {}))
+        if changes != self._changes:
+            found, used = {}, set(self._pages.owned(key))
+            for place, content in wanted.items():
+                page = self._present.get(content)
+                if page is not None and page not in used:
+                    found[place] = page
+                    used.add(page)
+            self._found[key] = self._changes, found
+        return {place: page for place, page in found.items() if place >= first}
+
+    def took(self, key: int, pages: Iterable[int]) -> None:
+        """A model has them too, from now on."""
+        for page in pages:
+            self._holders[page].add(key)
+        self._changes += 1
+
+    def gave_back(self, key: int, pages: Iterable[int]) -> None:
+        """A model has these no more."""
+        for page in pages:
+            holders = self._holders.get(page)
+            if holders is None:
+                continue
+            holders.discard(key)
+            if not holders:
+                del self._holders[page]
+                content = self._content.pop(page)
+                if self._present.get(content) == page:
+                    del self._present[content]
+        self._changes += 1
+
+    def distrust(self, key: int) -> None:
+        """A model found something else: what it was to have is looked for on no page any more."""
+        for content in self._wanted.get(key, {}).values():
+            self._present.pop(content, None)
+        self._changes += 1
+
+    def shared(self, key: int) -> int:
+        """How many of a model's pages others have as well."""
+        return self._pages.shared(key) if self._holders else 0
+
+    def forget(self, key: int) -> None:
+        """The model has left."""
+        self._wanted.pop(key, None)
+        self._found.pop(key, None)
