@@ -59,7 +59,7 @@ def receive(connection: socket.socket, fds_max: int) -> tuple[bytes, list[int]]:
     refused = ""
     if flags & socket.MSG_TRUNC:
         refused = f"a message is larger than {MESSAGE_BYTES_MAX} bytes"
-    elif flags & socket.MSG_CTRUNC:
+    elif flags & socket.MSG_CTRUNC or len(fds) > fds_max:  # the kernel rounds the room for them up
         refused = (
             "descriptors did not fit: raise this process's limit of open files (ulimit -n)"
             if fds_max > 1

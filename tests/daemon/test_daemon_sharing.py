@@ -1,0 +1,205 @@
+"""Models of several processes that have the same weights, and clients that lie about theirs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
+
+from gpupool._core import Region
+from gpupool.daemon import client, wire
+from gpupool.daemon import protocol as p
+from gpupool.daemon.link import connect
+from gpupool.model import Model
+
+PAGES = 5
+TUNED = 3  # the page that each model has for itself
+
+
+def fine_tune(socket_path: Path, tune: int) -> tuple[Model, Region]:
+    model = Model(f"tune {tune}", client.DaemonSession(socket_path, f"tune {tune}"), shares=True)
+    region = model.region("weights", PAGES * PAGE_BYTES)
+    memoryview(region.image())[:] = weights(tune)  # type: ignore[arg-type]
+    region.adopt_image()
+    model.share()
+    return model, region
+
+
+def weights(tune: int) -> bytes:
+    own = {TUNED: tune}
+    pages = (b"%04d%04d" % (page, own.get(page, 0)) for page in range(PAGES))
+    return b"".join(word * (PAGE_BYTES // 8) for word in pages)
+
+
+def has(model: Model, region: Region, tune: int) -> bool:
+    with model.resident():
+        return ctypes.string_at(region.address, region.bytes) == weights(tune)
+
+
+def test_a_pool_for_one_of_two(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(pages=PAGES)
+    one, first = fine_tune(daemon.socket_path, 1)
+    other, second = fine_tune(daemon.socket_path, 2)
+    until(lambda: daemon.status().host_bytes == (PAGES + 1) * PAGE_BYTES)
+    assert has(one, first, 1)
+    for model, region, tune in 2 * ((other, second, 2), (one, first, 1)):
+        assert has(model, region, tune)
+        assert model.last_swap_in is not None
+        assert model.last_swap_in.copied_bytes == PAGE_BYTES
+    with other.resident(writes=True):
+        ctypes.memset(second.address, 7, 3)
+    until(lambda: daemon.status().host_bytes == 2 * PAGES * PAGE_BYTES)
+    assert has(one, first, 1)
+    one.close()
+    with other.resident():
+        assert ctypes.string_at(second.address, second.bytes) == b"\7\7\7" + weights(2)[3:]
+    other.close()
+    daemon.until_ledger(free=PAGES, host_bytes=0)
+
+
+def test_both_beside_each_other(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(pages=PAGES + 1)
+    models = [fine_tune(daemon.socket_path, tune) for tune in (1, 2)]
+    for _ in range(2):
+        assert [has(*models[0], 1), has(*models[1], 2)] == [True, True]
+    assert [model.swap_ins for model, _ in models] == [1, 1]
+    assert daemon.status().pages_free == 0
+    for model, _ in models:
+        model.close()
+    daemon.until_ledger(free=PAGES + 1, host_bytes=0)
+
+
+def test_who_is_killed_takes_nothing_along(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(pages=PAGES + 1)
+    with subprocess.Popen(
+        [sys.executable, __file__, str(daemon.socket_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as mortal:
+        assert mortal.stdout is not None
+        assert mortal.stdout.readline() == "in\n"
+        other, second = fine_tune(daemon.socket_path, 2)
+        assert has(other, second, 2)
+        assert other.last_swap_in is not None
+        assert other.last_swap_in.shared_bytes == (PAGES - 1) * PAGE_BYTES
+        mortal.kill()
+        assert mortal.wait() == -signal.SIGKILL
+    until(lambda: daemon.status().pages_free == 1)
+    assert daemon.status().host_bytes == PAGES * PAGE_BYTES
+    other.swap_out()
+    assert has(other, second, 2)
+    third, region = fine_tune(daemon.socket_path, 3)
+    assert has(third, region, 3) and has(other, second, 2)
+    for model in (third, other):
+        model.close()
+    daemon.until_ledger(free=PAGES + 1, host_bytes=0)
+
+
+class Liar:
+    """A client that speaks for itself."""
+
+    def __init__(self, daemon: Daemon, name: str = "liar") -> None:
+        self.connection = connect(daemon.socket_path, 5.0)
+        self.say(p.Hello(p.PROTOCOL_VERSION, name))
+        self.hear()
+
+    def say(self, message: object, fds: tuple[int, ...] = ()) -> None:
+        wire.send(self.connection, wire.encode(message), list(fds))  # type: ignore[arg-type]
+
+    def hear(self) -> object:
+        packet, self.fds = wire.receive(self.connection, p.FDS_MAX)
+        return wire.decode_daemon(packet)
+
+    def memory(self, size_bytes: int) -> int:
+        self.say(p.HostMemory(size_bytes))
+        self.hear()
+        return self.fds[0]
+
+
+HASH = b"h" * 32
+SIZE = 2 * PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("lie", "answer"),
+    [
+        ("no memfd", "its memfd at first"),
+        ("another's memfd", "was not made for it"),
+        ("a file", "was not made for it"),
+        ("a size", "was not made for it"),
+        ("more pages", "more pages than its image has"),
+        ("two memfds", "a client sent descriptors"),
+        ("another image", "its memfd at first"),
+        ("a changed size", "changed its mind"),
+        ("no such image", "does not share"),
+        ("another's image", "does not share"),
+        ("another's image declared", "does not share"),
+        ("pages that it has not", "does not hold"),
+        ("a short hash", "malformed"),
+    ],
+)
+def test_lies_are_found_out(daemon: Daemon, lie: str, answer: str) -> None:
+    honest, liar = Liar(daemon, "honest"), Liar(daemon)
+    theirs, own = honest.memory(SIZE), liar.memory(SIZE)
+    honest.say(p.ShareImage(SIZE, [HASH]), (theirs,))
+    shared = honest.hear()
+    assert isinstance(shared, p.SharedImage) and shared.last
+    honest.say(p.ImageSettled(shared.number, True, True))
+    more = p.ShareImage(SIZE, [HASH], last=False)
+    match lie:
+        case "no memfd":
+            liar.say(p.ShareImage(SIZE, [HASH]))
+        case "another's memfd":
+            liar.say(p.ShareImage(SIZE, [HASH]), (theirs,))
+        case "a file":
+            with Path(__file__).open() as file:
+                liar.say(p.ShareImage(SIZE, [HASH]), (file.fileno(),))
+        case "a size":
+            liar.say(p.ShareImage(PAGE_BYTES, [HASH]), (own,))
+        case "more pages":
+            liar.say(p.ShareImage(SIZE, 3 * [HASH]), (own,))
+        case "two memfds":
+            liar.say(p.ShareImage(SIZE, [HASH]), (own, own))
+        case "another image":
+            liar.say(more, (own,))
+            liar.say(more, (own,))
+        case "a changed size":
+            liar.say(more, (own,))
+            liar.say(p.ShareImage(PAGE_BYTES, [HASH]))
+        case "no such image":
+            liar.say(p.ImageSettled(1000, True, True))
+        case "another's image":
+            liar.say(p.ImageUnshared(shared.number))
+        case "another's image declared":
+            liar.say(p.Declare(2, 0, 0, 2, [(shared.number, 0)]))
+        case "pages that it has not":
+            liar.say(p.Holds(0, [0]))
+        case "a short hash":
+            liar.say(p.ShareImage(SIZE, [b"short"]), (own,))
+    reply = liar.hear()
+    assert isinstance(reply, p.Dismissed | p.Refused)
+    assert answer in reply.message
+    # What the honest one has is still there for others.
+    third = Liar(daemon, "third")
+    fd = third.memory(SIZE)
+    third.say(p.ShareImage(SIZE, [HASH]), (fd,))
+    shared = third.hear()
+    assert isinstance(shared, p.SharedImage)
+    assert len(shared.extents) == 2
+    for one in (honest, liar, third):
+        one.connection.close()
+
+
+if __name__ == "__main__":
+    mortal, region = fine_tune(Path(sys.argv[1]), 1)
+    with mortal.resident():
+        print("in", flush=True)
+        sys.stdin.readline()
