@@ -1,0 +1,39 @@
+"""What running a model costs: linear models of its times, from measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """One model on one kind of device.
+
+    The forms are those of Aegaeon (SOSP 2025): a prefill takes ``a + b * sum(n) + c * sum(n^2)``
+    for prompts of n tokens, a decode step ``a + b * context + c * batch`` for all tokens of context
+    and all requests of the batch.
+    """
+
+    prefill_s: tuple[float, float, float]
+    step_s: tuple[float, float, float]
+    switch_s: float
+    """To bring all of the weights in."""
+    kv_s_per_token: float
+    """To bring the KV of one token in."""
+    kv_tokens_max: int
+    """As much context as one device can hold beside the weights."""
+
+    def prefill(self, lengths: Iterable[int]) -> float:
+        """Seconds to prefill prompts of these lengths together."""
+        fixed_s, per_token_s, per_square_s = self.prefill_s
+        total = squares = 0
+        for length in lengths:
+            total += length
+            squares += length * length
+        return fixed_s + per_token_s * total + per_square_s * squares
+
+    def step(self, context_tokens: float, batch: int) -> float:
+        """Seconds of one decode step."""
+        fixed_s, per_token_s, per_request_s = self.step_s
+        return fixed_s + per_token_s * context_tokens + per_request_s * batch

@@ -1,0 +1,162 @@
+"""Turns by deadline: gpupool's own policy for requests.
+
+Each device prefills and decodes. A model runs for as long as the tokens that others have ahead
+allow, so it switches as rarely as their deadlines let it, and what runs next is fetched meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gpupool.schedule.patience import overdue
+from gpupool.schedule.rounds import TURN_S_MAX
+from gpupool.schedule.work import (
+    Action,
+    Batch,
+    Decode,
+    Device,
+    Join,
+    Prefill,
+    Refuse,
+    Request,
+    Rest,
+    State,
+    Switch,
+)
+
+TURN_S_MIN = 0.1
+"""No busy model is interrupted sooner."""
+GUARD_S = 0.3
+"""Be so early: steps are not interrupted, and estimates are not exact."""
+_LOAD_HORIZON_S = 10.0
+"""What a load of weights delays is spread over so much time when devices are compared."""
+
+
+class _Need(NamedTuple):
+    """When a batch must run, and what it takes to begin."""
+
+    batch: Batch
+    due_s: float
+    load_s: float
+
+
+def decide(state: State, now_s: float) -> list[Action]:
+    """Place the first request that has no place, else start the first device that can run."""
+    if state.arrived:
+        request = state.arrived[0]
+        place = _place(state, request)
+        return [place, *overdue(state, now_s)]
+    return [_next(state, state.ready[0], now_s)] if state.ready else []
+
+
+def _place(state: State, request: Request) -> Action:
+    """With others of its model, or where the least work is: work is what fraction is busy."""
+    costs = state.costs[request.model]
+    if request.context_tokens > costs.kv_tokens_max:
+        return Refuse(request, f"a prompt of {request.prompt_tokens} tokens fits on no device")
+    tbt_s = state.goals_for(request.model).tbt_s
+    best: tuple[float, Device, Batch | None] | None = None
+    for device in state.devices:
+        joined = next((b for b in device.batches if b.model == request.model), None)
+        load = 0.0
+        for batch in device.batches:
+            size, tokens = len(batch.requests), batch.context_tokens
+            if batch is joined:
+                size, tokens = size + 1, tokens + request.context_tokens
+            step_s = state.costs[batch.model].step(tokens, size)
+            load += step_s / state.goals_for(batch.model).tbt_s
+        if joined is None:
+            load += costs.step(request.context_tokens, 1) / tbt_s
+            missing = 1 - device.resident.get(request.model, 0.0)
+            load += missing * costs.switch_s / _LOAD_HORIZON_S
+        elif joined.context_tokens + request.context_tokens > costs.kv_tokens_max:
+            load += 1.0
+        else:
+            load -= JOIN_BONUS
+        if best is None or load < best[0]:
+            best = load, device, joined
+    assert best is not None
+    return Join(request, best[1], best[2])
+
+
+JOIN_BONUS = 0.5
+"""A second device for a model is worth it only if that is so much less busy."""
+
+
+def _next(state: State, device: Device, now_s: float) -> Action:
+    if not device.batches:
+        return Rest(device)
+    needs = sorted((_need(state, device, b) for b in device.batches), key=lambda n: n.due_s)
+    current = device.current if device.current in device.batches else None
+    batch, turn_s = current, None
+    if current is None or now_s >= device.turn_ends_s:
+        others = [need for need in needs if need.batch is not current]
+        until_s = _until_s(others)
+        if current is None or (others and until_s <= now_s):
+            batch = _choose(others, now_s)
+            others = [need for need in needs if need.batch is not batch]
+            until_s = _until_s(others)
+        assert batch is not None
+        least_s = _least_s(state, device, batch, needs)
+        turn_s = min(max(until_s - now_s, least_s), max(least_s, TURN_S_MAX))
+    assert batch is not None
+    then = tuple(dict.fromkeys(n.batch.model for n in needs if n.batch is not batch))
+    if device.model != batch.model:
+        return Switch(device, batch, then)
+    room = state.costs[batch.model].kv_tokens_max
+    fresh: list[Request] = []
+    for request in batch.requests:
+        room -= request.context_tokens + 1
+        if room < 0 and (fresh or request is not batch.requests[0]):
+            break
+        if not request.prefilled:
+            fresh.append(request)
+    if fresh:
+        return Prefill(device, batch, tuple(fresh), then)
+    return Decode(device, batch, turn_s, then)
+
+
+def _need(state: State, device: Device, batch: Batch) -> _Need:
+    costs, goals = state.costs[batch.model], state.goals_for(batch.model)
+    due_s = float("inf")
+    fresh: list[int] = []
+    for request in batch.requests:
+        due_s = min(due_s, goals.due_s(request))
+        if not request.prefilled:
+            fresh.append(request.context_tokens)
+    load_s = (1 - device.resident.get(batch.model, 0.0)) * costs.switch_s
+    if fresh:
+        load_s += costs.prefill(fresh)
+    return _Need(batch, due_s - GUARD_S, load_s)
+
+
+def _until_s(needs: list[_Need]) -> float:
+    """When the first of these must get its turn so that each can be on time; needs by due time."""
+    until_s, load_s = float("inf"), 0.0
+    for need in needs:
+        load_s += need.load_s + TURN_S_MIN
+        until_s = min(until_s, need.due_s - load_s)
+    return until_s
+
+
+def _choose(needs: list[_Need], now_s: float) -> Batch:
+    """Of those that are late whoever ran longest ago, else the first that is due."""
+    late = [need for need in needs if need.due_s - need.load_s <= now_s]
+    if late:
+        return min(late, key=lambda need: need.batch.ran_s).batch
+    return needs[0].batch
+
+
+def _least_s(state: State, device: Device, batch: Batch, needs: list[_Need]) -> float:
+    """The turn that a batch needs so that rounds of such turns keep up, at most TURN_S_MAX."""
+    loads_s = busy = own = 0.0
+    for need in needs:
+        costs, goals = state.costs[need.batch.model], state.goals_for(need.batch.model)
+        step_s = costs.step(need.batch.context_tokens, len(need.batch.requests))
+        busy += step_s / goals.tbt_s
+        loads_s += need.load_s
+        if need.batch is batch:
+            own = step_s / goals.tbt_s
+    if busy >= 1:
+        return TURN_S_MAX
+    return min(TURN_S_MAX, max(TURN_S_MIN, loads_s * own / (1 - busy)))
