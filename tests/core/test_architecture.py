@@ -39,6 +39,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "checks": ({"errors"}, set()),
     "schedule": (set(), set()),
+    "simulate": ({"errors", "schedule"}, {"matplotlib", "msgspec", "rich"}),
     "session": (CORE | {"sharing"}, set()),
     "leases": (CORE | {"schedule"}, set()),
     "sharing": (CORE | {"host_images"}, {"blake3"}),
