@@ -39,7 +39,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "checks": ({"errors"}, set()),
     "schedule": (set(), set()),
-    "simulate": ({"errors", "schedule"}, {"matplotlib", "msgspec", "rich"}),
+    "simulate": ({"errors", "schedule"}, {"matplotlib", "numpy"}),
     "session": (CORE | {"sharing"}, set()),
     "leases": (CORE | {"schedule"}, set()),
     "sharing": (CORE | {"host_images"}, {"blake3"}),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpupool.schedule.work import Batch, Device
+from gpupool.simulate.host_tier import HostTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ class _Held:
 class ResidentLoader:
     """Weights and KV stay until their room is needed; a switch costs only what is missing.
 
-    Meanwhile a turn lasts, the link fetches the weights of the models that the policy named, in
+    While a turn lasts, the link fetches the weights of the models that the policy named, in
     that order, into room that neither the running batch nor those before them need. KV that is
     pushed out goes the other way on a link that is full duplex, so a load takes the longer of both.
+    Without ``warm`` nothing stays through a switch but what the policy names.
     """
 
     def __init__(
@@ -43,11 +45,15 @@ class ResidentLoader:
         capacity_bytes: float,
         link_bytes_per_s: float,
         switch_s_min: float,
+        warm: bool = True,
+        host: HostTier | None = None,
     ) -> None:
         self._sizes = sizes
         self._capacity_bytes = capacity_bytes
         self._link_bytes_per_s = link_bytes_per_s
         self._switch_s_min = switch_s_min
+        self._warm = warm
+        self._host = host
         self._held: dict[int, _Held] = {}
         self.bytes_max = 0.0
         """The most that was on one device at once."""
@@ -57,10 +63,14 @@ class ResidentLoader:
         held = self._held.setdefault(device.key, _Held())
         whole = self._sizes[batch.model].weights_bytes
         have = held.weights.pop(batch.model, 0.0)
-        pushed_s = self._make_room(held, whole + self._kv_bytes(batch), batch, keep)
+        pushed_s = 0.0 if self._warm else self._clear(held, batch, keep)
+        pushed_s += self._make_room(held, whole + self._kv_bytes(batch), batch, keep)
         held.weights[batch.model] = whole
         self._show(device, held)
-        return max(self._switch_s_min, (whole - have) / self._link_bytes_per_s, pushed_s)
+        read_s = (whole - have) / self._link_bytes_per_s
+        if self._host is not None and have < whole:
+            read_s = max(read_s, self._host.read_s(batch.model, whole))
+        return max(self._switch_s_min, read_s, pushed_s)
 
     def kv_s(self, device: Device, batch: Batch, *, new_turn: bool) -> float:
         """See Loader."""
@@ -79,6 +89,12 @@ class ResidentLoader:
             wanted = min(self._sizes[model].weights_bytes - have, left_bytes)
             if wanted <= 0:
                 continue
+            if self._host is not None:
+                read_s = self._host.read_s(model, self._sizes[model].weights_bytes)
+                left_bytes -= read_s * self._link_bytes_per_s
+                wanted = min(wanted, left_bytes)
+                if wanted <= 0:
+                    break
             keep = (batch.model, *then[: place + 1])
             got = min(wanted, self._room(held, wanted, batch, keep))
             held.weights[model] = have + got
@@ -93,6 +109,16 @@ class ResidentLoader:
         if held is not None:
             held.kv_tokens.pop(id(batch), None)
             held.batches.pop(id(batch), None)
+
+    def _clear(self, held: _Held, batch: Batch, keep: Sequence[int]) -> float:
+        """Everything goes but what is kept; seconds that KV takes to leave."""
+        held.weights = {model: have for model, have in held.weights.items() if model in keep}
+        pushed_s = 0.0
+        for key in [key for key in held.kv_tokens if key != id(batch)]:
+            pushed_s += held.kv_tokens.pop(key) * (
+                self._sizes[held.batches.pop(key).model].kv_s_per_token
+            )
+        return pushed_s
 
     def _hold_kv(self, device: Device, held: _Held, batch: Batch) -> float:
         """The running batch's KV is there; seconds that pushing others out takes."""

@@ -1,0 +1,108 @@
+"""What the simulator takes to be so, by name: ours, or those of Aegaeon's artifact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpupool.simulate.checkpoints import CHECKPOINTS, MIX, Checkpoint
+from gpupool.simulate.profiles import Fit
+from gpupool.simulate.trace import Arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """Where the two sets differ."""
+
+    name: str
+    grain_s: float = 0.0
+    """Times are cut to multiples of it."""
+    patience_s: float | None = None
+    """Requests without a token after so long are given up, when the next request comes."""
+    memory_share: float = 0.9
+    """Of a device's memory so much is for weights and KV."""
+    kv_share: float = 0.8
+    """Of the memory for KV so much holds KV: the rest is what slabs waste."""
+    switch_s_min: float = 0.01
+    kv_s_per_token: float | None = None
+    """To bring the KV of a token in, for every model; None: its bytes over the link."""
+    prefetches_anything: bool = False
+    """A switch of a policy in rounds is shortened by all that was computed since the one before,
+    whether or not anybody knew what came next, and whatever room there was; its KV comes in anew at
+    each turn."""
+    arrivals_before_s: float | None = None
+    """Later requests do not count."""
+
+
+HONEST = Assumptions("honest")
+ARTIFACT = Assumptions(
+    "aegaeon-artifact",
+    grain_s=0.001,
+    patience_s=15.0,
+    memory_share=1.0,
+    kv_s_per_token=0.0005 / 16,
+    prefetches_anything=True,
+    arrivals_before_s=120.0,
+)
+ASSUMPTIONS = {found.name: found for found in (HONEST, ARTIFACT)}
+
+# The artifact's checkpoints and times on H100: KV as if every model had as many KV heads as heads,
+# squares and contexts that make things quicker, and a batch of -1 in every decode step (the last
+# figure of a step, taken off its first).
+ARTIFACT_CHECKPOINTS = {
+    "qwen2_5_7b": Checkpoint("qwen2_5_7b", 14e9, 4 * 28 * 3584, 8192),
+    "yi1_5_9b_chat": Checkpoint("yi1_5_9b_chat", 18e9, 4 * 48 * 4096, 4096),
+    "llama2_13b_chat": Checkpoint("llama2_13b_chat", 26e9, 4 * 40 * 5120, 4096),
+}
+ARTIFACT_FITS = {
+    "qwen2_5_7b": Fit((0.01611, 1.462e-5, -6.64e-10), (0.00858 - 7.61e-5, 2.59e-7, 0.0)),
+    "yi1_5_9b_chat": Fit((0.00849, 2.685e-5, -6.15e-10), (0.01381 - 8.12e-5, -2.93e-7, 0.0)),
+    "llama2_13b_chat": Fit((0.00746, 4.120e-5, -1.19e-9), (0.01249 - 1.151e-4, 1.25e-7, 0.0)),
+}
+
+
+def checkpoints_of(trace: Sequence[Arrival], assumptions: Assumptions) -> dict[str, Checkpoint]:
+    """Of each model of a trace; models with other names than checkpoints get those of ``MIX``."""
+    known = ARTIFACT_CHECKPOINTS if assumptions is ARTIFACT else CHECKPOINTS
+    found: dict[str, Checkpoint] = {}
+    for arrival in trace:
+        if arrival.model not in found:
+            named = arrival.model if arrival.model in known else MIX[len(found) % len(MIX)]
+            found[arrival.model] = known[named]
+    return found
+
+
+def workload_of(
+    trace: Sequence[Arrival],
+    checkpoints: dict[str, Checkpoint],
+    assumptions: Assumptions,
+    seed: int,
+) -> list[Arrival]:
+    """The requests that are served: each cut to what its checkpoint can take.
+
+    The artifact draws lengths anew, with replacement, from those of the trace.
+    """
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    found = list(trace)
+    if assumptions.arrivals_before_s is not None:
+        found = [arrival for arrival in trace if arrival.at_s < assumptions.arrivals_before_s]
+        pairs = rng.choices([arrival[2:] for arrival in found], k=len(found)) if found else []
+        found = [Arrival(*arrival[:2], *pair) for arrival, pair in zip(found, pairs, strict=True)]
+    return [_cut(arrival, checkpoints[arrival.model].context_tokens_max) for arrival in found]
+
+
+def _cut(arrival: Arrival, tokens_max: int) -> Arrival:
+    whole = arrival.input_tokens + arrival.output_tokens
+    if whole <= tokens_max:
+        return arrival
+    share = tokens_max / whole
+    return arrival._replace(
+        input_tokens=max(1, int(arrival.input_tokens * share)),
+        output_tokens=max(1, int(arrival.output_tokens * share)),
+    )
+
+
+def with_patience(assumptions: Assumptions, patience_s: float | None) -> Assumptions:
+    """The same, with requests given up after so long; None changes nothing."""
+    return assumptions if patience_s is None else replace(assumptions, patience_s=patience_s)

@@ -1,0 +1,183 @@
+"""One simulation, from a trace and a description of the hardware to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpupool.errors import UsageError
+from gpupool.schedule import aegaeon, deadlines, fcfs
+from gpupool.schedule.costs import Costs
+from gpupool.schedule.work import Device, Goals, Request, State
+from gpupool.simulate.assumptions import (
+    ARTIFACT,
+    ARTIFACT_FITS,
+    HONEST,
+    Assumptions,
+    checkpoints_of,
+    workload_of,
+)
+from gpupool.simulate.checkpoints import Checkpoint
+from gpupool.simulate.engine import Engine, Policy
+from gpupool.simulate.host_tier import HostTier
+from gpupool.simulate.loading import ArtifactLoader, Loader
+from gpupool.simulate.profiles import Fit, calibrated
+from gpupool.simulate.residency import ResidentLoader, Sizes
+from gpupool.simulate.result import Result, result_of
+from gpupool.simulate.trace import Arrival
+
+POLICIES = ("fcfs", "aegaeon", "deadlines")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Devices of one kind, and the links to them."""
+
+    devices: int = 16
+    prefill_devices: int = 0
+    """So many prefill only and the others decode only, under a policy that can; 0: all do both."""
+    gpu: str = "H100"
+    device_bytes: float = 80e9
+    link_bytes_per_s: float = 16e9
+    """What a copy from the host reaches."""
+    host_bytes: float | None = None
+    """For weights, all devices together; None: enough."""
+    disk_bytes_per_s: float = 3e9
+
+
+def simulate(
+    trace: Sequence[Arrival],
+    policy: str,
+    hardware: Hardware,
+    *,
+    assumptions: Assumptions = HONEST,
+    fits: Mapping[tuple[str, str], Fit] | None = None,
+    goals: Goals | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Serve a trace and say how it went. Raises UsageError.
+
+    ``fits`` are times measured, for models that have none the calibration that comes with gpupool
+    is used; the artifact's assumptions bring their own. ``progress`` is told how many requests have
+    come. The same arguments give the same result.
+    """
+    engine, requests, models = prepare(
+        trace, policy, hardware, assumptions=assumptions, fits=fits, goals=goals, seed=seed
+    )
+    engine.run(requests, progress)
+    return result_of(
+        engine,
+        policy=policy,
+        assumptions=assumptions.name,
+        devices=hardware.devices,
+        prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
+        models=models,
+    )
+
+
+def prepare(
+    trace: Sequence[Arrival],
+    policy: str,
+    hardware: Hardware,
+    *,
+    assumptions: Assumptions = HONEST,
+    fits: Mapping[tuple[str, str], Fit] | None = None,
+    goals: Goals | None = None,
+    seed: int = 0,
+) -> tuple[Engine, list[Request], int]:
+    """What ``simulate`` runs: an engine, its requests, and how many models they are for."""
+    if not 0 <= hardware.prefill_devices < hardware.devices:
+        raise UsageError(
+            f"of {hardware.devices} devices {hardware.prefill_devices} cannot prefill only"
+        )
+    checkpoints = checkpoints_of(trace, assumptions)
+    workload = workload_of(trace, checkpoints, assumptions, seed)
+    if not workload:
+        raise UsageError("no request of the trace counts")
+    keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
+    costs, sizes = {}, {}
+    for name, key in keys.items():
+        costs[key] = _costs(checkpoints[name], hardware, assumptions, fits or {})
+        sizes[key] = _sizes(checkpoints[name], costs[key], assumptions)
+    split = hardware.prefill_devices if policy == "aegaeon" else 0
+    devices = [
+        Device(key, prefills=not split or key < split, decodes=key >= split)
+        for key in range(hardware.devices)
+    ]
+    state = State(devices, costs, goals or Goals(), patience_s=assumptions.patience_s)
+    loader = _loader(policy, hardware, assumptions, costs, sizes)
+    requests = [Request(k, keys[a.model], a.at_s, a.input_tokens) for k, a in enumerate(workload)]
+    outputs = {key: arrival.output_tokens for key, arrival in enumerate(workload)}
+    engine = Engine(
+        state, _policy(policy, assumptions), loader, outputs, grain_s=assumptions.grain_s
+    )
+    return engine, requests, len(keys)
+
+
+def _policy(name: str, assumptions: Assumptions) -> Policy:
+    if name == "fcfs":
+        return Policy(fcfs.decide)
+    if name == "aegaeon":
+        exact = assumptions is not ARTIFACT
+        return Policy(aegaeon.decide if exact else aegaeon.decide_as_artifact)
+    if name == "deadlines":
+        return Policy(deadlines.decide, replans=True)
+    raise UsageError(f"there is no policy {name}; there are {', '.join(POLICIES)}")
+
+
+def _costs(
+    checkpoint: Checkpoint,
+    hardware: Hardware,
+    assumptions: Assumptions,
+    fits: Mapping[tuple[str, str], Fit],
+) -> Costs:
+    if assumptions is ARTIFACT:
+        fit = ARTIFACT_FITS[checkpoint.name]
+    else:
+        key = checkpoint.name, hardware.gpu
+        fit = fits[key] if key in fits else calibrated(*key)
+    room = hardware.device_bytes * assumptions.memory_share - checkpoint.weights_bytes
+    kv_tokens_max = int(room * assumptions.kv_share / checkpoint.kv_bytes_per_token)
+    if kv_tokens_max < checkpoint.context_tokens_max:
+        raise UsageError(
+            f"{checkpoint.name} does not fit a device with {checkpoint.context_tokens_max} tokens"
+        )
+    kv_s = checkpoint.kv_bytes_per_token / hardware.link_bytes_per_s
+    return Costs(
+        prefill_s=fit.prefill_s,
+        step_s=fit.step_s,
+        switch_s=checkpoint.weights_bytes / hardware.link_bytes_per_s,
+        kv_s_per_token=assumptions.kv_s_per_token or kv_s,
+        kv_tokens_max=kv_tokens_max,
+    )
+
+
+def _sizes(checkpoint: Checkpoint, costs: Costs, assumptions: Assumptions) -> Sizes:
+    held = checkpoint.kv_bytes_per_token / assumptions.kv_share
+    return Sizes(checkpoint.weights_bytes, held, costs.kv_s_per_token)
+
+
+def _loader(
+    policy: str,
+    hardware: Hardware,
+    assumptions: Assumptions,
+    costs: Mapping[int, Costs],
+    sizes: Mapping[int, Sizes],
+) -> Loader:
+    if assumptions.prefetches_anything and policy != "deadlines":
+        in_rounds = policy == "aegaeon"
+        return ArtifactLoader(
+            costs, assumptions.switch_s_min, prefetches=in_rounds, moves_kv=in_rounds
+        )
+    host = None
+    if hardware.host_bytes is not None:
+        host = HostTier(hardware.host_bytes, hardware.disk_bytes_per_s)
+    return ResidentLoader(
+        sizes,
+        capacity_bytes=hardware.device_bytes * assumptions.memory_share,
+        link_bytes_per_s=hardware.link_bytes_per_s,
+        switch_s_min=assumptions.switch_s_min,
+        warm=policy == "deadlines",
+        host=host,
+    )
