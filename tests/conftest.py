@@ -31,6 +31,7 @@ BUDGETS_MIN = {
     "kv": 3,
     "serve": 3,
     "sharing": 3,
+    "simulate": 2,
     "vllm_worker": 9,
 }
 TESTS = Path(__file__).parent

@@ -83,7 +83,11 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "daemon"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
-    "cli": ({"", "cli_images", "errors", "daemon", "kv", "serve"}, {"click", "msgspec"}),
+    "cli": (
+        {"", "cli_images", "cli_simulate", "errors", "daemon", "kv", "serve"},
+        {"click", "msgspec"},
+    ),
+    "cli_simulate": ({"errors", "simulate"}, {"click", "msgspec"}),
     "cli_images": ({"errors", "images"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_core", "model", "pool"}, set()),

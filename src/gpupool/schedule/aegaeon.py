@@ -100,7 +100,8 @@ def _to_decode(state: State, request: Request) -> Join:
 
 def _next(state: State, device: Device, now_s: float) -> list[Action]:
     current = device.current
-    if current is not None and current.requests and now_s < device.turn_ends_s:
+    under_way = not device.prefilling and now_s < device.turn_ends_s
+    if under_way and current is not None and current.requests:
         return [Decode(device, current, None, _then(device))]
     if device.groups and (not device.prefilling or device.current is device.groups[0]):
         return [_prefill(device, device.groups[0])]

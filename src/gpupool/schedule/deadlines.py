@@ -15,6 +15,7 @@ from gpupool.schedule.work import (
     Batch,
     Decode,
     Device,
+    Goals,
     Join,
     Prefill,
     Refuse,
@@ -47,6 +48,19 @@ def decide(state: State, now_s: float) -> list[Action]:
         place = _place(state, request)
         return [place, *overdue(state, now_s)]
     return [_next(state, state.ready[0], now_s)] if state.ready else []
+
+
+def wait_s_max(
+    goals: Goals, models: int, *, switch_s: float, step_s: float, ahead_s: float
+) -> float:
+    """The longest that a request waits for its prefill on a device with so many models.
+
+    From ``ttft_s`` on its batch is late, and of those that are late who ran longest ago is next: so
+    at most one turn of each other model comes before it, each a load of weights and KV, at most
+    ``TURN_S_MAX``, and the step that is under way as it ends, which takes at most ``step_s``. Those
+    of its own batch before it, when there was no room for its KV beside theirs, take ``ahead_s``.
+    """
+    return goals.ttft_s + (models + 1) * (switch_s + TURN_S_MAX + step_s) + ahead_s
 
 
 def _place(state: State, request: Request) -> Action:
@@ -88,32 +102,41 @@ def _next(state: State, device: Device, now_s: float) -> Action:
         return Rest(device)
     needs = sorted((_need(state, device, b) for b in device.batches), key=lambda n: n.due_s)
     current = device.current if device.current in device.batches else None
-    batch, turn_s = current, None
-    if current is None or now_s >= device.turn_ends_s:
+    if current is not None and now_s < device.turn_ends_s:
+        return _run(state, device, current, None, needs)
+    batch = current
+    if current is None or not device.committed:
         others = [need for need in needs if need.batch is not current]
-        until_s = _until_s(others)
-        if current is None or (others and until_s <= now_s):
+        if current is None or _until_s(others) <= now_s:
             batch = _choose(others, now_s)
-            others = [need for need in needs if need.batch is not batch]
-            until_s = _until_s(others)
-        assert batch is not None
-        least_s = _least_s(state, device, batch, needs)
-        turn_s = min(max(until_s - now_s, least_s), max(least_s, TURN_S_MAX))
     assert batch is not None
-    then = tuple(dict.fromkeys(n.batch.model for n in needs if n.batch is not batch))
     if device.model != batch.model:
-        return Switch(device, batch, then)
+        return Switch(device, batch, _models(needs, batch))
+    least_s = _least_s(state, batch, needs)
+    spare_s = _until_s([need for need in needs if need.batch is not batch]) - now_s
+    return _run(state, device, batch, min(max(spare_s, least_s), TURN_S_MAX), needs)
+
+
+def _run(
+    state: State, device: Device, batch: Batch, turn_s: float | None, needs: list[_Need]
+) -> Action:
+    """Prefill whoever of the batch waits and fits, else decode."""
+    then = _models(needs, batch)
     room = state.costs[batch.model].kv_tokens_max
     fresh: list[Request] = []
     for request in batch.requests:
         room -= request.context_tokens + 1
-        if room < 0 and (fresh or request is not batch.requests[0]):
+        if room < 0:
             break
         if not request.prefilled:
             fresh.append(request)
-    if fresh:
-        return Prefill(device, batch, tuple(fresh), then)
+    if fresh or not batch.requests[0].prefilled:
+        return Prefill(device, batch, tuple(fresh) or (batch.requests[0],), then, turn_s)
     return Decode(device, batch, turn_s, then)
+
+
+def _models(needs: list[_Need], besides: Batch) -> tuple[int, ...]:
+    return tuple(need.batch.model for need in needs if need.batch is not besides)
 
 
 def _need(state: State, device: Device, batch: Batch) -> _Need:
@@ -147,7 +170,7 @@ def _choose(needs: list[_Need], now_s: float) -> Batch:
     return needs[0].batch
 
 
-def _least_s(state: State, device: Device, batch: Batch, needs: list[_Need]) -> float:
+def _least_s(state: State, batch: Batch, needs: list[_Need]) -> float:
     """The turn that a batch needs so that rounds of such turns keep up, at most TURN_S_MAX."""
     loads_s = busy = own = 0.0
     for need in needs:

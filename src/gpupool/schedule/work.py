@@ -53,8 +53,8 @@ class Batch:
     requests: list[Request] = field(default_factory=list)
     taken: int = 0
     """How many it has had in all."""
-    ran_s: float = -1.0
-    """When its last turn began; -1 before the first."""
+    ran_s: float = 0.0
+    """When its last turn began; before the first, when it was made."""
 
     @property
     def context_tokens(self) -> int:
@@ -90,6 +90,8 @@ class Device:
     current: Batch | None = None
     """Whose turn it is."""
     turn_ends_s: float = 0.0
+    committed: bool = False
+    """It switched for the batch whose turn it is, and that has not begun."""
     prefilling: bool = False
     """Its last step was a prefill."""
     used_s: float = 0.0
@@ -176,6 +178,8 @@ class Prefill(NamedTuple):
     requests: tuple[Request, ...]
     then: tuple[int, ...] = ()
     """The models to fetch meanwhile, in order."""
+    turn_s: float | None = None
+    """Length of the turn that begins with it; None: none begins."""
 
 
 class Decode(NamedTuple):

@@ -64,7 +64,7 @@ ARTIFACT_FITS = {
 
 def checkpoints_of(trace: Sequence[Arrival], assumptions: Assumptions) -> dict[str, Checkpoint]:
     """Of each model of a trace; models with other names than checkpoints get those of ``MIX``."""
-    known = ARTIFACT_CHECKPOINTS if assumptions is ARTIFACT else CHECKPOINTS
+    known = ARTIFACT_CHECKPOINTS if assumptions.name == ARTIFACT.name else CHECKPOINTS
     found: dict[str, Checkpoint] = {}
     for arrival in trace:
         if arrival.model not in found:

@@ -170,6 +170,8 @@ class Engine:
             case Switch(device, batch, keep):
                 took_s = self._cut(self._loader.switch_s(device, batch, keep))
                 device.model, device.unused = batch.model, False
+                device.current, device.committed = batch, True
+                device.turn_ends_s = self.now_s
                 self.switches += 1
                 self.switching_s += took_s
                 self._start(device, _Work(batch, [], self.now_s, self.now_s + took_s))
@@ -187,7 +189,7 @@ class Engine:
         waiting = self.state.prefilled if request.prefilled else self.state.arrived
         waiting.remove(request)
         if batch is None:
-            batch = Batch(request.model)
+            batch = Batch(request.model, ran_s=self.now_s)
             (device.groups if to_prefill else device.batches).append(batch)
         batch.requests.append(request)
         batch.taken += 1
@@ -219,7 +221,7 @@ class Engine:
         self._push(work.end_s, device)
 
     def _prefill(self, action: Prefill) -> None:
-        device, batch, requests, then = action
+        device, batch, requests, then, turn_s = action
         took_s = self._cut(
             self.state.costs[batch.model].prefill(r.context_tokens for r in requests)
         )
@@ -231,6 +233,8 @@ class Engine:
             if not batch.requests:
                 device.groups.remove(batch)
         device.current, device.prefilling = batch, True
+        if turn_s is not None:
+            self._begin_turn(device, batch, self.now_s + turn_s)
         end_s = self.now_s + took_s
         work = _Work(batch, list(requests), self.now_s, end_s, prefill=True, then=then)
         self._start(device, work)
@@ -243,8 +247,7 @@ class Engine:
         if turn_s is not None:
             if device.turns and device.turns[0].batch is batch:
                 device.turns = device.turns[1:]
-            device.turn_ends_s = start_s + turn_s
-            batch.ran_s = self.now_s
+            self._begin_turn(device, batch, start_s + turn_s)
         device.current, device.prefilling = batch, False
         members = batch.fitting(costs.kv_tokens_max)
         tokens = sum(request.context_tokens for request in members)
@@ -256,6 +259,10 @@ class Engine:
         steps.cut(device.turn_ends_s)
         work = _Work(batch, members, start_s, steps.end_s, steps, then=then)
         self._start(device, work)
+
+    def _begin_turn(self, device: Device, batch: Batch, end_s: float) -> None:
+        device.turn_ends_s, device.committed = end_s, False
+        batch.ran_s = self.now_s
 
     def _cut(self, took_s: float) -> float:
         if self._grain_s <= 0:

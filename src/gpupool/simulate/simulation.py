@@ -52,18 +52,27 @@ def simulate(
     *,
     assumptions: Assumptions = HONEST,
     fits: Mapping[tuple[str, str], Fit] | None = None,
-    goals: Goals | None = None,
+    ttft_s: float = 10.0,
+    tbt_s: float = 0.1,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Serve a trace and say how it went. Raises UsageError.
 
     ``fits`` are times measured, for models that have none the calibration that comes with gpupool
-    is used; the artifact's assumptions bring their own. ``progress`` is told how many requests have
+    is used; the artifact's assumptions bring their own. Tokens are due ``ttft_s`` after a request
+    came and every ``tbt_s`` from then on. ``progress`` is told how many requests have
     come. The same arguments give the same result.
     """
     engine, requests, models = prepare(
-        trace, policy, hardware, assumptions=assumptions, fits=fits, goals=goals, seed=seed
+        trace,
+        policy,
+        hardware,
+        assumptions=assumptions,
+        fits=fits,
+        ttft_s=ttft_s,
+        tbt_s=tbt_s,
+        seed=seed,
     )
     engine.run(requests, progress)
     return result_of(
@@ -83,7 +92,8 @@ def prepare(
     *,
     assumptions: Assumptions = HONEST,
     fits: Mapping[tuple[str, str], Fit] | None = None,
-    goals: Goals | None = None,
+    ttft_s: float = 10.0,
+    tbt_s: float = 0.1,
     seed: int = 0,
 ) -> tuple[Engine, list[Request], int]:
     """What ``simulate`` runs: an engine, its requests, and how many models they are for."""
@@ -105,7 +115,7 @@ def prepare(
         Device(key, prefills=not split or key < split, decodes=key >= split)
         for key in range(hardware.devices)
     ]
-    state = State(devices, costs, goals or Goals(), patience_s=assumptions.patience_s)
+    state = State(devices, costs, Goals(ttft_s, tbt_s), patience_s=assumptions.patience_s)
     loader = _loader(policy, hardware, assumptions, costs, sizes)
     requests = [Request(k, keys[a.model], a.at_s, a.input_tokens) for k, a in enumerate(workload)]
     outputs = {key: arrival.output_tokens for key, arrival in enumerate(workload)}
@@ -119,7 +129,7 @@ def _policy(name: str, assumptions: Assumptions) -> Policy:
     if name == "fcfs":
         return Policy(fcfs.decide)
     if name == "aegaeon":
-        exact = assumptions is not ARTIFACT
+        exact = assumptions.name != ARTIFACT.name
         return Policy(aegaeon.decide if exact else aegaeon.decide_as_artifact)
     if name == "deadlines":
         return Policy(deadlines.decide, replans=True)
@@ -132,7 +142,7 @@ def _costs(
     assumptions: Assumptions,
     fits: Mapping[tuple[str, str], Fit],
 ) -> Costs:
-    if assumptions is ARTIFACT:
+    if assumptions.name == ARTIFACT.name:
         fit = ARTIFACT_FITS[checkpoint.name]
     else:
         key = checkpoint.name, hardware.gpu

@@ -1,0 +1,73 @@
+"""``gpupool simulate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gpupool.cli import main
+
+TRACE = "time,model,input,output\n0,a,100,20\n0.5,b,2000,300\n1,a,50,1\n"
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    return str(path)
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(main, ["simulate", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_json_has_the_figures(trace: str) -> None:
+    text = run(trace, "--policy", "aegaeon", "--prefill-devices", "6", "--json", "-")
+    found = json.loads(text)
+    assert found["requests"] == found["finished"] == 3
+    assert found["attainment_tokens"] == found["attainment_time"] == 1.0
+    for key in ("ttft_s_p50", "ttft_s_p99", "switches", "utilisation", "goodput_tokens_per_s"):
+        assert found[key] > 0
+
+
+def test_policies_are_compared(trace: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    text = run(trace, "--policy", "fcfs", "--policy", "deadlines", "--json", str(path))
+    assert "fcfs" in text and "deadlines" in text and "attainment, tokens" in text
+    assert [figures["policy"] for figures in json.loads(path.read_text())] == ["fcfs", "deadlines"]
+
+
+def test_a_trace_is_made_up_where_none_is_given() -> None:
+    arguments = ("--models", "4", "--duration-s", "60", "--cv", "2", "--zipf", "1", "--json", "-")
+    first, again, other = (run(*arguments, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_a_plot_is_drawn(trace: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.svg"
+    run(trace, "--plot", str(path))
+    assert "<svg" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "either TRACE or --models"),
+        (("--models", "4", "--gpu", "TPU"), "no times are known"),
+        (("--models", "4", "--policy", "lru"), "lru"),
+        (("--models", "4", "--link-gbps", "0"), "link-gbps"),
+        (("--models", "4", "--devices", "2", "--prefill-devices", "2"), "cannot prefill only"),
+        (("--models", "4", "--json", "/nowhere/figures.json"), "No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(arguments: tuple[str, ...], says: str) -> None:
+    done = CliRunner().invoke(main, ["simulate", *arguments])
+    assert done.exit_code != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.output

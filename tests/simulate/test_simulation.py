@@ -1,0 +1,110 @@
+"""Whole simulations: against the figures published with Aegaeon, and policy against policy."""
+
+from __future__ import annotations
+
+from functools import cache
+from statistics import mean
+
+import pytest
+
+from gpupool.errors import UsageError
+from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions
+from gpupool.simulate.result import Result
+from gpupool.simulate.simulation import Hardware, simulate
+from gpupool.simulate.synthetic import synthetic_trace
+from gpupool.simulate.trace import Arrival
+
+POOL = Hardware(devices=16, prefill_devices=6)
+# The artifact's own simulator on its own traces, whose rates come to 0.0875 and 0.46 requests/s per
+# model for nominal 0.1 and 0.5. The traces here are others of that kind, so these are not the same.
+PUBLISHED = {
+    ("fcfs", 48, 0.0875, 120.0): 0.751,
+    ("fcfs", 80, 0.0875, 120.0): 0.477,
+    ("fcfs", 24, 0.46, 60.0): 0.514,
+    ("aegaeon", 48, 0.0875, 120.0): 0.998,
+    ("aegaeon", 64, 0.0875, 120.0): 0.936,
+    ("aegaeon", 80, 0.0875, 120.0): 0.837,
+    ("aegaeon", 32, 0.46, 60.0): 0.990,
+    ("aegaeon", 48, 0.46, 60.0): 0.898,
+}
+
+
+@cache
+def trace_of(models: int, rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
+    return synthetic_trace(models=models, rate_per_s=rate, duration_s=duration_s, seed=seed)
+
+
+@cache
+def run(policy: str, *trace: float, assumptions: Assumptions = HONEST) -> Result:
+    models, rate, duration_s, *seed = trace
+    arrivals = trace_of(int(models), rate, duration_s, *map(int, seed))
+    return simulate(arrivals, policy, POOL, assumptions=assumptions)
+
+
+@pytest.mark.parametrize("point", PUBLISHED)
+def test_under_the_artifacts_assumptions_its_figures_come_out(
+    point: tuple[str, int, float, float],
+) -> None:
+    policy, *trace = point
+    found = [run(policy, *trace, seed, assumptions=ARTIFACT) for seed in range(3)]
+    # Attainment of a pool near its limit hangs on the trace: by some 0.03 from seed to seed.
+    assert mean(r.attainment_time for r in found) == pytest.approx(PUBLISHED[point], abs=0.06)
+
+
+@pytest.mark.parametrize("assumptions", [HONEST, ARTIFACT], ids=lambda a: a.name)
+@pytest.mark.parametrize("trace", [(64, 0.0875, 120.0), (80, 0.0875, 120.0), (48, 0.46, 60.0)])
+def test_turns_by_deadline_are_never_worse(
+    trace: tuple[int, float, float], assumptions: Assumptions
+) -> None:
+    ours, theirs, whole = (
+        run(policy, *trace, assumptions=assumptions) for policy in ("deadlines", "aegaeon", "fcfs")
+    )
+    for other in (theirs, whole):
+        assert ours.attainment_tokens >= other.attainment_tokens
+        assert ours.attainment_time >= other.attainment_time
+
+
+@pytest.mark.parametrize("assumptions", [HONEST, ARTIFACT], ids=lambda a: a.name)
+@pytest.mark.parametrize("trace", [(100, 0.0875, 120.0), (70, 0.46, 60.0)])
+def test_a_quarter_more_models_are_served(
+    trace: tuple[int, float, float], assumptions: Assumptions
+) -> None:
+    """Aegaeon is below 90% from 71 and 49 models on; these are more than 1.4 times as many."""
+    assert run("deadlines", *trace, assumptions=assumptions).attainment_tokens >= 0.9
+    fewer = (trace[0] / 1.25, *trace[1:])
+    assert run("aegaeon", *fewer, assumptions=assumptions).attainment_tokens < 0.9
+
+
+@pytest.mark.parametrize(("cv", "zipf"), [(4.0, 0.0), (1.0, 2.0)])
+def test_bursts_and_uneven_popularity(cv: float, zipf: float) -> None:
+    trace = synthetic_trace(models=64, rate_per_s=0.0875, duration_s=120, cv=cv, zipf=zipf)
+    ours, theirs = (simulate(trace, policy, POOL) for policy in ("deadlines", "aegaeon"))
+    assert ours.attainment_tokens >= max(0.95, theirs.attainment_tokens)
+
+
+def test_the_same_arguments_give_the_same_result() -> None:
+    trace = trace_of(16, 0.0875, 120.0)
+    for policy in ("fcfs", "aegaeon", "deadlines"):
+        assert simulate(trace, policy, POOL) == simulate(trace, policy, POOL)
+
+
+def test_a_host_that_holds_few_models_costs_reads_from_disk() -> None:
+    trace = trace_of(32, 0.0875, 120.0)
+    enough = simulate(trace, "deadlines", Hardware(devices=4))
+    little = simulate(trace, "deadlines", Hardware(devices=4, host_bytes=60e9))
+    assert little.switching_s > enough.switching_s
+    assert little.ttft_s_p50 > enough.ttft_s_p50
+
+
+@pytest.mark.parametrize(
+    ("hardware", "policy", "says"),
+    [
+        (Hardware(devices=4, prefill_devices=4), "aegaeon", "cannot prefill only"),
+        (Hardware(gpu="TPU"), "aegaeon", "TPU"),
+        (Hardware(device_bytes=16e9), "aegaeon", "does not fit"),
+        (Hardware(), "none", "there is no policy none"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(hardware: Hardware, policy: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        simulate(trace_of(16, 0.0875, 120.0), policy, hardware)
