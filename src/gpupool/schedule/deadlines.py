@@ -29,6 +29,10 @@ TURN_S_MIN = 0.1
 """No busy model is interrupted sooner."""
 GUARD_S = 0.3
 """Be so early: steps are not interrupted, and estimates are not exact."""
+LOOK_S = 0.3
+"""A turn that could be longer is looked at anew after so long: others may have come."""
+BUSY_MAX = 0.9
+"""Where decoding takes more of the time than that, nobody is prefilled before it is due."""
 _LOAD_HORIZON_S = 10.0
 """What a load of weights delays is spread over so much time when devices are compared."""
 
@@ -39,6 +43,8 @@ class _Need(NamedTuple):
     batch: Batch
     due_s: float
     load_s: float
+    fresh: bool
+    """Some of its requests wait for their prefill."""
 
 
 def decide(state: State, now_s: float) -> list[Action]:
@@ -105,16 +111,44 @@ def _next(state: State, device: Device, now_s: float) -> Action:
     if current is not None and now_s < device.turn_ends_s:
         return _run(state, device, current, None, needs)
     batch = current
-    if current is None or not device.committed:
-        others = [need for need in needs if need.batch is not current]
-        if current is None or _until_s(others) <= now_s:
-            batch = _choose(others, now_s)
+    others = [need for need in needs if need.batch is not current]
+    if current is None or (not device.committed and _until_s(others) <= now_s):
+        batch = _choose(others if current else needs, now_s)
+    elif not device.committed:
+        batch = _early(state, current, needs, now_s) or current
     assert batch is not None
     if device.model != batch.model:
         return Switch(device, batch, _models(needs, batch))
+    others = [need for need in needs if need.batch is not batch]
     least_s = _least_s(state, batch, needs)
-    spare_s = _until_s([need for need in needs if need.batch is not batch]) - now_s
-    return _run(state, device, batch, min(max(spare_s, least_s), TURN_S_MAX), needs)
+    spare_s = min(_until_s(others) - now_s, LOOK_S)
+    return _run(state, device, batch, max(spare_s, least_s), needs)
+
+
+def _early(state: State, current: Batch, needs: list[_Need], now_s: float) -> Batch | None:
+    """Who waits longest for a prefill, if a visit makes nobody late.
+
+    Only where there is time to spare: where there is not, requests that wait for each other share
+    their steps.
+    """
+    if _busy(state, needs) > BUSY_MAX:
+        return None
+    fresh = [need for need in needs if need.fresh and need.batch is not current]
+    if not fresh:
+        return None
+    first = min(fresh, key=lambda need: need.due_s)
+    rest = [need for need in needs if need.batch is not first.batch]
+    visit_s = first.load_s + _least_s(state, first.batch, needs)
+    return first.batch if _until_s(rest) - now_s > visit_s else None
+
+
+def _busy(state: State, needs: list[_Need]) -> float:
+    """What share of the time decoding takes, if everything is to be on time."""
+    return sum(
+        state.costs[b.model].step(b.context_tokens, len(b.requests))
+        / state.goals_for(b.model).tbt_s
+        for b, *_ in needs
+    )
 
 
 def _run(
@@ -150,7 +184,7 @@ def _need(state: State, device: Device, batch: Batch) -> _Need:
     load_s = (1 - device.resident.get(batch.model, 0.0)) * costs.switch_s
     if fresh:
         load_s += costs.prefill(fresh)
-    return _Need(batch, due_s - GUARD_S, load_s)
+    return _Need(batch, due_s - GUARD_S, load_s, bool(fresh))
 
 
 def _until_s(needs: list[_Need]) -> float:
