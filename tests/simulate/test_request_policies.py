@@ -26,7 +26,8 @@ from gpupool.schedule.work import (
     Switch,
 )
 from gpupool.simulate.engine import Engine, Policy
-from gpupool.simulate.residency import ResidentLoader, Sizes
+from gpupool.simulate.holding import Sizes
+from gpupool.simulate.residency import ResidentLoader
 
 DECIDES = {"fcfs": fcfs.decide, "aegaeon": aegaeon.decide, "deadlines": deadlines.decide}
 CAPACITY = 100.0

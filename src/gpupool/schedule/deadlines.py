@@ -33,6 +33,8 @@ LOOK_S = 0.3
 """A turn that could be longer is looked at anew after so long: others may have come."""
 BUSY_MAX = 0.9
 """Where decoding takes more of the time than that, nobody is prefilled before it is due."""
+JOIN_BONUS = 0.5
+"""A second device for a model is worth it only where it is so much less busy."""
 _LOAD_HORIZON_S = 10.0
 """What a load of weights delays is spread over so much time when devices are compared."""
 
@@ -43,8 +45,11 @@ class _Need(NamedTuple):
     batch: Batch
     due_s: float
     load_s: float
+    """The weights that are missing, and the prefills."""
     fresh: bool
     """Some of its requests wait for their prefill."""
+    share: float
+    """Of the time, what its decoding takes if it is to be on time."""
 
 
 def decide(state: State, now_s: float) -> list[Action]:
@@ -99,10 +104,6 @@ def _place(state: State, request: Request) -> Action:
     return Join(request, best[1], best[2])
 
 
-JOIN_BONUS = 0.5
-"""A second device for a model is worth it only if that is so much less busy."""
-
-
 def _next(state: State, device: Device, now_s: float) -> Action:
     if not device.batches:
         return Rest(device)
@@ -115,40 +116,31 @@ def _next(state: State, device: Device, now_s: float) -> Action:
     if current is None or (not device.committed and _until_s(others) <= now_s):
         batch = _choose(others if current else needs, now_s)
     elif not device.committed:
-        batch = _early(state, current, needs, now_s) or current
+        batch = _early(current, needs, now_s) or current
     assert batch is not None
     if device.model != batch.model:
         return Switch(device, batch, _models(needs, batch))
     others = [need for need in needs if need.batch is not batch]
-    least_s = _least_s(state, batch, needs)
+    least_s = _least_s(batch, needs)
     spare_s = min(_until_s(others) - now_s, LOOK_S)
     return _run(state, device, batch, max(spare_s, least_s), needs)
 
 
-def _early(state: State, current: Batch, needs: list[_Need], now_s: float) -> Batch | None:
+def _early(current: Batch, needs: list[_Need], now_s: float) -> Batch | None:
     """Who waits longest for a prefill, if a visit makes nobody late.
 
     Only where there is time to spare: where there is not, requests that wait for each other share
     their steps.
     """
-    if _busy(state, needs) > BUSY_MAX:
+    if sum(need.share for need in needs) > BUSY_MAX:
         return None
     fresh = [need for need in needs if need.fresh and need.batch is not current]
     if not fresh:
         return None
     first = min(fresh, key=lambda need: need.due_s)
     rest = [need for need in needs if need.batch is not first.batch]
-    visit_s = first.load_s + _least_s(state, first.batch, needs)
+    visit_s = first.load_s + _least_s(first.batch, needs)
     return first.batch if _until_s(rest) - now_s > visit_s else None
-
-
-def _busy(state: State, needs: list[_Need]) -> float:
-    """What share of the time decoding takes, if everything is to be on time."""
-    return sum(
-        state.costs[b.model].step(b.context_tokens, len(b.requests))
-        / state.goals_for(b.model).tbt_s
-        for b, *_ in needs
-    )
 
 
 def _run(
@@ -175,16 +167,21 @@ def _models(needs: list[_Need], besides: Batch) -> tuple[int, ...]:
 
 def _need(state: State, device: Device, batch: Batch) -> _Need:
     costs, goals = state.costs[batch.model], state.goals_for(batch.model)
+    ttft_s, tbt_s = goals.ttft_s, goals.tbt_s
     due_s = float("inf")
+    tokens = 0
     fresh: list[int] = []
     for request in batch.requests:
-        due_s = min(due_s, goals.due_s(request))
+        due_s = min(due_s, request.arrival_s + ttft_s + request.produced_tokens * tbt_s)
+        length = request.prompt_tokens + request.produced_tokens
+        tokens += length
         if not request.prefilled:
-            fresh.append(request.context_tokens)
+            fresh.append(length)
     load_s = (1 - device.resident.get(batch.model, 0.0)) * costs.switch_s
     if fresh:
         load_s += costs.prefill(fresh)
-    return _Need(batch, due_s - GUARD_S, load_s, bool(fresh))
+    share = costs.step(tokens, len(batch.requests)) / tbt_s
+    return _Need(batch, due_s - GUARD_S, load_s, bool(fresh), share)
 
 
 def _until_s(needs: list[_Need]) -> float:
@@ -204,16 +201,15 @@ def _choose(needs: list[_Need], now_s: float) -> Batch:
     return needs[0].batch
 
 
-def _least_s(state: State, batch: Batch, needs: list[_Need]) -> float:
-    """The turn that a batch needs so that rounds of such turns keep up, at most TURN_S_MAX."""
-    loads_s = busy = own = 0.0
-    for need in needs:
-        costs, goals = state.costs[need.batch.model], state.goals_for(need.batch.model)
-        step_s = costs.step(need.batch.context_tokens, len(need.batch.requests))
-        busy += step_s / goals.tbt_s
-        loads_s += need.load_s
-        if need.batch is batch:
-            own = step_s / goals.tbt_s
+def _least_s(batch: Batch, needs: list[_Need]) -> float:
+    """The turn that a batch needs so that rounds of such turns keep up, at most TURN_S_MAX.
+
+    In a round of C seconds it must decode for its share of C, and C less all shares must do for the
+    loads; that is the paper's formula for alpha = 1.
+    """
+    busy = sum(need.share for need in needs)
     if busy >= 1:
         return TURN_S_MAX
+    own = next(need.share for need in needs if need.batch is batch)
+    loads_s = sum(need.load_s for need in needs)
     return min(TURN_S_MAX, max(TURN_S_MIN, loads_s * own / (1 - busy)))

@@ -45,7 +45,6 @@ class _Work:
     began_s: float
     end_s: float
     steps: Steps | None = None
-    prefill: bool = False
     then: tuple[int, ...] = ()
 
 
@@ -130,13 +129,15 @@ class Engine:
         busy_s = self.now_s - work.began_s
         self.busy_s += busy_s
         device.used_s = self.now_s
-        steps = work.steps
+        steps, made_tokens = work.steps, 0
         for request in work.members:
             tally = self.tallies[request.key]
             if steps is None:
+                made_tokens += request.context_tokens + 1
                 request.produced_tokens += 1
                 tally.add_first(self.now_s, self.gaps_ms)
             else:
+                made_tokens += steps.count
                 request.produced_tokens += steps.count
                 for run in steps.runs:
                     tally.add(run, self.gaps_ms)
@@ -145,7 +146,7 @@ class Engine:
                     work.batch.requests.remove(request)
             elif request not in work.batch.requests:  # it was of a group: it decodes elsewhere
                 self.state.prefilled.append(request)
-        self._loader.computed(device, work.batch, busy_s, work.then)
+        self._loader.computed(device, work.batch, busy_s, made_tokens, work.then)
         self._tidy(device, work.batch)
 
     def _tidy(self, device: Device, batch: Batch) -> None:
@@ -222,8 +223,11 @@ class Engine:
 
     def _prefill(self, action: Prefill) -> None:
         device, batch, requests, then, turn_s = action
-        took_s = self._cut(
-            self.state.costs[batch.model].prefill(r.context_tokens for r in requests)
+        lengths = [request.context_tokens for request in requests]
+        took_s = self._cut(self.state.costs[batch.model].prefill(lengths))
+        more_tokens = sum(lengths) + len(lengths)
+        began_s = self.now_s + self._loader.kv_s(
+            device, batch, more_tokens=more_tokens, new_turn=False
         )
         for request in requests:
             request.prefilled = True
@@ -234,26 +238,28 @@ class Engine:
                 device.groups.remove(batch)
         device.current, device.prefilling = batch, True
         if turn_s is not None:
-            self._begin_turn(device, batch, self.now_s + turn_s)
-        end_s = self.now_s + took_s
-        work = _Work(batch, list(requests), self.now_s, end_s, prefill=True, then=then)
-        self._start(device, work)
+            self._begin_turn(device, batch, began_s + turn_s)
+        self._start(device, _Work(batch, list(requests), began_s, began_s + took_s, then=then))
 
     def _decode(self, action: Decode) -> None:
         device, batch, turn_s, then = action
         costs = self.state.costs[batch.model]
-        kv_s = self._loader.kv_s(device, batch, new_turn=turn_s is not None)
-        start_s = self.now_s + kv_s
-        if turn_s is not None:
-            if device.turns and device.turns[0].batch is batch:
-                device.turns = device.turns[1:]
-            self._begin_turn(device, batch, start_s + turn_s)
-        device.current, device.prefilling = batch, False
         members = batch.fitting(costs.kv_tokens_max)
         tokens = sum(request.context_tokens for request in members)
         count = min(self._output_tokens[r.key] - r.produced_tokens for r in members)
         count = min(count, max(1, (costs.kv_tokens_max - tokens) // len(members)))
         step_s = costs.step(tokens, len(members))
+        left_s = device.turn_ends_s - self.now_s if turn_s is None else turn_s
+        if left_s < count * step_s:
+            count = min(count, int(left_s / step_s) + 1)
+        start_s = self.now_s + self._loader.kv_s(
+            device, batch, more_tokens=count * len(members), new_turn=turn_s is not None
+        )
+        if turn_s is not None:
+            if device.turns and device.turns[0].batch is batch:
+                device.turns = device.turns[1:]
+            self._begin_turn(device, batch, start_s + turn_s)
+        device.current, device.prefilling = batch, False
         growth_s = costs.step_s[1] * len(members)
         steps = Steps(runs_of(start_s, step_s, growth_s, count, self._grain_s))
         steps.cut(device.turn_ends_s)

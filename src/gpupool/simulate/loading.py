@@ -15,11 +15,13 @@ class Loader(Protocol):
     def switch_s(self, device: Device, batch: Batch, keep: Sequence[int]) -> float:
         """A model's weights come in; of the others those in ``keep`` stay longest."""
 
-    def kv_s(self, device: Device, batch: Batch, *, new_turn: bool) -> float:
-        """The KV of a batch comes in, as far as it is not there."""
+    def kv_s(self, device: Device, batch: Batch, *, more_tokens: int, new_turn: bool) -> float:
+        """The KV of a batch comes in, as far as it is not there, and room for so much more."""
 
-    def computed(self, device: Device, batch: Batch, busy_s: float, then: Sequence[int]) -> None:
-        """A batch ran for so long, and meanwhile these models could be fetched."""
+    def computed(
+        self, device: Device, batch: Batch, busy_s: float, made_tokens: int, then: Sequence[int]
+    ) -> None:
+        """A batch ran, which made KV of so many tokens; these models could be fetched meanwhile."""
 
     def left(self, device: Device, batch: Batch) -> None:
         """A batch has no requests any more."""
@@ -48,13 +50,15 @@ class ArtifactLoader:
             return took_s
         return max(self._switch_s_min, took_s - self._since_s.pop(device.key, 0.0))
 
-    def kv_s(self, device: Device, batch: Batch, *, new_turn: bool) -> float:
+    def kv_s(self, device: Device, batch: Batch, *, more_tokens: int, new_turn: bool) -> float:
         """See Loader."""
         if not (self._moves_kv and new_turn):
             return 0.0
         return batch.context_tokens * self._costs[batch.model].kv_s_per_token
 
-    def computed(self, device: Device, batch: Batch, busy_s: float, then: Sequence[int]) -> None:
+    def computed(
+        self, device: Device, batch: Batch, busy_s: float, made_tokens: int, then: Sequence[int]
+    ) -> None:
         """See Loader."""
         self._since_s[device.key] = self._since_s.get(device.key, 0.0) + busy_s
 

@@ -19,10 +19,11 @@ from gpupool.simulate.assumptions import (
 )
 from gpupool.simulate.checkpoints import Checkpoint
 from gpupool.simulate.engine import Engine, Policy
+from gpupool.simulate.holding import Sizes
 from gpupool.simulate.host_tier import HostTier
 from gpupool.simulate.loading import ArtifactLoader, Loader
 from gpupool.simulate.profiles import Fit, calibrated
-from gpupool.simulate.residency import ResidentLoader, Sizes
+from gpupool.simulate.residency import ResidentLoader
 from gpupool.simulate.result import Result, result_of
 from gpupool.simulate.trace import Arrival
 
