@@ -39,6 +39,13 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     type=click.IntRange(0),
     help="Under aegaeon so many prefill only, and the others decode only; 0: all do both.",
 )
+@click.option(
+    "--groups",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Deal devices and models out to so many groups; many devices are simulated faster so.",
+)
 @click.option("--gpu", default="H100", show_default=True, help="As profiles name it.")
 @click.option(
     "--gpu-gb", default=80.0, show_default=True, type=_ABOVE_ZERO, help="Memory of a device."
@@ -153,6 +160,7 @@ def _results(
         link_bytes_per_s=options["link_gbps"] * 1e9,
         host_bytes=None if host_gb is None else host_gb * 1e9,
         disk_bytes_per_s=options["disk_gbps"] * 1e9,
+        groups=options["groups"],
     )
     results: list[Result] = []
     for policy in policies:

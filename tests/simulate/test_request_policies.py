@@ -126,7 +126,7 @@ def serve(
     )
     checked = Checked(name)
     policy = Policy(checked, replans=name == "deadlines")
-    engine = Engine(state, policy, loader, {k: ordered[k][3] for k in range(len(ordered))})
+    engine = Engine(state, policy, loader, [outputs for *_, outputs in ordered])
     checked.engine = engine
     engine.run(requests, None)
     return engine, loader, requests

@@ -88,6 +88,14 @@ def test_the_same_arguments_give_the_same_result() -> None:
         assert simulate(trace, policy, POOL) == simulate(trace, policy, POOL)
 
 
+def test_groups_keep_to_themselves() -> None:
+    trace = trace_of(32, 0.0875, 120.0)
+    whole = simulate(trace, "deadlines", Hardware(devices=8, groups=2))
+    assert whole.requests == whole.finished == len(trace)
+    alone = simulate(trace, "deadlines", Hardware(devices=8))
+    assert whole.attainment_tokens == pytest.approx(alone.attainment_tokens, abs=0.02)
+
+
 def test_a_host_that_holds_few_models_costs_reads_from_disk() -> None:
     trace = trace_of(32, 0.0875, 120.0)
     enough = simulate(trace, "deadlines", Hardware(devices=4))
@@ -103,6 +111,7 @@ def test_a_host_that_holds_few_models_costs_reads_from_disk() -> None:
         (Hardware(gpu="TPU"), "aegaeon", "TPU"),
         (Hardware(device_bytes=16e9), "aegaeon", "does not fit"),
         (Hardware(), "none", "there is no policy none"),
+        (Hardware(devices=4, groups=5), "fcfs", "cannot be 5 groups"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(hardware: Hardware, policy: str, says: str) -> None:

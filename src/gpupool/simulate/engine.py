@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gpupool.schedule.work import (
@@ -49,14 +49,17 @@ class _Work:
 
 
 class Engine:
-    """Runs one group of devices to the end of its requests; ``tallies`` say how it went."""
+    """Runs one group of devices to the end of its requests; ``tallies`` say how it went.
+
+    ``output_tokens`` has the length of each answer by the key of its request, which no policy sees.
+    """
 
     def __init__(
         self,
         state: State,
         policy: Policy,
         loader: Loader,
-        output_tokens: Mapping[int, int],
+        output_tokens: Sequence[int],
         *,
         grain_s: float = 0.0,
     ) -> None:

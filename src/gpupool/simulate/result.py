@@ -50,7 +50,7 @@ class Result:
 
 
 def result_of(
-    engine: Engine,
+    engines: Sequence[Engine],
     *,
     policy: str,
     assumptions: str,
@@ -58,14 +58,16 @@ def result_of(
     prefill_devices: int,
     models: int,
 ) -> Result:
-    """The figures of an engine that has run."""
-    tallies = engine.tallies.values()
+    """The figures of engines that have run, one for each group of devices."""
+    tallies = [tally for engine in engines for tally in engine.tallies.values()]
     served = [tally for tally in tallies if not tally.dropped]
     tokens = sum(tally.output_tokens for tally in tallies)
     on_time = sum(tally.on_time for tally in served)
     ttft_s = sorted(t.first_s - t.arrival_s for t in served if t.first_s is not None)
     good = sum(tally.on_time >= 0.9 * tally.output_tokens for tally in served)
-    duration_s = engine.now_s
+    duration_s = max(engine.now_s for engine in engines)
+    refused = sum(engine.refused for engine in engines)
+    gaps_ms = sum((engine.gaps_ms for engine in engines), Counter[int]())
     return Result(
         policy=policy,
         assumptions=assumptions,
@@ -74,8 +76,8 @@ def result_of(
         models=models,
         requests=len(tallies),
         finished=sum(tally.tokens == tally.output_tokens for tally in served),
-        dropped=sum(tally.dropped for tally in tallies) - engine.refused,
-        refused=engine.refused,
+        dropped=sum(tally.dropped for tally in tallies) - refused,
+        refused=refused,
         duration_s=duration_s,
         attainment_tokens=on_time / tokens,
         attainment_time=sum(tally.time_on_schedule for tally in tallies) / len(tallies),
@@ -83,12 +85,12 @@ def result_of(
         ttft_s_p50=quantile(ttft_s, 0.5),
         ttft_s_p90=quantile(ttft_s, 0.9),
         ttft_s_p99=quantile(ttft_s, 0.99),
-        tbt_s_mean=_mean_ms(engine.gaps_ms) / 1000,
-        tbt_s_p50=_quantile_ms(engine.gaps_ms, 0.5) / 1000,
-        tbt_s_p99=_quantile_ms(engine.gaps_ms, 0.99) / 1000,
-        switches=engine.switches,
-        switching_s=engine.switching_s,
-        utilisation=engine.busy_s / (devices * duration_s),
+        tbt_s_mean=_mean_ms(gaps_ms) / 1000,
+        tbt_s_p50=_quantile_ms(gaps_ms, 0.5) / 1000,
+        tbt_s_p99=_quantile_ms(gaps_ms, 0.99) / 1000,
+        switches=sum(engine.switches for engine in engines),
+        switching_s=sum(engine.switching_s for engine in engines),
+        utilisation=sum(engine.busy_s for engine in engines) / (devices * duration_s),
         goodput_tokens_per_s=on_time / duration_s,
         goodput_requests_per_s=good / duration_s,
         ttft_s=tuple(ttft_s),

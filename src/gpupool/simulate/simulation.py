@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 from gpupool.errors import UsageError
 from gpupool.schedule import aegaeon, deadlines, fcfs
@@ -42,8 +44,10 @@ class Hardware:
     link_bytes_per_s: float = 16e9
     """What a copy from the host reaches."""
     host_bytes: float | None = None
-    """For weights, all devices together; None: enough."""
+    """For weights, all devices of a group together; None: enough."""
     disk_bytes_per_s: float = 3e9
+    groups: int = 1
+    """Devices and models are dealt out to so many groups, each of which keeps to itself."""
 
 
 def simulate(
@@ -52,7 +56,7 @@ def simulate(
     hardware: Hardware,
     *,
     assumptions: Assumptions = HONEST,
-    fits: Mapping[tuple[str, str], Fit] | None = None,
+    fits: Mapping[tuple[str, str], Fit] = MappingProxyType({}),
     ttft_s: float = 10.0,
     tbt_s: float = 0.1,
     seed: int = 0,
@@ -65,65 +69,75 @@ def simulate(
     came and every ``tbt_s`` from then on. ``progress`` is told how many requests have
     come. The same arguments give the same result.
     """
-    engine, requests, models = prepare(
-        trace,
-        policy,
-        hardware,
-        assumptions=assumptions,
-        fits=fits,
-        ttft_s=ttft_s,
-        tbt_s=tbt_s,
-        seed=seed,
-    )
-    engine.run(requests, progress)
-    return result_of(
-        engine,
-        policy=policy,
-        assumptions=assumptions.name,
-        devices=hardware.devices,
-        prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
-        models=models,
-    )
-
-
-def prepare(
-    trace: Sequence[Arrival],
-    policy: str,
-    hardware: Hardware,
-    *,
-    assumptions: Assumptions = HONEST,
-    fits: Mapping[tuple[str, str], Fit] | None = None,
-    ttft_s: float = 10.0,
-    tbt_s: float = 0.1,
-    seed: int = 0,
-) -> tuple[Engine, list[Request], int]:
-    """What ``simulate`` runs: an engine, its requests, and how many models they are for."""
+    if policy not in POLICIES:
+        raise UsageError(f"there is no policy {policy}; there are {', '.join(POLICIES)}")
     if not 0 <= hardware.prefill_devices < hardware.devices:
         raise UsageError(
             f"of {hardware.devices} devices {hardware.prefill_devices} cannot prefill only"
         )
+    if not 1 <= hardware.groups <= hardware.devices:
+        raise UsageError(f"{hardware.devices} devices cannot be {hardware.groups} groups")
     checkpoints = checkpoints_of(trace, assumptions)
     workload = workload_of(trace, checkpoints, assumptions, seed)
     if not workload:
         raise UsageError("no request of the trace counts")
     keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
-    costs, sizes = {}, {}
-    for name, key in keys.items():
-        costs[key] = _costs(checkpoints[name], hardware, assumptions, fits or {})
-        sizes[key] = _sizes(checkpoints[name], costs[key], assumptions)
-    split = hardware.prefill_devices if policy == "aegaeon" else 0
-    devices = [
-        Device(key, prefills=not split or key < split, decodes=key >= split)
-        for key in range(hardware.devices)
-    ]
-    state = State(devices, costs, Goals(ttft_s, tbt_s), patience_s=assumptions.patience_s)
-    loader = _loader(policy, hardware, assumptions, costs, sizes)
-    requests = [Request(k, keys[a.model], a.at_s, a.input_tokens) for k, a in enumerate(workload)]
-    outputs = {key: arrival.output_tokens for key, arrival in enumerate(workload)}
-    engine = Engine(
-        state, _policy(policy, assumptions), loader, outputs, grain_s=assumptions.grain_s
+    costs = {
+        key: _costs(checkpoints[name], hardware, assumptions, fits) for name, key in keys.items()
+    }
+    sizes = {key: _sizes(checkpoints[name], costs[key], assumptions) for name, key in keys.items()}
+    outputs = [arrival.output_tokens for arrival in workload]
+    requests: list[list[Request]] = [[] for _ in range(hardware.groups)]
+    for key, arrival in enumerate(workload):
+        model = keys[arrival.model]
+        requests[model % hardware.groups].append(
+            Request(key, model, arrival.at_s, arrival.input_tokens)
+        )
+    engines = []
+    for group, of_group in enumerate(requests):
+        before = sum(map(len, requests[:group]))
+        state = State(
+            _devices(policy, hardware, group),
+            costs,
+            Goals(ttft_s, tbt_s),
+            patience_s=assumptions.patience_s,
+        )
+        engine = Engine(
+            state,
+            _policy(policy, assumptions),
+            _loader(policy, hardware, assumptions, costs, sizes),
+            outputs,
+            grain_s=assumptions.grain_s,
+        )
+        engine.run(of_group, None if progress is None else partial(_add, progress, before))
+        engines.append(engine)
+    return result_of(
+        engines,
+        policy=policy,
+        assumptions=assumptions.name,
+        devices=hardware.devices,
+        prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
+        models=len(keys),
     )
-    return engine, requests, len(keys)
+
+
+def _add(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def _devices(policy: str, hardware: Hardware, group: int) -> list[Device]:
+    """The devices of one group: as even a part of all, and of those that prefill, as can be."""
+
+    def part(of: int) -> int:
+        return of * (group + 1) // hardware.groups - of * group // hardware.groups
+
+    count = part(hardware.devices)
+    split = part(hardware.prefill_devices) if policy == "aegaeon" else 0
+    if hardware.prefill_devices and policy == "aegaeon" and not 0 < split < count:
+        raise UsageError(f"of {count} devices {split} cannot prefill only")
+    return [
+        Device(key, prefills=not split or key < split, decodes=key >= split) for key in range(count)
+    ]
 
 
 def _policy(name: str, assumptions: Assumptions) -> Policy:
@@ -132,9 +146,7 @@ def _policy(name: str, assumptions: Assumptions) -> Policy:
     if name == "aegaeon":
         exact = assumptions.name != ARTIFACT.name
         return Policy(aegaeon.decide if exact else aegaeon.decide_as_artifact)
-    if name == "deadlines":
-        return Policy(deadlines.decide, replans=True)
-    raise UsageError(f"there is no policy {name}; there are {', '.join(POLICIES)}")
+    return Policy(deadlines.decide, replans=True)
 
 
 def _costs(
