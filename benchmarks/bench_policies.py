@@ -1,0 +1,150 @@
+"""How many models the policies of requests serve: ``python benchmarks/bench_policies.py``.
+
+Prints Markdown: attainment against the number of models for made-up traces, and where it crosses
+90%. ``--reference FOLDER`` takes the traces of Aegaeon's artifact instead, files that are named
+``synth-<models>-<rate>-1.0-1.0.csv``, and prints what its simulator found beside what ours finds
+under its assumptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions
+from gpupool.simulate.result import Result
+from gpupool.simulate.simulation import Hardware, simulate
+from gpupool.simulate.synthetic import synthetic_trace
+from gpupool.simulate.trace import Arrival, read_trace
+
+POOL = Hardware(devices=16, prefill_devices=6)
+GOAL = 0.9
+
+# Published with the artifact (SOSP 2025): attainment by its own metric, by policy and nominal rate.
+PUBLISHED = {
+    ("fcfs", "0.1"): {32: 0.966, 40: 0.923, 48: 0.751, 64: 0.561, 80: 0.477},
+    ("fcfs", "0.5"): {16: 0.969, 24: 0.514, 32: 0.338, 48: 0.210},
+    ("aegaeon", "0.1"): {48: 0.998, 56: 0.978, 64: 0.936, 70: 0.902, 80: 0.837},
+    ("aegaeon", "0.5"): {32: 0.990, 40: 0.959, 48: 0.898},
+}
+# Rates that those traces have, their lengths in seconds, and how many models to try.
+LOADS: dict[str, tuple[float, float, dict[str, range]]] = {
+    "0.1": (
+        0.0875,
+        120.0,
+        {"fcfs": range(24, 65, 8), "aegaeon": range(56, 89, 8), "deadlines": range(96, 161, 8)},
+    ),
+    "0.5": (
+        0.46,
+        60.0,
+        {"fcfs": range(8, 33, 4), "aegaeon": range(32, 65, 8), "deadlines": range(72, 121, 8)},
+    ),
+}
+
+
+def trace_of(folder: Path, models: int, rate: str) -> list[Arrival]:
+    """A trace of the artifact; for a number of models that it lacks, part of the next larger."""
+    more = min(n for n in range(models, 1000) if (folder / name_of(n, rate)).exists())
+    trace = read_trace(folder / name_of(more, rate))
+    kept = set(list(dict.fromkeys(arrival.model for arrival in trace))[:models])
+    return [arrival for arrival in trace if arrival.model in kept]
+
+
+def name_of(models: int, rate: str) -> str:
+    """The file of one trace of the artifact."""
+    return f"synth-{models}-{rate}-1.0-1.0.csv"
+
+
+def reference(folder: Path, draws: int) -> None:
+    """The published table beside ours, the mean of several draws of lengths."""
+    print("| policy | rate | models | published | ours | difference | paper's metric | deadlines |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (policy, rate), points in PUBLISHED.items():
+        for models, published in points.items():
+            trace = trace_of(folder, models, rate)
+            found = runs(lambda _, t=trace: t, policy, ARTIFACT, draws)
+            best = runs(lambda _, t=trace: t, "deadlines", ARTIFACT, draws)
+            time = mean(r.attainment_time for r in found)
+            print(
+                f"| {policy} | {rate} | {models} | {published:.3f} | {time:.3f}"
+                f" | {time - published:+.3f} | {mean(r.attainment_tokens for r in found):.3f}"
+                f" | {mean(r.attainment_time for r in best):.3f} |",
+                flush=True,
+            )
+
+
+def runs(
+    trace_by_seed: Callable[[int], list[Arrival]],
+    policy: str,
+    assumptions: Assumptions,
+    draws: int,
+) -> list[Result]:
+    """One simulation for each seed."""
+    return [
+        simulate(trace_by_seed(seed), policy, POOL, assumptions=assumptions, seed=seed)
+        for seed in range(draws)
+    ]
+
+
+def crossing(points: list[tuple[int, float]]) -> str:
+    """Up to how many models attainment is at the goal, on a line between the points around it."""
+    for (fewer, above), (more, below) in pairwise(points):
+        if above >= GOAL > below:
+            return f"{fewer + (above - GOAL) / (above - below) * (more - fewer):.0f}"
+    return "none found"
+
+
+def crossings(draws: int, cv: float, zipf: float) -> None:
+    """How many models each policy serves at the goal, on made-up traces."""
+    print(
+        f"Gaps with a coefficient of variation of {cv:g}, popularity 1/k^{zipf:g}, {draws} traces."
+    )
+    print()
+    print(
+        "| assumptions | rate | policy | models at 90%, tokens | time | TTFT p50, p99 (s) there |"
+    )
+    print("|---|---|---|---|---|---|")
+    for assumptions in (HONEST, ARTIFACT):
+        for rate, (real, duration_s, ranges) in LOADS.items():
+            for policy, tried in ranges.items():
+                tokens, time, last = [], [], ""
+                for models in tried:
+                    found = runs(
+                        lambda seed, n=models, r=real, s=duration_s: synthetic_trace(
+                            models=n, rate_per_s=r, duration_s=s, cv=cv, zipf=zipf, seed=seed
+                        ),
+                        policy,
+                        assumptions,
+                        draws,
+                    )
+                    tokens.append((models, mean(r.attainment_tokens for r in found)))
+                    time.append((models, mean(r.attainment_time for r in found)))
+                    if tokens[-1][1] >= GOAL:
+                        middle = mean(r.ttft_s_p50 for r in found)
+                        last = f"{middle:.2f}, {mean(r.ttft_s_p99 for r in found):.2f}"
+                print(
+                    f"| {assumptions.name} | {rate} | {policy} | {crossing(tokens)}"
+                    f" | {crossing(time)} | {last} |",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    """Print one of the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reference", type=Path, metavar="FOLDER")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--cv", type=float, default=1.0)
+    parser.add_argument("--zipf", type=float, default=0.0)
+    options = parser.parse_args()
+    if options.reference is not None:
+        reference(options.reference, options.draws)
+    else:
+        crossings(options.draws, options.cv, options.zipf)
+
+
+if __name__ == "__main__":
+    main()
