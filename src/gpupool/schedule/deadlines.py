@@ -35,6 +35,8 @@ BUSY_MAX = 0.9
 """Where decoding takes more of the time than that, nobody is prefilled before it is due."""
 JOIN_BONUS = 0.5
 """A second device for a model is worth it only where it is so much less busy."""
+KV_FULL = 0.5
+"""With more of a device's room for KV in use, a model's next request goes elsewhere: KV grows."""
 _LOAD_HORIZON_S = 10.0
 """What a load of weights delays is spread over so much time when devices are compared."""
 
@@ -94,7 +96,7 @@ def _place(state: State, request: Request) -> Action:
             load += costs.step(request.context_tokens, 1) / tbt_s
             missing = 1 - device.resident.get(request.model, 0.0)
             load += missing * costs.switch_s / _LOAD_HORIZON_S
-        elif joined.context_tokens + request.context_tokens > costs.kv_tokens_max:
+        elif joined.context_tokens + request.context_tokens > KV_FULL * costs.kv_tokens_max:
             load += 1.0
         else:
             load -= JOIN_BONUS
