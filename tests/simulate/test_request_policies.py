@@ -190,6 +190,24 @@ def test_nobody_waits_longer_than_the_stated_bound(
             assert tally.first_s - request.arrival_s <= bound_s
 
 
+def test_nobody_starves_however_long_there_is_too_much_to_do() -> None:
+    # Models 0 to 4 have one endless answer after another, more than the device can do in time;
+    # now and then somebody asks for model 5.
+    arrivals = [(20.0 * turn, model, 10, 1200) for turn in range(6) for model in range(5)]
+    arrivals += [(7.0 + 30 * turn, 5, 10, 5) for turn in range(5)]
+    engine, _, requests = serve("deadlines", arrivals, 1)
+    bound_s = deadlines.wait_s_max(
+        Goals(), 6, switch_s=SWITCH_S_MAX, step_s=PREFILL_S_MAX, ahead_s=0.0
+    )
+    waits_s = [
+        (engine.tallies[r.key].first_s or float("inf")) - r.arrival_s
+        for r in requests
+        if r.model == 5
+    ]
+    assert engine.now_s > 150, "it had time enough for all"
+    assert 5 < max(waits_s) <= bound_s
+
+
 PREFILL_S_MAX = 0.03 + 2e-5 * KV_TOKENS
 
 
