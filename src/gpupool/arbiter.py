@@ -156,6 +156,17 @@ class Arbiter(Holdings):
         self._apply(decision, outcome, now_s)
         return outcome
 
+    @property
+    def turn_s(self) -> float:
+        """How long a busy model keeps its memory while others wait."""
+        return self._turn_s
+
+    def revoke(self, key: int, now_s: float) -> None:
+        """Have a resident model leave, with all its pages, for another reason than pages."""
+        lease = self._leases[key]
+        if lease.state is Residency.RESIDENT and not lease.fenced:
+            self._enter(lease, Residency.LEAVING, now_s)
+
     def make_room(self, key: int, pages: int, now_s: float) -> list[Cool]:
         """Ask for warm pages of others that an ``extend`` by so many needs beside free ones.
 

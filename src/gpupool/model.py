@@ -9,10 +9,9 @@ from gpupool._core import Driver, Region, SwapReport, Tag, Verify
 from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import UsageError
 from gpupool.gate import Gate
-from gpupool.host_images import host_memory, in_system_pages
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
-from gpupool.residency import Residency, resize
+from gpupool.residency import Residency, add_region, resize
 from gpupool.session import Session
 
 
@@ -44,6 +43,7 @@ class Model:
         """
         lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
         self.name = name
+        self._lease_timeout_s = lease_timeout_s
         self._session = session
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
@@ -71,24 +71,16 @@ class Model:
         capacity_bytes = whole("capacity_bytes", capacity_bytes)
         if self._residency.resident:
             raise UsageError("a region can be added only while its model is out")
-        self._residency.return_images()  # so that there is room for the new one
-        with self._cold():
-            return self._add_region(kind, size_bytes, capacity_bytes, image)
+        sizes, cold, limit_s = (size_bytes, capacity_bytes), self._cold(), self._lease_timeout_s
+        return add_region(
+            kind, sizes, self._residency, self._session, cold, image=image, timeout_s=limit_s
+        )
 
     @contextlib.contextmanager
     def _cold(self) -> Iterator[None]:
         """Without warm pages, if it is out."""
         with self.gate.out() as out, self._residency.cold() if out else contextlib.nullcontext():
             yield
-
-    def _add_region(self, kind: Tag, size_bytes: int, capacity_bytes: int, image: bool) -> Region:
-        by_itself = image or kind is not Tag.kv_cache
-        memory = self._residency.saved if by_itself else self._residency.kept
-        image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
-        with host_memory(self._session, image_bytes) as fd:
-            region = memory.add_region(kind, size_bytes, fd if image else None, capacity_bytes)
-        self._residency.regions.append(region)
-        return region
 
     def remove_region(self, region: Region) -> None:
         """Forget a region of a model that is out, and what is in it.
@@ -103,7 +95,8 @@ class Model:
         with self._cold():
             self._residency.memory_of(region).remove_region(region)
         self._residency.regions = [r for r in self._residency.regions if r is not region]
-        self._residency.footprint_changed()
+        self._residency.parking.forget(region)
+        self._residency.footprint.changed()
         self._residency.return_images()
 
     def resize(self, region: Region, size_bytes: int) -> None:
@@ -123,7 +116,7 @@ class Model:
                 f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
                 f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
             )
-        with self.gate.steady() as resident:
+        with self.pinned(), self.gate.steady() as resident:
             resize(region, size_bytes, self._residency, self._session, resident=resident)
 
     def _require_own(self, region: Region) -> None:
@@ -238,6 +231,23 @@ class Model:
         """
         for region in self.regions(tag):
             region.mark_written([(0, region.bytes)])
+
+    @contextlib.contextmanager
+    def pinned(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Keep the images in host memory for the length of a ``with`` block, as to look at them.
+
+        What a daemon had parked in a file is read back first, and host memory for it waited for, at
+        most for ``timeout_s`` (default: the lease's). Raises LeaseTimeoutError, RefusedError if
+        nobody can make room, DamagedMemoryError, HostMemoryError or DriverError.
+        """
+        limit_s = self._lease_timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        with self._residency.parking.pinned(lambda: self._residency.saved, limit_s):
+            yield
+
+    @property
+    def parked_bytes(self) -> int:
+        """Of the images what is in a file, and not in host memory."""
+        return self._residency.parking.parked_bytes
 
     def prefetch(self, share: float = 1.0, timeout_s: float | None = None) -> bool:
         """Bring the model in before it is used; False unless it was out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gpupool._core import Driver, Page, SwapReport
@@ -16,15 +17,20 @@ class Revocable(Protocol):
         timeout_s: float | None = None,
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
+        park_s: float | None = None,
     ) -> bool:
         """Give the memory up at the next step boundary, within ``timeout_s``.
 
-        ``keep`` pages may stay, warm. False if there is nothing to give up, as when ``is_stale``
-        says that the lease which was revoked has ended by itself.
+        ``keep`` pages may stay, warm; with ``park_s`` the images go too, as by ``park``. False if
+        there is nothing to give up, as when ``is_stale`` says that the lease which was revoked has
+        ended by itself.
         """
 
     def cool(self, pages: int) -> None:
         """Give so many warm pages back, or what there is of them, and say so to the session."""
+
+    def park(self, deadline_s: float) -> None:
+        """Let the images of a model that is out go to a file, and tell the session."""
 
     def fetch_ahead(self, share: float) -> bool:
         """Bring the model in before a step asks for it, copying for ``share`` of the time.
@@ -57,6 +63,14 @@ class PageGrant(NamedTuple):
     clean: int = 0
 
 
+class HostGrant(NamedTuple):
+    """Memfds for images, which the receiver closes."""
+
+    fds: list[int]
+    keeps_file: bool = False
+    """What comes back from a file may stay there as well."""
+
+
 class Session(Protocol):
     """What a model asks of an arbiter: the embedded one or the daemon's."""
 
@@ -77,15 +91,45 @@ class Session(Protocol):
         Raises RefusedError, or OSError when the system has no more.
         """
 
+    @property
+    def parking(self) -> Path | None:
+        """The folder for images that are parked; None where none ever are."""
+
+    def host_memories(
+        self,
+        sizes_bytes: Sequence[int],
+        timeout_s: float,
+        wanted: Wanted | None = None,
+        *,
+        returns: bool = False,
+    ) -> HostGrant:
+        """A memfd of each of these sizes, all at once, waiting while others park theirs.
+
+        ``returns`` if they are for parked images; ``wanted`` is as ``acquire`` has it. Raises
+        RefusedError if nobody can make room, LeaseTimeoutError, SwapCancelledError,
+        DaemonUnavailableError, or OSError when the system has no more; nothing is held then.
+        """
+
+    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+        """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
+
+    def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
+        """What was read back of parked images; 0 if they are parked still."""
+
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
 
     def declare(
-        self, pages: int, weights_bytes: int, kv_cache_bytes: int, warmable: int = 0
+        self,
+        pages: int,
+        weights_bytes: int,
+        kv_cache_bytes: int,
+        warmable: int = 0,
+        parkable_bytes: int = 0,
     ) -> None:
         """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-        Raises DoesNotFitError.
+        Of the images ``parkable_bytes`` may go to a file. Raises DoesNotFitError.
         """
 
     def acquire(

@@ -11,24 +11,28 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gpupool.daemon.host_messages import HostGranted as HostGranted
+from gpupool.daemon.host_messages import HostMemories as HostMemories
+from gpupool.daemon.host_messages import HostMemory as HostMemory
+from gpupool.daemon.host_messages import HostMemoryUnused as HostMemoryUnused
+from gpupool.daemon.host_messages import Park as Park
+from gpupool.daemon.host_messages import Parked as Parked
+from gpupool.daemon.host_messages import Unparked as Unparked
+from gpupool.daemon.limits import COUNT_MAX as COUNT_MAX
+from gpupool.daemon.limits import FDS_MAX as FDS_MAX
+from gpupool.daemon.limits import HISTORY as HISTORY
+from gpupool.daemon.limits import MESSAGE_BYTES_MAX as MESSAGE_BYTES_MAX
+from gpupool.daemon.limits import NAME_CHARACTERS_MAX as NAME_CHARACTERS_MAX
+from gpupool.daemon.limits import PAGES_MAX as PAGES_MAX
+from gpupool.daemon.limits import RELEASED_MAX as RELEASED_MAX
+from gpupool.daemon.limits import TEXT_BYTES_MAX as TEXT_BYTES_MAX
+from gpupool.daemon.limits import Count, PageNumber, Pages, Seconds
+from gpupool.daemon.limits import one_line as one_line
 from gpupool.daemon.status import ModelStatus as ModelStatus
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
 
-PROTOCOL_VERSION = 5
-MESSAGE_BYTES_MAX = 128 * 1024
-FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
-RELEASED_MAX = 4096  # pages named in one Release
-HISTORY = 1024  # swap-ins remembered per model
-TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
-NAME_CHARACTERS_MAX = 256
-COUNT_MAX = 2**53
-PAGES_MAX = 2**32  # pages are numbered with 32 bits
-
-Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]  # how many
-PageNumber = Annotated[int, Meta(ge=0, lt=PAGES_MAX)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
+PROTOCOL_VERSION = 6
 
 
 class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,18 +55,6 @@ class Hello(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     model: str
 
 
-class HostMemory(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Asks for a memfd of ``size_bytes``; answered by itself with the descriptor, or Refused."""
-
-    size_bytes: Count
-
-
-class HostMemoryUnused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """So much of its host memory is closed and nowhere mapped any more, in whole memfds."""
-
-    size_bytes: Count
-
-
 class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The footprint ``Acquire`` will be about; answered by Ok or Refused."""
 
@@ -71,6 +63,8 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     kv_cache_bytes: Count
     warmable: Pages = 0
     """Of the pages, how many can stay, or come ahead, while the model is out."""
+    parkable_bytes: Count = 0
+    """Of its host memory, how much it may let go for a file while it is out."""
 
 
 class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -90,7 +84,10 @@ class Hurry(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Takes an Acquire back; answered by Ok unless the last Granted or Refused came first."""
+    """Takes an Acquire back; answered by Ok unless the last Granted or Refused came first.
+
+    Or HostMemories, unless their answer came first.
+    """
 
     mapped: bool = False
     """What it began with is still mapped: it comes back with Yielded."""
@@ -187,6 +184,8 @@ class Welcome(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     page_bytes: int
     budget_bytes: int
     min_tokens: int
+    parking: str = ""
+    """The folder for images that Park asks for; empty if it never does."""
 
 
 class Ok(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -223,6 +222,8 @@ class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     keep: int = 0
     lease: int = 0
     """Of which Acquire of this client, the first being 1: it is stale once there was another."""
+    park_s: float | None = None
+    """Then do as Park says, within so much time, before anybody can have the model back."""
 
 
 class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -258,7 +259,10 @@ class Dismissed(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=Tru
 ClientMessage = (
     Hello
     | HostMemory
+    | HostMemories
     | HostMemoryUnused
+    | Parked
+    | Unparked
     | Declare
     | Acquire
     | Hurry
@@ -275,7 +279,7 @@ ClientMessage = (
     | Prefetch
     | Goodbye
 )
-Order = Revoke | Cool
+Order = Revoke | Cool | Park
 DaemonMessage = (
     Welcome
     | Ok
@@ -283,14 +287,10 @@ DaemonMessage = (
     | Granted
     | Revoke
     | Cool
+    | Park
     | FetchAhead
     | StatusReply
     | HostMemory
+    | HostGranted
     | Dismissed
 )
-
-
-def one_line(text: str) -> str:
-    """A text of another process, fit to be kept and shown: printable, one line, not long."""
-    printable = "".join(c if c.isprintable() else " " for c in text[:TEXT_BYTES_MAX])
-    return printable.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore")

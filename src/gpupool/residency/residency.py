@@ -8,6 +8,7 @@ waits for them can fill them meanwhile.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -17,6 +18,8 @@ from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
+from gpupool.residency.footprint import Footprint
+from gpupool.residency.parking import Parking
 from gpupool.residency.warm_pages import WarmPages
 from gpupool.session import PageGrant, Session
 from gpupool.trace import Values, span
@@ -44,9 +47,10 @@ class Residency:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
-        self._declared = 0
+        self.footprint = Footprint(name, session)
         self._parted = False  # some of the memory is there, or all of it for nothing
         self._warm = WarmPages(session, lambda: self._mapped(self.saved))
+        self.parking = Parking(name, session, self.return_images)
 
     @property
     def kept(self) -> ModelMemory:
@@ -57,7 +61,7 @@ class Residency:
 
     def memory_of(self, region: Region) -> ModelMemory:
         """Where a region of this model lies."""
-        by_itself = region.image_bytes > 0 or region.tag == Tag.workspace
+        by_itself = region.image_bytes > 0 or region.parked or region.tag == Tag.workspace
         return self.saved if by_itself else self.kept
 
     @property
@@ -84,23 +88,9 @@ class Residency:
     def _pages_kept(self) -> int:
         return 0 if self._kept is None else self._kept.pages_needed
 
-    def footprint_changed(self) -> None:
-        """The arbiter must be told anew."""
-        self._declared = 0
-
     def declare(self) -> None:
         """Tell the arbiter the footprint of the regions so far. Raises DoesNotFitError."""
-        pages = self.pages_needed
-        if pages == 0:
-            raise UsageError(f"model {self._name!r} has no region to be resident")
-        if pages != self._declared:
-            self._session.declare(
-                pages,
-                self._bytes_of(Tag.weights),
-                self._bytes_of(Tag.kv_cache),
-                self.saved.warmable_pages,
-            )
-            self._declared = pages
+        self.footprint.declare(self.pages_needed, self.saved.warmable_pages, self.regions)
 
     def set_idle(self, idle: bool) -> None:
         """Pass on whether there is unfinished work."""
@@ -119,11 +109,15 @@ class Residency:
         if self.torn:
             self._leave()
         self.declare()
+        deadline_s = time.monotonic() + timeout_s
+        wanted = None if ahead is None else ahead.is_wanted
+        # Before its lease: who waits for host memory has no pages that others wait for.
+        self.parking.bring_back(self.saved, timeout_s, wanted)
         early = EarlyArrival(self.saved)
         with span(self._session.driver, f"lease wait {self._name}", {}):
             try:
-                wanted = None if ahead is None else ahead.is_wanted
-                grant = self._session.acquire(timeout_s, early, wanted)
+                left_s = max(0.0, deadline_s - time.monotonic())
+                grant = self._session.acquire(left_s, early, wanted)
             finally:
                 self._parted = early.stuck
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
@@ -144,14 +138,33 @@ class Residency:
             self._session.arrived(report)  # the memory is here all the same
         return report
 
-    def give_up(self, keep: int = 0) -> SwapReport:
-        """Save, unmap and give the pages back, but for ``keep`` of those that can be warm."""
+    def give_up(self, keep: int = 0, park_s: float | None = None) -> SwapReport:
+        """Save, unmap and give the pages back, but for ``keep`` of those that can be warm.
+
+        With ``park_s`` the images go as well.
+        """
         if self.resident and not self.torn:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
                 keeper.leaving()
-        return self._leave(keep)
+        report = self._leave(keep)
+        if park_s is not None:
+            self.park(park_s)
+        return report
+
+    def park(self, deadline_s: float | None) -> None:
+        """Let the images go to a file within ``deadline_s``, unless that is None, and say so."""
+        if deadline_s is None:
+            self.parking.answer()
+            return
+        try:
+            with self.cold():
+                pass
+        except GpupoolError as error:
+            self.parking.answer(0, str(error))
+        else:
+            self.parking.park(self.saved, self.regions, deadline_s)
 
     def leave_for_good(self) -> SwapReport:
         """Unmap and give the pages back; what keepers would have saved is lost once it is gone."""
@@ -196,6 +209,7 @@ class Residency:
             keeper.close()
         self.keepers.clear()
         self.saved.close()
+        self.parking.close()
         self.return_images()
         self.regions = []
         self.saved = self._kept = NO_MEMORY
@@ -282,6 +296,3 @@ class Residency:
     def _mapped(self, memory: ModelMemory) -> list[int]:
         of = [region for region in self.regions if self.memory_of(region) is memory]
         return [page for region in of for page in region.page_handles]
-
-    def _bytes_of(self, tag: Tag) -> int:
-        return sum(region.bytes for region in self.regions if region.tag == tag)
