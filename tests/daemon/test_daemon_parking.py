@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+import errno
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from daemon_bench import PAGE_BYTES, Daemon, StartDaemon
+from daemon_bench import Daemon, StartDaemon, until
+from parking_bench import HELD_BYTES, IMAGE_BYTES, Members
 
-from gpupool.daemon.client import DaemonSession
-from gpupool.model import Model
+from gpupool.errors import (
+    DamagedMemoryError,
+    LeaseTimeoutError,
+    RefusedError,
+    UsageError,
+)
 from gpupool.residency import parked_file
-
-IMAGE_BYTES = 2 * PAGE_BYTES - 5000
-HELD_BYTES = 2 * PAGE_BYTES - 4096  # of host memory
 
 
 @pytest.fixture
@@ -35,45 +40,11 @@ def daemon(start_daemon: StartDaemon, folder: Path) -> Daemon:
     )
 
 
-class Member:
-    """A model of this process, whose weights are its own."""
-
-    def __init__(self, daemon: Daemon, name: str, verify: str = "always") -> None:
-        session = DaemonSession(daemon.socket_path, name)
-        self.model = Model(name, session, lease_timeout_s=60.0, verify=verify)
-        self.name = name
-        self.region = self.model.region("weights", IMAGE_BYTES)
-        rng = np.random.default_rng(ord(name))
-        self.due = rng.integers(0, 256, IMAGE_BYTES, dtype=np.uint8)
-        np.asarray(self.region.image())[:] = self.due
-        self.region.adopt_image()
-        self.model.declare()
-
-    def check(self) -> None:
-        """Come in, have what is due, and stay."""
-        with self.model.resident():
-            seen = ctypes.string_at(self.region.address, IMAGE_BYTES)
-            assert seen == self.due.tobytes(), self.name
-
-
 @pytest.fixture
-def members(daemon: Daemon) -> Iterator[Callable[..., Member]]:
-    made: list[Member] = []
-
-    def member(name: str, verify: str = "always") -> Member:
-        made.append(Member(daemon, name, verify))
-        return made[-1]
-
-    yield member
-    for each in made:
-        each.model.close()
-
-
-Members = Callable[..., Member]
-
-
-def parked(daemon: Daemon) -> list[str]:
-    return [model.name for model in daemon.status().models if model.parked_bytes]
+def members(daemon: Daemon) -> Iterator[Members]:
+    members = Members(daemon)
+    yield members
+    members.close()
 
 
 def test_models_that_do_not_fit_host_memory_take_turns(daemon: Daemon, members: Members) -> None:
@@ -81,10 +52,9 @@ def test_models_that_do_not_fit_host_memory_take_turns(daemon: Daemon, members: 
     for _ in range(3):
         for member in models:
             member.check()
-            status = daemon.status()
-            assert status.host_bytes <= 2 * HELD_BYTES
-            assert len(parked(daemon)) >= 1
-            assert member.name not in parked(daemon)
+            assert daemon.status().host_bytes <= 2 * HELD_BYTES
+            assert len(members.parked()) >= 1
+            assert member.name not in members.parked()
     a = daemon.status().models[0]
     assert a.read_backs >= 2
     assert a.read_back_bytes == a.read_backs * IMAGE_BYTES
@@ -92,35 +62,34 @@ def test_models_that_do_not_fit_host_memory_take_turns(daemon: Daemon, members: 
     assert a.parked_file_bytes == HELD_BYTES
 
 
-def test_the_one_used_least_recently_goes(daemon: Daemon, members: Members) -> None:
+def test_the_one_used_least_recently_goes(members: Members) -> None:
     a, b = members("a"), members("b")
     a.check()
     b.check()
-    for idle in (False, True):  # a request comes and goes
-        a.model.gate.set_idle(idle)
+    a.use()
     members("c")
-    assert parked(daemon) == ["b"]
+    assert members.parked() == ["b"]
     assert b.region.image_bytes == 0
     assert b.model.parked_bytes == IMAGE_BYTES
 
 
-def test_nothing_in_the_folder_has_a_name(daemon: Daemon, members: Members, folder: Path) -> None:
+def test_nothing_in_the_folder_has_a_name(members: Members, folder: Path) -> None:
     for name in "abc":
         members(name).check()
-    assert parked(daemon) == ["a"]
+    assert members.parked() == ["a"]
     assert list(folder.iterdir()) == []
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_images_that_have_not_changed_are_written_once(
-    daemon: Daemon, members: Members, monkeypatch: pytest.MonkeyPatch
+    members: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
     write = parked_file.ParkedFile.write
 
-    def counted(self: parked_file.ParkedFile, parts: list[parked_file.Part], go_on: object) -> None:
+    def counted(self: Any, parts: Sequence[parked_file.Part], go_on: Any) -> None:
         written.append(sum(len(part.memory) for part in parts))
-        write(self, parts, go_on)  # type: ignore[arg-type]
+        write(self, parts, go_on)
 
     monkeypatch.setattr(parked_file.ParkedFile, "write", counted)
     models = [members(name) for name in "abc"]
@@ -136,3 +105,73 @@ def test_images_that_have_not_changed_are_written_once(
     for member in [*models[1:], *models]:
         member.check()
     assert sum(written) == 4 * IMAGE_BYTES
+
+
+@pytest.mark.parametrize("verify", ["off", "sample", "always"])
+@pytest.mark.parametrize("at", [0, 2 << 20, IMAGE_BYTES - 1])
+def test_a_bit_that_flips_in_the_file_is_found_before_a_step(
+    daemon: Daemon, members: Members, verify: str, at: int
+) -> None:
+    a = members("a", verify=verify)
+    members.park("a").flip(at)
+    for _ in range(2):
+        with pytest.raises(DamagedMemoryError, match=r"model 'a': .* not what was written there"):
+            a.check()
+        assert not a.model.gate.is_resident
+        assert a.model.parked_bytes == IMAGE_BYTES
+    until(lambda: daemon.status().models[0].damaged == 2)
+    assert daemon.status().models[0].state == "out"
+    daemon.until_ledger(free=4, host_bytes=0)
+    a.flip(at)
+    a.check()
+
+
+def refuse(refusals: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many parkings meet a full disk."""
+    reserve = parked_file.ParkedFile.reserve
+
+    def reserve_or_not(self: Any, size_bytes: int) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise self._unwritable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        reserve(self, size_bytes)
+
+    monkeypatch.setattr(parked_file.ParkedFile, "reserve", reserve_or_not)
+
+
+def test_a_full_disk_leaves_a_model_as_it_was_and_another_is_asked(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [1]
+    refuse(refusals, monkeypatch)
+    a, b = members("a"), members("b")
+    c = members("c")
+    assert members.parked() == ["b"]
+    a.check()
+    refusals[0] = 100
+    said = r"of the host budget are free, and no other model can park .*No space left on device"
+    with pytest.raises(RefusedError, match=said):
+        members("d")
+    assert refusals[0] == 99  # not of the first, which has just failed
+    with pytest.raises(RefusedError, match=said):
+        b.check()
+    refusals[0] = 0
+    c.model.close()
+    for each in (a, b):
+        each.check()
+
+
+def test_what_is_looked_at_is_not_parked(members: Members) -> None:
+    a, b = members("a"), members("b")
+    with memoryview(a.region.image()) as view:  # type: ignore[arg-type]
+        c = members("c")
+        assert members.parked() == ["b"]
+        assert bytes(view[:9]) == a.due[:9].tobytes()
+    with pytest.raises(UsageError, match=r"parked in a file: look at it within Model\.pinned"):
+        b.region.image()
+    with b.model.pinned():
+        assert np.array_equal(np.asarray(b.region.image()), b.due)
+        assert members.parked() == ["c"]
+        with a.model.pinned(), pytest.raises(LeaseTimeoutError), c.model.pinned(0.05):
+            raise AssertionError("two of three are pinned")
+    c.check()

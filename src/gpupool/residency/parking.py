@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpupool._core import ImageBuffer, ModelMemory, Region, Tag
@@ -165,12 +165,9 @@ class Parking:
                 raise ImageWriteError("images were not parked in time: the disk is too slow")
 
         with contextlib.ExitStack() as stack:
-            parts = []
             for slot in changed:
                 slot.changes = -1
-                whole = stack.enter_context(memoryview(slot.region.image()))  # type: ignore[arg-type]
-                parts.append(Part(slot.offset, stack.enter_context(whole.cast("B")), slot.digests))
-            self._file.write(parts, go_on)
+            self._file.write(_parts(stack, changed, [s.region.image() for s in changed]), go_on)
         for slot in changed:
             slot.changes = slot.region.image_changes
         return sum(slot.size_bytes for slot in changed)
@@ -239,13 +236,23 @@ class Parking:
                 raise SwapCancelledError("what was fetched ahead is not wanted any more")
 
         with contextlib.ExitStack() as stack:
-            parts = []
-            for slot, image in zip(parked, images, strict=True):
-                whole = stack.enter_context(memoryview(image))  # type: ignore[arg-type]
-                parts.append(Part(slot.offset, stack.enter_context(whole.cast("B")), slot.digests))
-            self._file.read(parts, go_on)
+            self._file.read(_parts(stack, parked, images), go_on)
 
     def _drop_unless_needed(self) -> None:
         if not self._slots and self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _parts(
+    stack: contextlib.ExitStack, slots: Sequence[_Slot], images: Sequence[ImageBuffer]
+) -> list[Part]:
+    """What is to be in the slots, in memory that nobody looks at any more after ``stack``.
+
+    No error may know of the images, which could not go while it does.
+    """
+    parts: list[Part] = []
+    for slot, image in zip(slots, images, strict=True):
+        whole = stack.enter_context(memoryview(image))  # type: ignore[arg-type]
+        parts.append(Part(slot.offset, stack.enter_context(whole.cast("B")), slot.digests))
+    return parts
