@@ -62,6 +62,7 @@ class Desk:
         elif peer.key is None:
             raise ProtocolError("the first message of a worker is Hello")
         elif isinstance(message, p.Goodbye):
+            self._workers[peer.key].left = True
             return False  # what it has not given back stays on its account
         else:
             asks = isinstance(message, _ASKS)
@@ -208,6 +209,7 @@ class Desk:
                 worker.peer.say(p.Ok())
             case p.Acquire():
                 worker.acquires += 1
+                worker.images.come()
                 self._arbiter.request(key, now_s, early=message.early, ahead=message.ahead)
             case p.Hurry():
                 self._arbiter.hurry(key, now_s)

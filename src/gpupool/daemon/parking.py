@@ -69,7 +69,7 @@ class Parking:
             case p.HostMemories():
                 self._ask(worker, key, message)
             case p.Parked():
-                self._parked(worker, message, now_s)
+                self._parked(worker, key, message, now_s)
             case p.Unparked():
                 self._unparked(worker, message)
             case p.Cancel():
@@ -142,7 +142,7 @@ class Parking:
         if missing_bytes > 0:
             idle_only = first.ahead
             return self._wish(missing_bytes, first.key, now_s, idle_only=idle_only, waiter=first)
-        return min(until_s for until_s in self._due_s() if until_s > now_s)
+        return min((until_s for until_s in self._due_s() if until_s > now_s), default=None)
 
     def _wish(
         self,
@@ -157,7 +157,7 @@ class Parking:
         views = tuple(
             self._view(key, worker, now_s)
             for key, worker in self._workers.items()
-            if key != besides and self._may_park(key, worker)
+            if key != besides and self._has_images(key, worker)
         )
         room_bytes = self._file_room_bytes()
         wishes = whom_to_park(
@@ -185,7 +185,7 @@ class Parking:
         else:
             self._workers[key].peer.say(p.Park(deadline_s))
 
-    def _parked(self, worker: Worker, message: p.Parked, now_s: float) -> None:
+    def _parked(self, worker: Worker, key: int, message: p.Parked, now_s: float) -> None:
         images = worker.images
         if images.asked_until_s is None:
             raise ProtocolError("a worker parks when it is asked to")
@@ -194,9 +194,12 @@ class Parking:
         if message.size_bytes > 0:
             images.parked_bytes, images.why = message.size_bytes, ""
             images.parks += 1
-        else:
-            images.why = p.one_line(message.why)
-            images.not_before_s = now_s + (_FAILED_S if images.why else _AGAIN_S)
+            return
+        images.why = p.one_line(message.why)
+        if images.why:
+            images.not_before_s = now_s + _FAILED_S
+        elif self._arbiter.lease(key).state is Residency.OUT:  # else it crossed an Acquire
+            images.not_before_s = now_s + _AGAIN_S
 
     @staticmethod
     def _unparked(worker: Worker, message: p.Unparked) -> None:
@@ -222,11 +225,11 @@ class Parking:
         worker = self._workers.get(key)
         return worker is not None and not worker.peer.lost
 
-    def _may_park(self, key: int, worker: Worker) -> bool:
+    def _has_images(self, key: int, worker: Worker) -> bool:
         images = worker.images
-        has = images.parked_bytes == 0 < images.parkable_bytes
-        free = images.asked_until_s is None and not images.returning
-        return has and free and not self._line.has(key) and self._is_here(key)
+        if images.parkable_bytes == 0 or images.asked_until_s is not None:
+            return False
+        return self._is_here(key) and (images.returning or images.parked_bytes == 0)
 
     def _view(self, key: int, worker: Worker, now_s: float) -> ImagesView:
         lease, images = self._arbiter.lease(key), worker.images
@@ -239,19 +242,20 @@ class Parking:
             lease.used_s,
             lease.idle,
             max(images.not_before_s, lease.stays_until_s),
+            comes=images.returning,
             never=bool(images.why) and images.not_before_s > now_s,
         )
 
     def _coming_bytes(self, now_s: float) -> int:
-        """Of those who were asked and do not wait themselves, as they may not answer before."""
-        return sum(
-            min(worker.images.parkable_bytes, self._ledger.held_bytes(key))
-            for key, worker in self._workers.items()
-            if (until_s := worker.images.asked_until_s) is not None
-            and until_s > now_s
-            and not self._line.has(key)
-            and self._is_here(key)
-        )
+        """Of those who were asked and may answer yet, and of processes that are about to end."""
+        coming = 0
+        for key, worker in self._workers.items():
+            until_s = worker.images.asked_until_s
+            if worker.peer.lost and not worker.left:
+                coming += self._ledger.held_bytes(key)
+            elif until_s is not None and until_s > now_s:
+                coming += min(worker.images.parkable_bytes, self._ledger.held_bytes(key))
+        return coming
 
     def _due_s(self) -> list[float]:
         due_s = (worker.images.asked_until_s for worker in self._workers.values())

@@ -28,9 +28,15 @@ class Images:
     not_before_s: float = 0.0
     """When it may be asked again."""
     parks: int = 0
+    """How often it has parked."""
     read_backs: int = 0
     read_back_bytes: int = 0
     read_back_s: float = 0.0
+
+    def come(self) -> None:
+        """The model is about to be in use, so that it is not asked any more as one that is out."""
+        if not self.why:
+            self.not_before_s = 0.0
 
 
 @dataclass
@@ -44,6 +50,8 @@ class Worker:
     images: Images = field(default_factory=Images)
     seen_pages: set[int] = field(default_factory=set)
     """Pages whose descriptors it has."""
+    left: bool = False
+    """It has said Goodbye: what it has not given back may stay with it for long."""
     acquires: int = 0
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""

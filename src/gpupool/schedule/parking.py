@@ -27,6 +27,8 @@ class ImagesView:
     idle: bool
     not_before_s: float = 0.0
     """It cannot park, or leave, before."""
+    comes: bool = False
+    """It reads its images back, to be used."""
     never: bool = False
     """It could not when it was asked last, and not because it was in use."""
 
@@ -71,7 +73,8 @@ def whom_to_park(
         if missing_bytes <= 0:
             break
         resident = view.state is Residency.RESIDENT
-        if view.state not in (Residency.OUT, Residency.RESIDENT) or (resident and out_only):
+        there = view.state in (Residency.OUT, Residency.RESIDENT) and not view.comes
+        if not there or (resident and out_only):
             continue
         if view.file_bytes > file_room_bytes:
             continue
