@@ -770,11 +770,14 @@ void bind_swap(py::module_& m) {
           "The same of images that others share.")
       .def(
           "park",
-          [](const Memory& self, const std::vector<RegionHandle>& regions) {
-            self.memory->park(regions_of(regions));
+          [](const Memory& self, const std::vector<RegionHandle>& regions,
+             const std::vector<std::uint64_t>& changes) {
+            self.memory->park(regions_of(regions), changes);
           },
-          py::arg("regions"), NoGil(),
-          "Lets the images of these regions go, of which the caller has a copy.")
+          py::arg("regions"), py::arg("changes"), NoGil(),
+          "Lets the images of these regions go, of which the caller has a copy that was begun "
+          "when\n"
+          "`image_changes` of each was this.")
       .def(
           "make_image",
           [](const Memory& self, const RegionHandle& h, int fd) {

@@ -43,15 +43,19 @@ PieceDigests ModelMemory::digests_in_one(const Region& region) const {
   return digests;
 }
 
-void ModelMemory::park(const std::vector<RegionPtr>& regions) {
+void ModelMemory::park(const std::vector<RegionPtr>& regions,
+                       const std::vector<std::uint64_t>& changes) {
   std::vector<std::shared_ptr<HostMemory>> images;  // which go after the lock
   std::lock_guard lock(mutex_);
   require_cold("images are parked while their model is out");
+  if (changes.size() != regions.size()) throw UsageError("each region is parked as it was once");
   std::vector<PieceDigests> digests;
-  for (const RegionPtr& region : regions) {
-    require_own(*region);
-    if (!region->image_) throw UsageError("a region without an image cannot be parked");
-    digests.push_back(digests_in_one(*region));
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    const Region& region = *regions[i];
+    require_own(region);
+    if (!region.image_) throw UsageError("a region without an image cannot be parked");
+    if (region.image_changes() != changes[i]) throw UsageError("an image has changed since");
+    digests.push_back(digests_in_one(region));
   }
   images.reserve(regions.size());
   for (std::size_t i = 0; i < regions.size(); ++i) {

@@ -160,9 +160,10 @@ class ModelMemory {
   // Lets the images of these regions go, with what they saved kept by the caller and what it
   // digests to kept here. Until they are back the model does not come in, nor change but by regions
   // that are added or removed. Only while it is out and has no warm page. Throws UsageError unless
-  // each has an image, which nobody shares, or DamagedImage where one has grown and is not what was
-  // saved; nothing has changed then.
-  void park(const std::vector<RegionPtr>& regions);
+  // each has an image, which nobody shares and whose image_changes() is as when the caller's copy
+  // was begun, or DamagedImage where one has grown and is not what was saved; nothing has changed
+  // then.
+  void park(const std::vector<RegionPtr>& regions, const std::vector<std::uint64_t>& changes);
   // Memory for what a parked region had, over a descriptor as add_region takes it, to be filled. It
   // counts as an image that has gone if it goes. Throws as add_region.
   [[nodiscard]] std::shared_ptr<HostMemory> make_image(const Region& region, int fd) const;

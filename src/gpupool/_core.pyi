@@ -607,9 +607,14 @@ class ModelMemory:
         """
         Memory for what a parked region had.
         """
-    def park(self, regions: collections.abc.Sequence[Region]) -> None:
+    def park(
+        self,
+        regions: collections.abc.Sequence[Region],
+        changes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None:
         """
-        Lets the images of these regions go, of which the caller has a copy.
+        Lets the images of these regions go, of which the caller has a copy that was begun when
+        `image_changes` of each was this.
         """
     def remove_region(self, region: Region) -> None:
         """

@@ -97,6 +97,12 @@ std::vector<RegionPtr> park_of(const World& w) {
   return regions;
 }
 
+void park(World& w) {
+  std::vector<std::uint64_t> changes;
+  for (const RegionPtr& region : park_of(w)) changes.push_back(region->image_changes());
+  w.a->memory.park(park_of(w), changes);
+}
+
 void unpark(World& w) {
   std::vector<std::shared_ptr<HostMemory>> images;
   for (const std::size_t i : parkable) {
@@ -111,7 +117,7 @@ void unpark(World& w) {
 
 void parked(World& w) {
   saved(w);
-  w.a->memory.park(park_of(w));
+  park(w);
 }
 
 const auto comes_back = [](World& w, bool) {
@@ -268,13 +274,13 @@ const Scenario scenarios[] = {
        w.a->swap_out(3);
      },
      [](World& w) { w.a->cool(3); }},
-    {"images are parked", saved, [](World& w) { w.a->memory.park(park_of(w)); }, {}, comes_back},
+    {"images are parked", saved, park, {}, comes_back},
     {"an image that has grown is parked",
      [](World& w) {
        saved(w);
        w.a->resize(2, 9000);
      },
-     [](World& w) { w.a->memory.park(park_of(w)); },
+     park,
      {},
      comes_back},
     {"parked images come back", parked, unpark, {}, comes_back},

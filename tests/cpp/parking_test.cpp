@@ -8,6 +8,12 @@ using namespace gpupool;
 
 namespace {
 
+void park_as_it_is(ModelMemory& memory, const std::vector<RegionPtr>& regions) {
+  std::vector<std::uint64_t> changes;
+  for (const RegionPtr& region : regions) changes.push_back(region->image_changes());
+  memory.park(regions, changes);
+}
+
 // What a model parked, kept by the test.
 struct Parked {
   explicit Parked(Subject& subject) : model(subject) {}
@@ -17,7 +23,7 @@ struct Parked {
       const auto* from = reinterpret_cast<const std::uint8_t*>(region->image());
       copies.emplace_back(from, from + region->bytes());
     }
-    model.memory.park(which);
+    park_as_it_is(model.memory, which);
     regions = std::move(which);
   }
   std::vector<std::shared_ptr<HostMemory>> images() {
@@ -92,8 +98,8 @@ TEST(a_parked_model_stays_out_and_as_it_is) {
   CHECK_EQ(scene.machine.pool.free_pages(), free);
   CHECK_THROWS(UsageError, model.memory.resize(*model.regions[0], 1, {}, 0, -1));
   CHECK_THROWS(UsageError, model.memory.adopt_image(*model.regions[0]));
-  CHECK_THROWS(UsageError, model.memory.park({model.regions[0]}));
-  CHECK_THROWS(UsageError, model.memory.park({model.regions[3]}));  // a workspace
+  CHECK_THROWS(UsageError, park_as_it_is(model.memory, {model.regions[0]}));
+  CHECK_THROWS(UsageError, park_as_it_is(model.memory, {model.regions[3]}));  // a workspace
   CHECK_THROWS(UsageError, static_cast<void>(model.memory.make_image(*model.regions[1], -1)));
   CHECK_THROWS(UsageError, model.memory.unpark({model.regions[1]}, scene.parked.images()));
   CHECK_THROWS(UsageError, model.memory.unpark({model.regions[0]}, {}));
@@ -102,15 +108,15 @@ TEST(a_parked_model_stays_out_and_as_it_is) {
   CHECK_THROWS(UsageError, model.memory.unpark({model.regions[0]}, {shorter}));
   Subject other(scene.machine, 2);
   other.add(Tag::weights, 4096);
-  CHECK_THROWS(UsageError, other.memory.park({model.regions[1]}));
+  CHECK_THROWS(UsageError, park_as_it_is(other.memory, {model.regions[1]}));
   CHECK_THROWS(UsageError, static_cast<void>(other.memory.make_image(*model.regions[0], -1)));
   CHECK_THROWS(UsageError, other.memory.unpark({model.regions[0]}, scene.parked.images()));
   scene.parked.unpark();
   model.swap_in();
-  CHECK_THROWS(UsageError, model.memory.park({model.regions[0]}));
+  CHECK_THROWS(UsageError, park_as_it_is(model.memory, {model.regions[0]}));
   model.check_content();
   model.swap_out(1);
-  CHECK_THROWS(UsageError, model.memory.park({model.regions[0]}));  // it has a warm page
+  CHECK_THROWS(UsageError, park_as_it_is(model.memory, {model.regions[0]}));  // it has a warm page
   model.cool(1);
   scene.parked.park({model.regions[0]});
   model.memory.remove_region(*model.regions[0]);
@@ -122,7 +128,7 @@ TEST(an_image_that_somebody_looks_at_is_not_parked) {
   Scene scene;
   Subject& model = scene.model;
   const auto looked_at = model.regions[1]->share_image();
-  CHECK_THROWS(UsageError, model.memory.park({model.regions[0], model.regions[1]}));
+  CHECK_THROWS(UsageError, park_as_it_is(model.memory, {model.regions[0], model.regions[1]}));
   CHECK(model.regions[0]->image() != nullptr && !model.regions[0]->parked());
   CHECK_EQ(model.memory.take_gone_image_bytes(), 0);
   model.swap_in();
@@ -154,7 +160,7 @@ TEST(an_image_that_has_grown_is_parked_as_one) {
     if (damaged) {
       for (const std::size_t at : {std::size_t{4999}, std::size_t{8192}}) {
         region->image()[at] ^= std::byte{4};
-        CHECK_THROWS(DamagedImage, model.memory.park({region}));
+        CHECK_THROWS(DamagedImage, park_as_it_is(model.memory, {region}));
         CHECK(!region->parked());
         region->image()[at] ^= std::byte{4};
       }
@@ -203,6 +209,10 @@ TEST(who_has_a_copy_knows_whether_the_image_has_changed) {
     CHECK(changes(0) != std::exchange(weights, changes(0)));
     model.memory.adopt_image(*model.regions[0]);
     CHECK(changes(0) != std::exchange(weights, changes(0)));
+    const std::vector<RegionPtr> both{model.regions[1], model.regions[0]};
+    CHECK_THROWS(UsageError, model.memory.park(both, {changes(1), weights - 1}));
+    CHECK_THROWS(UsageError, model.memory.park(both, {changes(1)}));
+    CHECK(model.regions[1]->image() != nullptr);
     model.memory.resize(*model.regions[0], 4096, {}, 0, -1);
     CHECK(changes(0) != weights);
   }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
 from parking_bench import HELD_BYTES, IMAGE_BYTES, Member, Members
 
 from gpupool.daemon import client
-from gpupool.errors import LeaseTimeoutError, RefusedError, SwapCancelledError
+from gpupool.errors import (
+    DaemonUnavailableError,
+    LeaseTimeoutError,
+    RefusedError,
+    SwapCancelledError,
+)
+from gpupool.residency.parked_file import ParkedFile, Part
 
 
 @pytest.fixture
@@ -237,3 +244,39 @@ def test_who_must_not_wait_finds_room_the_next_time(members: Members) -> None:
     b.model.return_host_memory(12288)
     b.model.gate.set_idle(True)
     a.check()
+
+
+def test_a_model_that_closes_ends_the_wait_of_who_looks_at_its_images(members: Members) -> None:
+    a, b, c = members("a"), members("b"), members("c")
+    busy(b, c)
+
+    def look() -> None:
+        with a.model.pinned():
+            raise AssertionError("there is no room")
+
+    looks = Running(look)
+    until(lambda: waits(a))
+    a.model.close()
+    assert isinstance(looks.done(), DaemonUnavailableError)
+    for member in (b, c):
+        member.model.gate.set_idle(True)
+
+
+def test_an_image_that_changes_as_it_is_written_is_not_parked(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = members("a"), members("b")
+    write = ParkedFile.write
+
+    def write_and_adopt(self: Any, parts: Sequence[Part], go_on: Any) -> None:
+        write(self, parts, go_on)
+        if a.due[0] != 77:
+            a.due[0] = 77
+            np.asarray(a.region.image())[0] = 77
+            a.region.adopt_image()
+
+    monkeypatch.setattr(ParkedFile, "write", write_and_adopt)
+    members("c")
+    assert members.parked() == ["b"]
+    for member in (b, a):
+        member.check()

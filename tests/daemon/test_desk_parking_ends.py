@@ -129,3 +129,22 @@ def test_messages_out_of_turn_end_the_connection() -> None:
     new = newcomer(bench, 3)
     (refused,) = bench.tell(new, p.HostMemories([PAGE]))
     assert "asks for more" in refused.message
+
+
+@pytest.mark.parametrize("says_goodbye", [False, True])
+def test_a_process_that_is_about_to_end_is_waited_for(says_goodbye: bool) -> None:
+    """But not one that has taken leave and keeps what somebody looks at, nor for long."""
+    bench = bench_of()
+    a = loaded(bench, "a", 8)
+    if says_goodbye:
+        bench.say(a, p.Goodbye())
+    else:
+        assert not bench.lose(a)
+    new = newcomer(bench, 5)
+    assert [message.kind for message in new.take()] == ["refused"] * says_goodbye
+    if not says_goodbye:
+        assert bench.wake_at_s is not None
+        bench.now_s = bench.wake_at_s
+        bench.settle()
+        (refused,) = new.take()
+        assert "no other model can park" in refused.message

@@ -93,6 +93,8 @@ class Desk:
             del self._workers[peer.key]
             peer.key = None
             return True
+        if worker.ends_until_s is None and not worker.left:
+            worker.ends_until_s = now_s + self._revoke_timeout_s
         if not self._arbiter.lease(peer.key).fenced:
             self._arbiter.fence(peer.key, now_s)
             worker.kill_at_s = None

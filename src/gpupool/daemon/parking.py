@@ -250,15 +250,17 @@ class Parking:
         """Of those who were asked and may answer yet, and of processes that are about to end."""
         coming = 0
         for key, worker in self._workers.items():
-            until_s = worker.images.asked_until_s
-            if worker.peer.lost and not worker.left:
-                coming += self._ledger.held_bytes(key)
-            elif until_s is not None and until_s > now_s:
-                coming += min(worker.images.parkable_bytes, self._ledger.held_bytes(key))
+            held_bytes = self._ledger.held_bytes(key)
+            if worker.peer.lost:
+                coming += held_bytes if (worker.ends_until_s or 0.0) > now_s else 0
+            elif (worker.images.asked_until_s or 0.0) > now_s:
+                coming += min(worker.images.parkable_bytes, held_bytes)
         return coming
 
     def _due_s(self) -> list[float]:
-        due_s = (worker.images.asked_until_s for worker in self._workers.values())
+        due_s: list[float | None] = []
+        for worker in self._workers.values():
+            due_s += [worker.images.asked_until_s, worker.ends_until_s]
         return [until_s for until_s in due_s if until_s is not None]
 
     def _file_room_bytes(self) -> int:

@@ -52,6 +52,8 @@ class Worker:
     """Pages whose descriptors it has."""
     left: bool = False
     """It has said Goodbye: what it has not given back may stay with it for long."""
+    ends_until_s: float | None = None
+    """Its connection has ended without: what it has is counted on to come back until then."""
     acquires: int = 0
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""

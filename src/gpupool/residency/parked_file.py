@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,11 +44,11 @@ class ParkedFile:
     def __init__(self, folder: Path) -> None:
         """Make it in a folder. Raises ImageWriteError."""
         self._folder = folder
-        self._is_direct = True
+        self._is_direct = False
+        self.size_bytes = 0
+        """On the disk."""
         try:
             self._fd = _open_unnamed(folder)
-            with contextlib.suppress(OSError):
-                self._set_direct(True)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -65,6 +65,10 @@ class ParkedFile:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError as error:
             raise self._unwritable(error) from None
+        self.size_bytes = size_bytes
+        # Not before: where the file system cannot reserve, the library writes single bytes.
+        with contextlib.suppress(OSError):
+            self._set_direct(True)
 
     def write(self, parts: Sequence[Part], go_on: Callable[[], None]) -> None:
         """Write the memory of each, and fill in its digests.
@@ -211,12 +215,10 @@ def _by_threads(work: Callable[[Part, int], None], chunks: Iterable[tuple[Part, 
     working = min(_THREADS, len(left))
     with ThreadPoolExecutor(max(1, working), thread_name_prefix="gpupool-park") as threads:
         try:
-            for _ in range(working):
-                threads.submit(run)
-        except BaseException:
+            wait([threads.submit(run) for _ in range(working)])
+        finally:  # also when it is interrupted
             with guard:
                 left.clear()
-            raise
     if wrong:
         del wrong[1:]
         raise wrong.pop()  # which nothing here refers to

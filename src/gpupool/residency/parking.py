@@ -90,10 +90,11 @@ class Parking:
     @contextlib.contextmanager
     def pinned(self, memory: Callable[[], ModelMemory], timeout_s: float) -> Iterator[None]:
         """Keep the images in host memory for the length of a ``with`` block."""
-        with self._lock:
+        deadline_s = time.monotonic() + timeout_s
+        with self._held(timeout_s):
             self._pins += 1
         try:
-            self.bring_back(memory(), timeout_s)
+            self.bring_back(memory(), max(0.0, deadline_s - time.monotonic()))
             yield
         finally:
             with self._lock:
@@ -109,9 +110,7 @@ class Parking:
         or DaemonUnavailableError; they are parked still then.
         """
         deadline_s = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=max(0.0, timeout_s)):
-            raise LeaseTimeoutError("another thread waits for the images of this model")
-        try:
+        with self._held(timeout_s):
             parked = [slot for slot in self._slots if slot.region.parked]
             if not parked:
                 return
@@ -120,6 +119,13 @@ class Parking:
                 limit_s = max(0.0, deadline_s - time.monotonic())
                 granted = self._session.host_memories(sizes, limit_s, wanted, returns=True)
             self._read_back(memory, parked, sizes, granted.fds, wanted, keep=granted.keeps_file)
+
+    @contextlib.contextmanager
+    def _held(self, timeout_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+            raise LeaseTimeoutError("another thread parks or awaits the images of this model")
+        try:
+            yield
         finally:
             self._lock.release()
 
@@ -137,7 +143,7 @@ class Parking:
 
     @property
     def _file_bytes(self) -> int:
-        return 0 if self._file is None else sum(padded(slot.size_bytes) for slot in self._slots)
+        return 0 if self._file is None else self._file.size_bytes
 
     def _park(self, memory: ModelMemory, regions: list[Region], deadline_s: float) -> int:
         if self._session.parking is None:
@@ -149,7 +155,7 @@ class Parking:
         values: Values = {}
         with span(self._session.driver, f"park {self._name}", values):
             values.update(bytes=self._write(which, deadline_s))
-            memory.park(which)
+            memory.park(which, [slot.changes for slot in self._slots])
         return sum(slot.size_bytes for slot in self._slots)
 
     def _write(self, regions: list[Region], deadline_s: float) -> int:
@@ -165,11 +171,12 @@ class Parking:
                 raise ImageWriteError("images were not parked in time: the disk is too slow")
 
         with contextlib.ExitStack() as stack:
+            begun = [slot.region.image_changes for slot in changed]
             for slot in changed:
                 slot.changes = -1
             self._file.write(_parts(stack, changed, [s.region.image() for s in changed]), go_on)
-        for slot in changed:
-            slot.changes = slot.region.image_changes
+        for slot, changes in zip(changed, begun, strict=True):
+            slot.changes = changes
         return sum(slot.size_bytes for slot in changed)
 
     def _start_file(self, regions: list[Region]) -> None:

@@ -209,11 +209,11 @@ class Residency:
             keeper.close()
         self.keepers.clear()
         self.saved.close()
-        self.parking.close()
         self.return_images()
         self.regions = []
         self.saved = self._kept = NO_MEMORY
         self._session.close()
+        self.parking.close()  # behind whoever waits still, who hears that the session has ended
 
     def return_images(self) -> None:
         """Take off the account what has gone of host images since the last call."""

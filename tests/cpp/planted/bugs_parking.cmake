@@ -59,3 +59,7 @@ plant(a_piece_is_saved_without_a_word swap/saves.cpp
   [[++save.region->image_changes_;]]
   [[]]
   parking)
+plant(an_image_that_changed_meanwhile_is_parked swap/parking.cpp
+  [=[region.image_changes() != changes[i]]=]
+  [[false]]
+  parking)
