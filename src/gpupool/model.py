@@ -62,7 +62,8 @@ class Model:
         ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
         ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
         without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
-        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room.
+        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room,
+        or of a daemon RefusedError or LeaseTimeoutError.
         """
         kind = _tag(tag)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
@@ -106,8 +107,8 @@ class Model:
         touched any more. A resident model takes the pages it needs from those that are free, and
         gives back what it does not need at once; no step of another thread should run meanwhile.
         Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
-        HostMemoryError, RefusedError, or DamagedMemoryError where an image is cut that does not
-        have what was saved; the region is as before then.
+        HostMemoryError, RefusedError, DamagedMemoryError where an image is cut that does not have
+        what was saved, or what ``pinned`` does; the region is as before then.
         """
         self._require_own(region)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)

@@ -175,3 +175,19 @@ def test_what_is_looked_at_is_not_parked(members: Members) -> None:
         with a.model.pinned(), pytest.raises(LeaseTimeoutError), c.model.pinned(0.05):
             raise AssertionError("two of three are pinned")
     c.check()
+
+
+@pytest.mark.parametrize("timeout_s", [-5, 0, float("inf")])
+def test_images_that_are_there_are_pinned_at_once(members: Members, timeout_s: float) -> None:
+    a, b = members("a"), members("b")
+    with a.model.pinned(timeout_s):
+        assert np.array_equal(np.asarray(a.region.image()), a.due)
+    members.park("a")
+    b.check()
+    if timeout_s > 0:
+        with a.model.pinned(timeout_s):
+            assert a.model.parked_bytes == 0
+    else:
+        b.model.swap_out()
+        with pytest.raises(UsageError, match="must be a number of seconds"), a.model.pinned("soon"):  # type: ignore[arg-type]
+            raise AssertionError("that is no time")

@@ -122,7 +122,7 @@ class Parking:
 
     @contextlib.contextmanager
     def _held(self, timeout_s: float) -> Iterator[None]:
-        if not self._lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+        if not self._lock.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
             raise LeaseTimeoutError("another thread parks or awaits the images of this model")
         try:
             yield
