@@ -76,7 +76,7 @@ kernels: $(STAMPS)/package $(STAMPS)/test ## Compile the kernels for sm_80, sm_9
 	$(BIN)/python benchmarks/compile_kernels.py
 
 kills: $(STAMPS)/package $(STAMPS)/test ## Kill a client at every driver call and message, and the daemon too
-	$(BIN)/python -m pytest tests/daemon/test_daemon_kill.py
+	$(BIN)/python -m pytest tests/daemon/test_daemon_kill.py tests/daemon/test_daemon_parking_kill.py
 
 # The core is counted in the C++ tests, the bindings in the Python tests; a line of a template is
 # one line. Branches that only an exception takes are left out, and nothing else: gcov before 14

@@ -95,6 +95,12 @@ struct ImageBuffer {
   std::shared_ptr<HostMemory> image;
 };
 
+std::vector<RegionPtr> regions_of(const std::vector<RegionHandle>& handles) {
+  std::vector<RegionPtr> regions;
+  for (const RegionHandle& handle : handles) regions.push_back(handle.region);
+  return regions;
+}
+
 // What __array_interface__ and __cuda_array_interface__ (both version 3) have in common.
 InterfaceFields array_interface(const RegionHandle& h) {
   InterfaceFields fields;
@@ -640,6 +646,10 @@ void bind_swap(py::module_& m) {
           "image",
           [](const RegionHandle& h) {
             auto image = h.region->share_image();
+            if (!image && h.region->parked()) {
+              throw UsageError(
+                  "the region's image is parked in a file: look at it within Model.pinned()");
+            }
             if (!image) {
               throw UsageError(
                   "the region has no image: it was made without one, or removed, or its model "
@@ -650,7 +660,13 @@ void bind_swap(py::module_& m) {
           "The host image as a writable buffer of `bytes`, which stays for as long as it is "
           "held.\n\n"
           "Raises UsageError for a region that has none, as once it is removed or its model "
-          "closed.")
+          "closed,\nand for one that is parked.")
+      .def_property_readonly(
+          "parked", [](const RegionHandle& h) { return h.region->parked(); },
+          "Whether its image was let go, see ModelMemory.park.")
+      .def_property_readonly(
+          "image_changes", [](const RegionHandle& h) { return h.region->image_changes(); },
+          "Counts what may have changed its image.")
       .def(
           "adopt_image",
           [](RegionHandle& h, const std::vector<std::uint64_t>& digests) {
@@ -752,6 +768,32 @@ void bind_swap(py::module_& m) {
           "take_gone_shared_bytes",
           [](const Memory& self) { return self.memory->take_gone_shared_bytes(); },
           "The same of images that others share.")
+      .def(
+          "park",
+          [](const Memory& self, const std::vector<RegionHandle>& regions,
+             const std::vector<std::uint64_t>& changes) {
+            self.memory->park(regions_of(regions), changes);
+          },
+          py::arg("regions"), py::arg("changes"), NoGil(),
+          "Lets the images of these regions go, of which the caller has a copy that was begun "
+          "when\n"
+          "`image_changes` of each was this.")
+      .def(
+          "make_image",
+          [](const Memory& self, const RegionHandle& h, int fd) {
+            return ImageBuffer{h.region, self.memory->make_image(*h.region, fd)};
+          },
+          py::arg("region"), py::arg("fd"), NoGil(), "Memory for what a parked region had.")
+      .def(
+          "unpark",
+          [](const Memory& self, const std::vector<RegionHandle>& regions,
+             const std::vector<ImageBuffer>& images) {
+            std::vector<std::shared_ptr<HostMemory>> memories;
+            for (const ImageBuffer& image : images) memories.push_back(image.image);
+            self.memory->unpark(regions_of(regions), memories);
+          },
+          py::arg("regions"), py::arg("images"), NoGil(),
+          "Each of these regions has its image again, filled with what was parked.")
       .def_property_readonly(
           "pages_needed",
           py::cpp_function([](const Memory& self) { return self.memory->pages_needed(); }, NoGil()))

@@ -75,6 +75,7 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
                                 const std::stop_token& stop, std::span<const SharedPage> shared) {
   std::lock_guard lock(mutex_);
   require(State::out, "swap_in needs a model that is out");
+  require_unparked("swap_in needs what its model had");
   std::vector<PagePtr> all = pages;
   for (const SharedPage& one : shared) all.push_back(one.page);
   check_pages(all, all_pages() - pages_mapped(), clean);
@@ -93,6 +94,7 @@ SwapReport ModelMemory::warm(const std::vector<PagePtr>& pages, std::size_t clea
                              const std::stop_token& stop) {
   std::lock_guard lock(mutex_);
   require(State::out, "pages are warmed while their model is out");
+  require_unparked("pages are warmed with what their model had");
   check_pages(pages, pages.size(), clean);
   const std::size_t count = pages_mapped() + pages.size();
   const Counts until = among_first(count);

@@ -85,6 +85,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
     throw UsageError("a region of at most " + std::to_string(region.capacity_bytes()) +
                      " bytes cannot have " + std::to_string(bytes));
   }
+  if (region.parked()) throw UsageError("a parked region cannot be resized: bring it back first");
   const std::size_t before = region.bytes();
   const std::size_t span = (bytes + page_bytes_ - 1) / page_bytes_ * page_bytes_;
   const bool more_pages = state_ == State::resident && span > region.span_bytes();
@@ -136,6 +137,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
     if (arena) arena->set_limit(before);
     throw;
   }
+  ++region.image_changes_;
   region.saved_ = std::move(saved);
   region.written_ = std::move(written);
   region.digests_ = std::move(digests);

@@ -20,6 +20,7 @@ void ModelMemory::save(SwapReport& report) {
 
 void ModelMemory::save_written(SwapReport& report) {
   for (const RegionPtr& region : regions_) {
+    if (!region->written_.empty()) ++region->image_changes_;
     for (const Run& written : region->written_.runs()) {
       for (const Run& run : region->image_->cut(written)) {
         out_.to_host(region->image_->data() + run.begin, region->address() + run.begin,
@@ -71,6 +72,7 @@ void ModelMemory::save_changed(SwapReport& report) {
       save.digests.set(piece, now);
       // Should this swap-out fail, the image may have half of it.
       save.region->digests_.forget(piece);
+      ++save.region->image_changes_;
       for (const Run& run : within(piece, written)) {
         out_.to_host(save.region->image_->data() + run.begin, save.region->address() + run.begin,
                      run.bytes());

@@ -92,7 +92,7 @@ std::size_t ModelMemory::pages_mapped() const {
 ModelMemory::Counts ModelMemory::among_first(std::size_t count) const {
   Counts counts;
   for (const RegionPtr& region : regions_) {
-    counts.push_back(region->image_ ? std::min(count, region->pages()) : 0);
+    counts.push_back(region->has_image() ? std::min(count, region->pages()) : 0);
     count -= counts.back();
   }
   return counts;
@@ -101,7 +101,7 @@ ModelMemory::Counts ModelMemory::among_first(std::size_t count) const {
 std::size_t ModelMemory::warmable_pages() const {
   std::lock_guard lock(mutex_);
   std::size_t sum = 0;
-  for (const RegionPtr& region : regions_) sum += region->image_ ? region->pages() : 0;
+  for (const RegionPtr& region : regions_) sum += region->has_image() ? region->pages() : 0;
   return sum;
 }
 
@@ -124,6 +124,7 @@ void ModelMemory::adopt_image(Region& region, std::span<const std::uint64_t> dig
   std::lock_guard lock(mutex_);
   require_own(region);
   require_cold("an image is filled while its model is out");
+  if (region.parked()) throw UsageError("the image is parked: bring it back first");
   if (!region.image_) throw UsageError("the region has no image");
   require_unsealed(region);
   // What can fail comes first: until then the device's bytes are the ones to save.
@@ -141,6 +142,7 @@ void ModelMemory::adopt_image(Region& region, std::span<const std::uint64_t> dig
     // Those of pieces that are cut otherwise here are not kept.
     pieces.complete(pieces_of(region, saved), region.image_->data());
   }
+  ++region.image_changes_;
   region.saved_ = std::move(saved);
   region.digests_ = std::move(pieces);
   region.written_.clear();

@@ -17,18 +17,10 @@
 #include "memory/arena.h"
 #include "memory/memory.h"
 #include "swap/placement.h"
+#include "swap/region.h"
 #include "transfer/lanes.h"
 
 namespace gpupool {
-
-// What a region holds, which says what a swap-out does with it.
-enum class Tag {
-  weights,    // copied out once, then again only where marked as written
-  runtime,    // copied out every time: buffers that a step may change
-  cudagraph,  // copied out every time
-  kv_cache,   // copied out where marked as written
-  workspace,  // thrown away
-};
 
 // Which copies of a swap-in are held against the digests made when the image was.
 enum class Verify {
@@ -61,50 +53,6 @@ struct SharedPage {
   std::size_t index;
   PagePtr page;
 };
-
-class ModelMemory;
-
-// A range of device addresses of one tag, with a host image of the same size behind it. Its size
-// can change up to a capacity; its addresses stay.
-class Region {
- public:
-  [[nodiscard]] Tag tag() const noexcept { return tag_; }
-  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
-  // In whole pages.
-  [[nodiscard]] std::size_t span_bytes() const noexcept;
-  [[nodiscard]] std::size_t capacity_bytes() const noexcept { return reservation_->bytes(); }
-  [[nodiscard]] DevicePtr address() const noexcept { return reservation_->address(); }
-  // The image, which stays pinned and mapped for as long as somebody has it. Null for a region that
-  // has none, as a workspace, or none any more.
-  [[nodiscard]] std::shared_ptr<HostMemory> share_image() const;
-  [[nodiscard]] std::byte* image() const;
-  // Host memory behind it, in whole pages of the system.
-  [[nodiscard]] std::size_t image_bytes() const;
-  [[nodiscard]] const ReservationPtr& reservation() const noexcept { return reservation_; }
-
- private:
-  friend class ModelMemory;
-  Region(Tag tag, std::size_t bytes, std::size_t page_bytes, ReservationPtr reservation,
-         std::shared_ptr<HostMemory> image);
-  [[nodiscard]] std::shared_ptr<HostMemory> take_image();
-  [[nodiscard]] std::size_t pages() const noexcept { return span_bytes() / page_bytes_; }
-  [[nodiscard]] std::size_t pages_mapped() const noexcept;
-
-  Tag tag_;
-  std::atomic<std::size_t> bytes_;
-  std::size_t page_bytes_;
-  ReservationPtr reservation_;
-  mutable std::mutex image_mutex_;  // besides the model's, of which a reader needs only one
-  std::shared_ptr<HostMemory> image_;
-  std::optional<Mapping> mapping_;
-  std::weak_ptr<Arena> arena_;
-  bool sealed_ = false;
-  RunSet saved_;          // bytes for which the image is worth restoring
-  RunSet written_;        // bytes for which the device is newer than the image
-  PieceDigests digests_;  // of every piece of saved_, unless nothing is verified
-};
-
-using RegionPtr = std::shared_ptr<Region>;
 
 // Thread safe; each call is all or nothing. A region of another model is refused by UsageError.
 class ModelMemory {
@@ -209,6 +157,20 @@ class ModelMemory {
   // behind the last of them, and they are not made again. Throws UsageError unless there is one for
   // each.
   void adopt_image(Region& region, std::span<const std::uint64_t> digests = {});
+  // Lets the images of these regions go, with what they saved kept by the caller and what it
+  // digests to kept here. Until they are back the model does not come in, nor change but by regions
+  // that are added or removed. Only while it is out and has no warm page. Throws UsageError unless
+  // each has an image, which nobody shares and whose image_changes() is as when the caller's copy
+  // was begun, or DamagedImage where one has grown and is not what was saved; nothing has changed
+  // then.
+  void park(const std::vector<RegionPtr>& regions, const std::vector<std::uint64_t>& changes);
+  // Memory for what a parked region had, over a descriptor as add_region takes it, to be filled. It
+  // counts as an image that has gone if it goes. Throws as add_region.
+  [[nodiscard]] std::shared_ptr<HostMemory> make_image(const Region& region, int fd) const;
+  // Each of these regions has such memory for its image, with the bytes that were parked. Throws
+  // UsageError, and nothing has changed then.
+  void unpark(const std::vector<RegionPtr>& regions,
+              const std::vector<std::shared_ptr<HostMemory>>& images);
   // Bytes of the image that a swap-in will copy.
   [[nodiscard]] std::size_t saved_bytes(const Region& region) const;
   [[nodiscard]] bool resident() const;
@@ -222,6 +184,7 @@ class ModelMemory {
   using Counts = std::vector<std::size_t>;  // of pages, for each region
   void require(State state, const char* what) const;
   void require_cold(const char* what) const;
+  void require_unparked(const char* what) const;
   void check_runs(const Region& region, const std::vector<Run>& runs) const;
   void check_pages(const std::vector<PagePtr>& pages, std::size_t count, std::size_t clean) const;
   void require_own(const Region& region) const;
@@ -262,6 +225,7 @@ class ModelMemory {
   void save_changed(SwapReport& report);
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
   [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
+  [[nodiscard]] PieceDigests digests_in_one(const Region& region) const;
   std::uint64_t* sums(std::size_t count);
   std::vector<PagePtr> unmap_or_undo(const Counts& until);
   void unmap_until(const Counts& until);

@@ -455,7 +455,8 @@ class Region:
         """
         The host image as a writable buffer of `bytes`, which stays for as long as it is held.
 
-        Raises UsageError for a region that has none, as once it is removed or its model closed.
+        Raises UsageError for a region that has none, as once it is removed or its model closed,
+        and for one that is parked.
         """
     def mark_written(
         self,
@@ -531,6 +532,11 @@ class Region:
         Host memory behind it, in whole pages of the system.
         """
     @property
+    def image_changes(self) -> int:
+        """
+        Counts what may have changed its image.
+        """
+    @property
     def mapped_pages(self) -> int:
         """
         Pages behind it now; none while the model is out.
@@ -539,6 +545,11 @@ class Region:
     def page_handles(self) -> list[int]:
         """
         Page.handle of each of them, in order.
+        """
+    @property
+    def parked(self) -> bool:
+        """
+        Whether its image was let go, see ModelMemory.park.
         """
     @property
     def saved_bytes(self) -> int:
@@ -590,6 +601,21 @@ class ModelMemory:
         """
         Unmaps the last so many warm pages; the handles of those that went.
         """
+    def make_image(
+        self, region: Region, fd: typing.SupportsInt | typing.SupportsIndex
+    ) -> ImageBuffer:
+        """
+        Memory for what a parked region had.
+        """
+    def park(
+        self,
+        regions: collections.abc.Sequence[Region],
+        changes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None:
+        """
+        Lets the images of these regions go, of which the caller has a copy that was begun when
+        `image_changes` of each was this.
+        """
     def remove_region(self, region: Region) -> None:
         """
         Forgets a region of a model that is out.
@@ -620,6 +646,14 @@ class ModelMemory:
     def take_gone_shared_bytes(self) -> int:
         """
         The same of images that others share.
+        """
+    def unpark(
+        self,
+        regions: collections.abc.Sequence[Region],
+        images: collections.abc.Sequence[ImageBuffer],
+    ) -> None:
+        """
+        Each of these regions has its image again, filled with what was parked.
         """
     def warm(
         self,

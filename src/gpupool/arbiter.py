@@ -5,8 +5,6 @@ The daemon and the embedded pool drive the same object; it is not thread safe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gpupool._core import PagePool
 from gpupool.errors import DriverError, UsageError
 from gpupool.holdings import Holdings
@@ -163,6 +161,17 @@ class Arbiter(Holdings):
         self._apply(decision, outcome, now_s)
         return outcome
 
+    @property
+    def turn_s(self) -> float:
+        """How long a busy model keeps its memory while others wait."""
+        return self._turn_s
+
+    def revoke(self, key: int, now_s: float) -> None:
+        """Have a resident model leave, with all its pages, for another reason than pages."""
+        lease = self._leases[key]
+        if lease.state is Residency.RESIDENT and not lease.fenced:
+            self._enter(lease, Residency.LEAVING, now_s)
+
     def make_room(self, key: int, pages: int, now_s: float) -> list[Cool]:
         """Ask for warm pages of others that an ``extend`` by so many needs beside free ones.
 
@@ -228,33 +237,6 @@ class Arbiter(Holdings):
             return None  # or slabs took some since the policy looked: it waits on
         lease.held, lease.pinned = until, {}
         return Granted(key, pages, now_s - lease.asked_s, shared)
-
-    def _take(self, key: int, shared: Mapping[int, int]) -> None:
-        if shared:
-            self._pages.share(key, list(shared.values()))
-            self._contents.took(key, shared.values())
-
-    def _give_up_shared(self, key: int, shared: Mapping[int, int]) -> None:
-        held = set(self._pages.owned(key))
-        self._give_back(key, [page for page in shared.values() if page in held])
-
-    def _unpin(self, lease: Lease) -> None:
-        pinned, lease.pinned = lease.pinned, {}
-        if pinned:
-            self._give_up_shared(lease.key, pinned)
-
-    def _pin_for_first(self) -> None:
-        """What others have of what the first in line needs stays as they leave; of it alone."""
-        waiting = [lease for lease in self._leases.values() if lease.state is Residency.WAITING]
-        waiting.sort(key=lambda lease: (lease.ahead, lease.since_s, lease.key))
-        for lease in waiting[1:]:
-            self._unpin(lease)
-        if waiting and self._contents.wants(waiting[0].key):
-            first = waiting[0]
-            matches = self._contents.matches(first.key, first.held)
-            more = {place: page for place, page in matches.items() if place not in first.pinned}
-            self._take(first.key, more)
-            first.pinned.update(more)
 
     def _view(self) -> PoolView:
         return PoolView(self._pages.free_pages, tuple(map(self._seen, self._leases.values())))

@@ -73,6 +73,19 @@ def main() -> None:
     help="Host memory for images and saved KV.  [default: the machine's memory]",
 )
 @click.option(
+    "--parking-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="PATH",
+    help="Where images go that are used least recently, when host memory runs short: a private "
+    "folder on a fast disk.  [default: nowhere]",
+)
+@click.option(
+    "--parking-limit-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="What all files there may have together.  [default: what the disk has]",
+)
+@click.option(
     "--turn-ms",
     default=200.0,
     show_default=True,
@@ -104,6 +117,8 @@ def daemon(
     budget_bytes: int,
     page_bytes: int,
     host_budget_bytes: int | None,
+    parking_folder: Path | None,
+    parking_limit_bytes: int | None,
     turn_ms: float,
     min_tokens: int,
     revoke_timeout_s: float,
@@ -114,8 +129,17 @@ def daemon(
     Prints one line when it is ready, and removes its socket when it ends. One that is killed
     takes nothing along: its workers are told at once, and the next daemon replaces the socket.
     """
+    from gpupool.daemon.parking_place import parking_place
     from gpupool.daemon.server import Server
 
+    if parking_folder is None and parking_limit_bytes is not None:
+        raise click.UsageError("--parking-limit-bytes needs a --parking-folder")
+    parking = None
+    if parking_folder is not None:
+        try:
+            parking = parking_place(parking_folder, parking_limit_bytes)
+        except (OSError, GpupoolError) as error:
+            raise click.ClickException(f"nothing can be parked: {error}") from None
     try:
         server = Server(
             socket_path,
@@ -126,6 +150,7 @@ def daemon(
             turn_s=turn_ms / 1000,
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
+            parking=parking,
         )
     except OSError as error:
         reason = error.strerror or str(error)

@@ -14,6 +14,7 @@ from functools import partial
 
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
+from gpupool.open_steps import OpenSteps
 from gpupool.residency import Ahead, Resident, State
 from gpupool.turn import Turn
 
@@ -39,8 +40,7 @@ class Gate:
         self._clock = clock
         self._changed = threading.Condition()
         self._state = State.OUT
-        self._open_by: dict[int, int] = {}  # thread -> open steps, never 0
-        self._open = 0
+        self._steps = OpenSteps()
         self._revokes = 0  # threads that wait in give_up
         self._arrivals = 0
         self._ahead: Ahead | None = None  # of what arrives now
@@ -53,7 +53,7 @@ class Gate:
     @property
     def used_s(self) -> float:
         """When the last step closed; now, while one is open."""
-        return self._clock() if self._open > 0 else self._turn.closed_s
+        return self._clock() if self._steps.count > 0 else self._turn.closed_s
 
     def open_step(self, timeout_s: float | None = None) -> None:
         """Wait until the model is resident and keep it so until ``close_step``.
@@ -71,7 +71,7 @@ class Gate:
                 if self._state in (State.OUT, State.TORN):
                     self._bring_in(deadline_s - self._clock())
                     # The step that it came for goes first, even if a revoke waits already.
-                    self._open_step()
+                    self._steps.open()
                     return
                 if self._ahead is not None:
                     self._ahead.hurry()
@@ -96,15 +96,7 @@ class Gate:
     def close_step(self, *, counts: bool = True) -> None:
         """End a step; ``counts`` says whether it is one towards ``min_steps``."""
         with self._changed:
-            if self._open == 0:
-                raise UsageError("close_step without an open step")
-            self._open -= 1
-            holder = threading.get_ident()
-            if holder not in self._open_by:  # another thread opened it
-                holder = next(iter(self._open_by))
-            self._open_by[holder] -= 1
-            if self._open_by[holder] == 0:
-                del self._open_by[holder]
+            self._steps.close()
             self._turn.step(counts=counts)
             self._changed.notify_all()
 
@@ -148,7 +140,7 @@ class Gate:
             if out:
                 yield False
                 return
-            self._open_step()
+            self._steps.open()
         try:
             yield True
         finally:
@@ -168,17 +160,31 @@ class Gate:
         timeout_s: float | None = None,
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
+        park_s: float | None = None,
     ) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
-        ``keep`` pages may stay, warm. With half of ``timeout_s`` gone ``min_steps`` no longer
-        counts. False if the model was out already, another thread saw to it, or ``is_stale`` says
-        that what was revoked has gone by itself. Raises LeaseTimeoutError if a step stays open for
-        ``timeout_s`` (None waits for ever), UsageError if it is this very thread's, and what giving
-        up raises; the model is resident then, or torn.
+        ``keep`` pages may stay, warm; with ``park_s`` it parks before anybody is let in. With half
+        of ``timeout_s`` gone ``min_steps`` no longer counts. False if the model was out already,
+        another thread saw to it, or ``is_stale`` says that what was revoked has gone by itself.
+        Raises LeaseTimeoutError if a step stays open for ``timeout_s`` (None waits for ever),
+        UsageError if it is this very thread's, and what giving up raises; the model is resident
+        then, or torn.
         """
-        leave = partial(self._resident.give_up, keep)
+        leave = partial(self._resident.give_up, keep, park_s)
         return self._give_up(timeout_s, is_stale, leave, State.OUT)
+
+    def park(self, deadline_s: float) -> None:
+        """Let the images go to a file if the model is out; who wants it in meanwhile waits."""
+        with self._changed:
+            if out := self._state is State.OUT:
+                self._state = State.LEAVING
+        try:
+            self._resident.park(deadline_s if out else None)
+        finally:
+            with self._changed:
+                self._state = self._after_error(State.OUT) if out else self._state
+                self._changed.notify_all()
 
     def cool(self, pages: int) -> None:
         """Give so many warm pages back, or what there is of them."""
@@ -197,7 +203,7 @@ class Gate:
     ) -> bool:
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._changed:
-            if threading.get_ident() in self._open_by:
+            if self._steps.are_mine():
                 raise UsageError("a thread cannot give up a model in whose step it is")
             self._revokes += 1
             if timeout_s is not None:
@@ -255,24 +261,19 @@ class Gate:
         # for that may be another step.
         if self._state is not State.RESIDENT:
             return False
-        holds = threading.get_ident() in self._open_by
-        if self._revokes > 0 and not holds and self._turn.is_over(in_step=self._open > 0):
+        holds = self._steps.are_mine()
+        if self._revokes > 0 and not holds and self._turn.is_over(in_step=self._steps.count > 0):
             return False
-        self._open_step()
+        self._steps.open()
         return True
 
-    def _open_step(self) -> None:
-        thread = threading.get_ident()
-        self._open += 1
-        self._open_by[thread] = self._open_by.get(thread, 0) + 1
-
     def _may_leave(self) -> bool:
-        over = self._state is State.RESIDENT and self._open == 0 and self._turn.is_over()
+        over = self._state is State.RESIDENT and self._steps.count == 0 and self._turn.is_over()
         return over or self._state is State.TORN
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
         limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
-        if self._state is State.RESIDENT and self._open == 0:
+        if self._state is State.RESIDENT and self._steps.count == 0:
             limits_s += self._turn.changes_in_s()
         if self._state is State.ARRIVING and polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale

@@ -164,6 +164,33 @@ class Holdings:
         """The model did not find on pages what they should have: nobody is given them as such."""
         self._contents.distrust(key)
 
+    def _take(self, key: int, shared: Mapping[int, int]) -> None:
+        if shared:
+            self._pages.share(key, list(shared.values()))
+            self._contents.took(key, shared.values())
+
+    def _give_up_shared(self, key: int, shared: Mapping[int, int]) -> None:
+        held = set(self._pages.owned(key))
+        self._give_back(key, [page for page in shared.values() if page in held])
+
+    def _unpin(self, lease: Lease) -> None:
+        pinned, lease.pinned = lease.pinned, {}
+        if pinned:
+            self._give_up_shared(lease.key, pinned)
+
+    def _pin_for_first(self) -> None:
+        """What others have of what the first in line needs stays as they leave; of it alone."""
+        waiting = [lease for lease in self._leases.values() if lease.state is Residency.WAITING]
+        waiting.sort(key=lambda lease: (lease.ahead, lease.since_s, lease.key))
+        for lease in waiting[1:]:
+            self._unpin(lease)
+        if waiting and self._contents.wants(waiting[0].key):
+            first = waiting[0]
+            matches = self._contents.matches(first.key, first.held)
+            more = {place: page for place, page in matches.items() if place not in first.pinned}
+            self._take(first.key, more)
+            first.pinned.update(more)
+
     def _give_back(self, key: int, pages: list[int]) -> None:
         self._pages.give_back(key, pages)
         self._contents.gave_back(key, pages)

@@ -24,13 +24,19 @@ class HostMemorySource(Protocol):
 
 @contextlib.contextmanager
 def host_memory(
-    session: HostMemorySource, size_bytes: int, unused: Callable[[], bool] = lambda: True
+    session: HostMemorySource,
+    size_bytes: int,
+    unused: Callable[[], bool] = lambda: True,
+    take: Callable[[int], int] | None = None,
 ) -> Iterator[int]:
-    """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused."""
+    """A memfd for an image, or -1 for no bytes. It goes back on an error if it is unused.
+
+    ``take`` gets it of the session otherwise than at once.
+    """
     if size_bytes == 0:
         yield -1
         return
-    fd = session.host_memory(size_bytes)
+    fd = (take or session.host_memory)(size_bytes)
     try:
         yield fd
     except BaseException:

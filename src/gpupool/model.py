@@ -47,6 +47,7 @@ class Model(Regions):
         """
         lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
         self.name = name
+        self._lease_timeout_s = lease_timeout_s
         self._session = session
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
@@ -191,7 +192,7 @@ class Model(Regions):
         if not self._shares:
             raise UsageError(f"model {self.name!r} was not made to share: Pool.model(shares=True)")
         with self._left():
-            self._residency.footprint_changed()
+            self._residency.footprint.changed()
             self._residency.sharing.share()
 
     def unshare(self) -> None:
@@ -203,7 +204,7 @@ class Model(Regions):
         if not self._residency.sharing:
             return
         with self._left():
-            self._residency.footprint_changed()
+            self._residency.footprint.changed()
             try:
                 self._residency.sharing.unshare()
             finally:

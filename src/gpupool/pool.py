@@ -131,6 +131,9 @@ class Pool:
         (1, 3, 6291456)
         >>> model.prefetch(), model.prefetch(), model.warm_bytes
         (True, False, 0)
+        >>> with model.pinned():  # look at images
+        ...     weights.image_bytes, model.parked_bytes
+        (3145728, 0)
         >>> with model.resident():
         ...     ctypes.string_at(cache.address, 4)
         b'AAA\\x00'

@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Iterator
 
 from gpupool._core import Region, Tag
-from gpupool.checks import WHOLE_MAX, whole
+from gpupool.checks import WHOLE_MAX, seconds, whole
 from gpupool.errors import UsageError
 from gpupool.gate import Gate
-from gpupool.host_images import host_memory, in_system_pages
-from gpupool.residency import Residency, resize
+from gpupool.residency import Residency, add_region, resize
 from gpupool.session import Session
 
 
@@ -22,6 +21,7 @@ class Regions:
     _session: Session
     _residency: Residency
     _shares: bool
+    _lease_timeout_s: float
 
     def region(
         self, tag: str, size_bytes: int, *, capacity_bytes: int = 0, image: bool = True
@@ -34,7 +34,8 @@ class Regions:
         ``resident``); ``kv_cache`` what was written; ``runtime`` and ``cudagraph`` everything;
         ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
         without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
-        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room.
+        UsageError unless the model is out, and DriverError or HostMemoryError if there is no room,
+        or of a daemon RefusedError or LeaseTimeoutError.
         """
         kind = _tag(tag)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
@@ -43,26 +44,22 @@ class Regions:
         capacity_bytes = whole("capacity_bytes", capacity_bytes)
         if self._residency.resident:
             raise UsageError("a region can be added only while its model is out")
-        self._residency.return_images()  # so that there is room for the new one
-        with self._cold():
-            return self._add_region(kind, size_bytes, capacity_bytes, image)
+        return add_region(
+            kind,
+            (size_bytes, capacity_bytes),
+            self._residency,
+            self._session,
+            self._cold(),
+            image=image,
+            timeout_s=self._lease_timeout_s,
+            shares=self._shares,
+        )
 
     @contextlib.contextmanager
     def _cold(self) -> Iterator[None]:
         """Without warm pages, if it is out."""
         with self.gate.out() as out, self._residency.cold() if out else contextlib.nullcontext():
             yield
-
-    def _add_region(self, kind: Tag, size_bytes: int, capacity_bytes: int, image: bool) -> Region:
-        by_itself = image or kind is not Tag.kv_cache
-        memory = self._residency.saved if by_itself else self._residency.kept
-        image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
-        with host_memory(self._session, image_bytes) as fd:
-            region = memory.add_region(kind, size_bytes, fd if image else None, capacity_bytes)
-            if self._shares and kind is Tag.weights:
-                self._residency.sharing.may_share(region, fd)
-        self._residency.regions.append(region)
-        return region
 
     def remove_region(self, region: Region) -> None:
         """Forget a region of a model that is out, and what is in it.
@@ -78,7 +75,8 @@ class Regions:
             self._residency.memory_of(region).remove_region(region)
             self._residency.sharing.forget(region)
         self._residency.regions = [r for r in self._residency.regions if r is not region]
-        self._residency.footprint_changed()
+        self._residency.parking.forget(region)
+        self._residency.footprint.changed()
         self._residency.return_images()
 
     def resize(self, region: Region, size_bytes: int) -> None:
@@ -88,8 +86,8 @@ class Regions:
         touched any more. A resident model takes the pages it needs from those that are free, and
         gives back what it does not need at once; no step of another thread should run meanwhile.
         Raises UsageError beyond the region's capacity, PoolFullError, DriverError,
-        HostMemoryError, RefusedError, or DamagedMemoryError where an image is cut that does not
-        have what was saved; the region is as before then.
+        HostMemoryError, RefusedError, DamagedMemoryError where an image is cut that does not have
+        what was saved, or what ``pinned`` does; the region is as before then.
         """
         self._require_own(region)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
@@ -98,12 +96,29 @@ class Regions:
                 f"a region with a capacity of {region.capacity_bytes} bytes cannot have "
                 f"{size_bytes}: give it a larger one with Model.region(capacity_bytes=...)"
             )
-        with self.gate.steady() as resident:
+        with self.pinned(), self.gate.steady() as resident:
             resize(region, size_bytes, self._residency, self._session, resident=resident)
 
     def _require_own(self, region: Region) -> None:
         if not any(region is mine for mine in self._residency.regions):
             raise UsageError(f"that is no region of model {self.name!r}")
+
+    @contextlib.contextmanager
+    def pinned(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Keep the images in host memory for the length of a ``with`` block, as to look at them.
+
+        What a daemon had parked in a file is read back first, and host memory for it waited for, at
+        most for ``timeout_s`` (default: the lease's). Raises LeaseTimeoutError, RefusedError if
+        nobody can make room, DamagedMemoryError, HostMemoryError or DriverError.
+        """
+        limit_s = self._lease_timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        with self._residency.parking.pinned(lambda: self._residency.saved, limit_s):
+            yield
+
+    @property
+    def parked_bytes(self) -> int:
+        """Of the images what is in a file, and not in host memory."""
+        return self._residency.parking.parked_bytes
 
     def regions(self, tag: str) -> list[Region]:
         """The regions of one tag, in the order they were added. Raises UsageError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gpupool._core import Driver, Page, SwapReport
@@ -17,15 +18,20 @@ class Revocable(Protocol):
         timeout_s: float | None = None,
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
+        park_s: float | None = None,
     ) -> bool:
         """Give the memory up at the next step boundary, within ``timeout_s``.
 
-        ``keep`` pages may stay, warm. False if there is nothing to give up, as when ``is_stale``
-        says that the lease which was revoked has ended by itself.
+        ``keep`` pages may stay, warm; with ``park_s`` the images go too, as by ``park``. False if
+        there is nothing to give up, as when ``is_stale`` says that the lease which was revoked has
+        ended by itself.
         """
 
     def cool(self, pages: int) -> None:
         """Give so many warm pages back, or what there is of them, and say so to the session."""
+
+    def park(self, deadline_s: float) -> None:
+        """Let the images of a model that is out go to a file, and tell the session."""
 
     def fetch_ahead(self, share: float) -> bool:
         """Bring the model in before a step asks for it, copying for ``share`` of the time.
@@ -63,6 +69,14 @@ class PageGrant(NamedTuple):
     shared: Sequence[tuple[int, Page]] = ()
 
 
+class HostGrant(NamedTuple):
+    """Memfds for images, which the receiver closes."""
+
+    fds: list[int]
+    keeps_file: bool = False
+    """What comes back from a file may stay there as well."""
+
+
 class Session(Protocol):
     """What a model asks of an arbiter: the embedded one or the daemon's."""
 
@@ -82,6 +96,31 @@ class Session(Protocol):
 
         Raises RefusedError, or OSError when the system has no more.
         """
+
+    @property
+    def parking(self) -> Path | None:
+        """The folder for images that are parked; None where none ever are."""
+
+    def host_memories(
+        self,
+        sizes_bytes: Sequence[int],
+        timeout_s: float,
+        wanted: Wanted | None = None,
+        *,
+        returns: bool = False,
+    ) -> HostGrant:
+        """A memfd of each of these sizes, all at once, waiting while others park theirs.
+
+        ``returns`` if they are for parked images; ``wanted`` is as ``acquire`` has it. Raises
+        RefusedError if nobody can make room, LeaseTimeoutError, SwapCancelledError,
+        DaemonUnavailableError, or OSError when the system has no more; nothing is held then.
+        """
+
+    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+        """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
+
+    def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
+        """What was read back of parked images; 0 if they are parked still."""
 
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
@@ -104,11 +143,13 @@ class Session(Protocol):
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
+        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-        Of the latter some may be ``shared``. Raises DoesNotFitError.
+        Of the latter some may be ``shared``, and of the images ``parkable_bytes`` may go to a file.
+        Raises DoesNotFitError.
         """
 
     def acquire(

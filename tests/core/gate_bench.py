@@ -32,7 +32,7 @@ class FakeModel:
         self.ahead = ahead
         self._do("in")
 
-    def give_up(self, keep: int = 0) -> None:
+    def give_up(self, keep: int = 0, park_s: float | None = None) -> None:
         self.kept = keep
         self._do("out")
 

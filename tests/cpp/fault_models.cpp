@@ -87,6 +87,46 @@ void replace_image(World& w) {
   const Extent extents[] = {{fd.fd, 0, mib}, {fd.fd, mib, bytes - mib}};
   w.a->memory.replace_image(*w.a->regions[0], extents, true);
 }
+
+// Two regions whose images a scenario has copies of.
+const std::size_t parkable[] = {0, 2};
+
+std::vector<RegionPtr> park_of(const World& w) {
+  std::vector<RegionPtr> regions;
+  for (const std::size_t i : parkable) regions.push_back(w.a->regions[i]);
+  return regions;
+}
+
+void park(World& w) {
+  std::vector<std::uint64_t> changes;
+  for (const RegionPtr& region : park_of(w)) changes.push_back(region->image_changes());
+  w.a->memory.park(park_of(w), changes);
+}
+
+void unpark(World& w) {
+  std::vector<std::shared_ptr<HostMemory>> images;
+  for (const std::size_t i : parkable) {
+    images.push_back(w.a->memory.make_image(*w.a->regions[i], -1));
+    for (const auto& [at, value] : w.a->expected[i]) {
+      if (at < w.a->regions[i]->bytes())
+        std::memcpy(images.back()->data() + at, &value, sizeof value);
+    }
+  }
+  w.a->memory.unpark(park_of(w), images);
+}
+
+void parked(World& w) {
+  saved(w);
+  park(w);
+}
+
+const auto comes_back = [](World& w, bool) {
+  if (w.a->regions[0]->parked()) unpark(w);
+  w.a->swap_in();
+  w.a->check_content();
+  w.a->swap_out();
+};
+
 const auto is_out = [](World& w, bool) { CHECK(!w.a->memory.resident()); };
 
 const Ended a_model{3, 3, 2}, a_warm_model{2, 1, 1};
@@ -234,6 +274,17 @@ const Scenario scenarios[] = {
        w.a->swap_out(3);
      },
      [](World& w) { w.a->cool(3); }},
+    {"images are parked", saved, park, {}, comes_back},
+    {"an image that has grown is parked",
+     [](World& w) {
+       saved(w);
+       w.a->resize(2, 9000);
+     },
+     park,
+     {},
+     comes_back},
+    {"parked images come back", parked, unpark, {}, comes_back},
+    {"close a model that is parked", parked, [](World& w) { w.a.reset(); }},
     {"close a model with warm pages", kept, [](World& w) { w.a.reset(); }, a_warm_model},
 };
 

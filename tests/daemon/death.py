@@ -19,8 +19,9 @@ CALLS = ("call-before", "call-after")
 def arm(moment: str, nth: int) -> None:
     """Die at the nth of what ``moment`` names, counted from now over all threads.
 
-    A message is received *before* when it can be read and has not been; a call or message comes
-    *after* only if it succeeded.
+    A write or read is of the file that images are parked in. A message is received
+    *before* when it can be read and has not been; a call or message comes *after* only if it
+    succeeded.
     """
     what, _, when = moment.partition("-")
     if what == "call":
@@ -31,8 +32,10 @@ def arm(moment: str, nth: int) -> None:
             return with_faults(open_driver(device), plan)
 
         client.open_driver = open_mortal  # type: ignore[attr-defined]
-    else:
+    elif what in ("send", "receive"):
         _Countdown(nth, when == "after").put_into_wire(what)
+    else:
+        _Countdown(nth, when == "after").put_into_files(what)
 
 
 class Census:
@@ -81,6 +84,18 @@ class _Countdown:
         else:
             self._receive = wire.receive
             wire.receive = self.receive
+
+    def put_into_files(self, what: str) -> None:
+        name = {"write": "pwritev", "read": "preadv"}[what]
+        transfer = getattr(os, name)
+
+        def counted(fd: int, data: list[memoryview], offset: int) -> int:
+            self._count(not self._after)
+            count: int = transfer(fd, data, offset)
+            self._count(self._after)
+            return count
+
+        setattr(os, name, counted)
 
     def send(self, connection: socket.socket, packet: bytes, fds: list[int]) -> None:
         self._count(not self._after)

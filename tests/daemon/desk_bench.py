@@ -12,6 +12,7 @@ from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
+from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
 
 PAGE_BYTES = 2 << 20
@@ -49,7 +50,14 @@ class FakePeer:
 class Bench:
     """A desk with a clock."""
 
-    def __init__(self, *, pages: int = PAGES, turn_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        pages: int = PAGES,
+        turn_s: float = 0.0,
+        host_budget_bytes: int = 1 << 20,
+        parking: ParkingPlace | None = None,
+    ) -> None:
         self.faults = FaultPlan()
         driver = with_faults(open_host_driver(), self.faults)
         self.pages = PagePool(driver, pages * PAGE_BYTES, PAGE_BYTES)
@@ -59,7 +67,8 @@ class Bench:
             arbiter=self.arbiter,
             device="host",
             version="1",
-            host_budget_bytes=1 << 20,
+            host_budget_bytes=host_budget_bytes,
+            parking=parking,
             min_tokens=8,
             revoke_timeout_s=REVOKE_S,
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import death
 import life
+import parking_life
 import puppet
 from daemon_bench import PAGE_BYTES
 
@@ -31,7 +32,21 @@ def run_puppet(socket_path: str) -> None:
 
 def run_mortal(socket_path: str, moment: str, nth: int, owner: str) -> None:
     """See life.py; dies at ``moment``, or says in the end what it did if that is "never"."""
+    _run_life(life.live, socket_path, moment, nth, owner)
 
+
+def run_parker(socket_path: str, moment: str, nth: int, owner: str) -> None:
+    """The same, of parking_life.py."""
+    _run_life(parking_life.live, socket_path, moment, nth, owner)
+
+
+def _run_life(
+    live: Callable[[Path, Callable[[str], None], str], None],
+    socket_path: str,
+    moment: str,
+    nth: int,
+    owner: str,
+) -> None:
     def stage(name: str) -> None:
         puppet.say({"stage": name})
         if not sys.stdin.readline():
@@ -40,7 +55,7 @@ def run_mortal(socket_path: str, moment: str, nth: int, owner: str) -> None:
     census = death.Census() if moment == "never" else None
     if census is None:
         death.arm(moment, nth)
-    life.live(Path(socket_path), stage, owner)
+    live(Path(socket_path), stage, owner)
     gc.collect()  # it may die as it gives back what a closed model has left, too
     if census is not None:
         puppet.say({"value": census.found})
@@ -68,6 +83,7 @@ def run_daemon(socket_path: str, pages: int, moment: str, nth: int) -> None:
 ROLES: dict[str, Callable[..., None]] = {
     "puppet": run_puppet,
     "mortal": run_mortal,
+    "parker": run_parker,
     "daemon": run_daemon,
 }
 

@@ -39,6 +39,9 @@ class _Holder:
     def cool(self, pages: int) -> None:
         raise AssertionError("it has no warm pages")
 
+    def park(self, deadline_s: float) -> None:
+        raise AssertionError("it has nothing to park")
+
     def fetch_ahead(self, share: float) -> bool:
         return False
 
@@ -232,7 +235,8 @@ class Puppet:
         self._socket = connect(self._socket_path, 60.0)
 
     def send(self, kind: str, *fields: Any) -> None:
-        values = [protocol.SwapFigures(*f) if isinstance(f, list) else f for f in fields]
+        swaps = kind in ("Arrived", "Yielded")
+        values = [protocol.SwapFigures(*f) if swaps and f is not None else f for f in fields]
         fds: list[int] = []
         if kind == "Release":
             values = [self._granted]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon
@@ -55,6 +56,9 @@ def test_help_names_every_option() -> None:
         ({"turn_ms": "inf"}, 2, "inf is not at most"),
         ({"turn_ms": "-1"}, 2, "-1.0 is not in the range x>=0"),
         ({"revoke_timeout_s": "0"}, 2, "0.0 is not in the range x>0"),
+        ({"parking_folder": "/proc/parked"}, 1, "nothing can be parked: "),
+        ({"parking_folder": "/tmp"}, 1, "/tmp must belong to this user and be writable by nobody"),
+        ({"parking_limit_bytes": "5"}, 2, "--parking-limit-bytes needs a --parking-folder"),
         ({"socket": "/proc/pool/daemon.sock"}, 1, "cannot listen on /proc/pool/daemon.sock: "),
     ],
 )
@@ -116,7 +120,10 @@ def test_what_the_status_looks_like() -> None:
         pages_granted=48,
         pages_fenced=0,
         host_bytes=6_500_000_000,
-        models=[model("small", "resident", 7), model("larger", "out", 12)],
+        models=[
+            model("small", "resident", 7),
+            msgspec.structs.replace(model("larger", "out", 12), parked_bytes=5 << 29),
+        ],
         refusals=[Refusal("huge", 99, "it can never fit.")],
     )
     assert describe(status).splitlines() == [
@@ -125,6 +132,7 @@ def test_what_the_status_looks_like() -> None:
         "MODEL   STATE     NEEDS  WEIGHTS  KV CACHE  SWAP-INS  PROCESS",
         "small   resident  3 GiB  2.5 GiB   512 MiB         7     4321",
         "larger  out       3 GiB  2.5 GiB   512 MiB        12     4321",
+        "larger is parked: 2.5 GiB of it is in a file",
         "refused huge (process 99): it can never fit.",
     ]
 

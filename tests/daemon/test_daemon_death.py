@@ -35,6 +35,8 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["ImageUnshared"], None),
     (["HostMemory", 1], "HostMemory"),
     (["HostMemoryUnused", 1], None),
+    (["HostMemories", [5000, 1], True], "HostGranted"),
+    (["Unparked", 0, 0], None),
     (["Declare", 4, 100, 200], "Ok"),
     (["Acquire"], None),  # waits for the other model
     (["Cancel"], "Ok"),
@@ -49,7 +51,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
 
 def test_killed_after_each_message(daemon: Daemon) -> None:
     kinds = {kind.__name__ for kind in get_args(ClientMessage)}
-    assert {message[0] for message, _ in LIFE} | {"Cooled"} == kinds  # which only answers
+    assert {message[0] for message, _ in LIFE} | {"Cooled", "Parked"} == kinds  # which only answer
     other = daemon.model("other", kv_cache=100)
     other.do("enter")
     other.do("fill", "kv_cache", 9)

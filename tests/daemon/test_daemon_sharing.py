@@ -179,7 +179,7 @@ def test_lies_are_found_out(daemon: Daemon, lie: str, answer: str) -> None:
         case "another's image":
             liar.say(p.ImageUnshared(shared.number))
         case "another's image declared":
-            liar.say(p.Declare(2, 0, 0, 2, [(shared.number, 0)]))
+            liar.say(p.Declare(2, 0, 0, 2, shared=[(shared.number, 0)]))
         case "pages that it has not":
             liar.say(p.Holds(0, [0]))
         case "a short hash":

@@ -12,14 +12,14 @@ from fake_pool import query_status
 
 from gpupool.errors import GpupoolError
 from gpupool.serve.app import Parts, serve
-from gpupool.serve.config import ImagesConfig, ModelConfig, PoolConfig, load_config
+from gpupool.serve.config import ImagesConfig, ModelConfig, ParkingConfig, PoolConfig, load_config
 from gpupool.serve.lifecycle import RestartPolicy
 from gpupool.serve.progress import LineReporter
 
 HERE = Path(__file__).parent
 
 
-def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
+def daemon_command(pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None) -> list[str]:
     return [sys.executable, str(HERE / "fake_pool.py"), str(socket_path)]
 
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpupool.serve.config import ImagesConfig, load_config
+from gpupool.serve.config import ImagesConfig, ParkingConfig, load_config
 from gpupool.serve.failures import ConfigError
 from gpupool.serve.sizes import GIB, KIB, MIB, ByteSize, format_size, parse_size
 
@@ -66,6 +66,26 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     assert (b.model, b.is_local, b.kv_cache_bytes) == ("org/b", False, 7)
     assert (b.kv_store_bytes, a.kv_store_bytes) == (1024, None)
     assert (a.verify, a.share, config.images) == ("always", False, None)
+
+
+def test_parking_has_a_folder_of_its_own(tmp_path: Path, make_checkpoint: Make) -> None:
+    make_checkpoint("a")
+    assert load_config(write(tmp_path, GOOD)).parking is None
+    content = {**GOOD, "parking": {"folder": "parked", "limit": "7MiB"}}
+    content["pool"] = {**GOOD["pool"], "host_budget": "3GiB"}
+    config = load_config(write(tmp_path, content))
+    assert config.parking == ParkingConfig(str(tmp_path / "parked"), ByteSize(7 * MIB))
+    assert config.pool.host_budget_bytes == 3 * GIB
+    for parking, why in (
+        ({}, "parking.folder is missing; add it"),
+        ({"folder": "x", "size": 1}, "write one of folder, limit"),
+        ({"folder": "x", "limit": 0}, "parking.limit: 0 is out of range"),
+    ):
+        assert why in refusal(write(tmp_path, {**GOOD, "parking": parking}))
+    images = {**GOOD, "images": {"size": 1}}
+    assert "images.size is not a known key; remove it or write one of folder, limit" in refusal(
+        write(tmp_path, images)
+    )
 
 
 def test_images_are_kept_beside_the_file(tmp_path: Path, make_checkpoint: Make) -> None:

@@ -10,7 +10,7 @@ from fake_pool import MIB
 from msgspec.structs import replace
 
 from gpupool.serve import launch
-from gpupool.serve.config import ImagesConfig, ModelConfig, PoolConfig
+from gpupool.serve.config import ImagesConfig, ModelConfig, ParkingConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 from gpupool.serve.sizes import ByteSize
 
@@ -96,6 +96,20 @@ def test_daemon_command_line() -> None:
         "-m gpupool daemon --device host --budget-bytes 8388608 --page-bytes 2097152 --turn-ms 200"
         " --min-tokens 8 --revoke-timeout-s 30 --socket /run/x/daemon.sock"
     )
+
+
+def test_a_daemon_that_parks() -> None:
+    sizes = {"budget_bytes": ByteSize(8 * MIB), "page_bytes": ByteSize(2 * MIB)}
+    pool = PoolConfig(device="host", **sizes, host_budget_bytes=ByteSize(5))
+    for parking, options in (
+        (ParkingConfig("/fast/parked"), "--parking-folder /fast/parked"),
+        (
+            ParkingConfig("/fast/parked", ByteSize(7)),
+            "--parking-folder /fast/parked --parking-limit-bytes 7",
+        ),
+    ):
+        command = " ".join(launch.daemon_command(pool, Path("/run/x/daemon.sock"), parking))
+        assert f" --host-budget-bytes 5 {options} --socket " in command
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from fake_pool import make_status, model_status
 from hypothesis import given
@@ -133,6 +134,19 @@ def test_metrics_of_the_daemon_survive_a_restart_of_the_worker() -> None:
     assert 'gpupool_pages{state="free"} 95.0' in text
     assert 'gpupool_engine_restarts_total{model="a"} 3.0' in text
     assert 'gpupool_engine_up{model="a"} 1.0' in text
+
+
+def test_metrics_tell_what_is_parked() -> None:
+    metrics = Metrics()
+    for pid, read_bytes, read_s in ((1, 100, 0.5), (1, 300, 0.75), (2, 50, 0.25)):
+        status = msgspec.structs.replace(
+            model_status("a", pid), parked_bytes=7, read_back_bytes=read_bytes, read_back_s=read_s
+        )
+        metrics.take_status(make_status([status]))
+    text = metrics.render([]).decode()
+    assert 'gpupool_parked_bytes{model="a"} 7.0' in text
+    assert 'gpupool_read_back_bytes_total{model="a"} 350.0' in text
+    assert 'gpupool_read_back_seconds_total{model="a"} 1.0' in text
 
 
 def test_status_page_escapes_names() -> None:

@@ -14,6 +14,8 @@ class Welcome(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     page_bytes: int
     budget_bytes: int
     min_tokens: int
+    parking: str = ""
+    """The folder for images that Park asks for; empty if it never does."""
 
 
 class Ok(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -45,18 +47,6 @@ class Granted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     """Beside those, pages that others have as well, each behind its place."""
 
 
-class SharedImage(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """What an image can be made of; more follows unless ``last``.
-
-    ``extents`` have, of the descriptors that come along, which one, and where in it, in bytes:
-    offset and size.
-    """
-
-    number: int
-    extents: list[tuple[int, int, int]]
-    last: bool
-
-
 class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Give the memory up within ``deadline_s`` or be killed; ``keep`` pages may stay, warm."""
 
@@ -64,6 +54,8 @@ class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     keep: int = 0
     lease: int = 0
     """Of which Acquire of this client, the first being 1: it is stale once there was another."""
+    park_s: float | None = None
+    """Then do as Park says, within so much time, before anybody can have the model back."""
 
 
 class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

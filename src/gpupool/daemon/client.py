@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from gpupool._core import Driver, SwapReport
 from gpupool.daemon import protocol as p
+from gpupool.daemon.host_request import host_memories
 from gpupool.daemon.lease_request import Answer, LeaseRequest, collect
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
+from gpupool.daemon.obeying import Obeying
 from gpupool.daemon.page_table import PageTable
 from gpupool.daemon.share_request import ask_to_share
 from gpupool.errors import (
-    DaemonUnavailableError,
-    KvStoreFullError,
     ProtocolError,
     UsageError,
 )
 from gpupool.pool import open_driver
-from gpupool.session import Early, PageGrant, Revocable, Wanted
+from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
-
-log = logging.getLogger(__name__)
 
 
 def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
@@ -66,8 +60,7 @@ def prefetch(socket_path: Path, model: str, share: float = 1.0, timeout_s: float
 class DaemonSession:
     """A model's session with the pool daemon of this machine.
 
-    One thread of its own hears the daemon, another obeys revokes, so that an engine that runs no
-    steps gives its memory up too, and a third fetches the model ahead. The process is killed if it
+    One thread of its own hears the daemon and others obey it. The process is killed if it
     drops the connection, or ends the session, while it holds pages.
     """
 
@@ -90,18 +83,12 @@ class DaemonSession:
         self._table = PageTable(self._driver, welcome.page_bytes)
         self.budget_bytes = welcome.budget_bytes
         self.min_tokens = welcome.min_tokens
+        self._parking = Path(welcome.parking) if welcome.parking else None
         self._asking = threading.Lock()
         self._acquires = 0
-        self._holder: Revocable | None = None
-        self._orders: queue.SimpleQueue[p.Order | None] = queue.SimpleQueue()
-        self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
-        self._link = Link(connection, self._orders.put, self._wishes.put)
-        self._threads = [
-            threading.Thread(target=self._obey, name="gpupool-revoke", daemon=True),
-            threading.Thread(target=self._fetch_ahead, name="gpupool-ahead", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._obeying = Obeying()
+        self._link = Link(connection, self._obeying.order, self._obeying.wish)
+        self._obeying.start(self._link, self._is_stale)
 
     @property
     def driver(self) -> Driver:
@@ -115,7 +102,7 @@ class DaemonSession:
 
     def bind(self, holder: Revocable) -> None:
         """Whom to tell, on a thread of the session, when the lease is revoked."""
-        self._holder = holder
+        self._obeying.holder = holder
 
     def host_memory(self, size_bytes: int) -> int:
         """A memfd of that size for a host image; the caller closes it. Raises RefusedError."""
@@ -126,6 +113,35 @@ class DaemonSession:
         if len(reply.fds) != 1:
             self._link.out_of_turn(reply)
         return reply.fds[0]
+
+    @property
+    def parking(self) -> Path | None:
+        """The folder for images that are parked; None where none ever are."""
+        return self._parking
+
+    def host_memories(
+        self,
+        sizes_bytes: Sequence[int],
+        timeout_s: float,
+        wanted: Wanted | None = None,
+        *,
+        returns: bool = False,
+    ) -> HostGrant:
+        """A memfd of each of these sizes, as ``Session.host_memories``."""
+        if not 0 < len(sizes_bytes) <= p.FDS_MAX or not all(
+            0 < size_bytes <= p.COUNT_MAX for size_bytes in sizes_bytes
+        ):
+            raise UsageError(f"{sizes_bytes} are no sizes for host memory")
+        with self._asking:
+            return host_memories(self._link, sizes_bytes, timeout_s, wanted, returns=returns)
+
+    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+        """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
+        self._link.send(p.Parked(size_bytes, file_bytes, p.one_line(why)))
+
+    def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
+        """What was read back of parked images; 0 if they are parked still."""
+        self._link.send(p.Unparked(size_bytes, file_bytes, read_s))
 
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more, in whole memfds."""
@@ -150,10 +166,12 @@ class DaemonSession:
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
+        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""
-        declared = p.Declare(pages, weights_bytes, kv_cache_bytes, warmable, list(shared))
+        sizes = weights_bytes, kv_cache_bytes
+        declared = p.Declare(pages, *sizes, warmable, parkable_bytes, list(shared))
         with self._asking:
             self._link.request(declared, p.Ok)
 
@@ -226,44 +244,15 @@ class DaemonSession:
     def close(self) -> None:
         """Leave the pool; idempotent. The pages must have been given back."""
         self._link.close()
-        self._orders.put(None)
-        self._wishes.put(None)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        self._obeying.stop()
         self._table.close()
 
     def _release(self, ids: list[int], leaving: bool) -> None:
         for start in range(0, len(ids), p.RELEASED_MAX):
             self._link.send(p.Release(ids[start : start + p.RELEASED_MAX], leaving))
 
-    def _obey(self) -> None:
-        while (order := self._orders.get()) is not None:
-            if self._holder is None:
-                continue
-            try:
-                if isinstance(order, p.Cool):
-                    self._holder.cool(order.pages)
-                    continue
-                self._holder.give_up(order.deadline_s, partial(self._is_stale, order), order.keep)
-            except Exception as error:
-                # Resident as before. Unless what would be lost with it is why, the daemon keeps its
-                # deadline and ends this process at it.
-                kept = p.Kept(p.one_line(str(error)), isinstance(error, KvStoreFullError))
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._link.send(kept)
-
     def _is_stale(self, revoke: p.Revoke) -> bool:
         return revoke.lease != self._acquires
-
-    def _fetch_ahead(self) -> None:
-        while (wish := self._wishes.get()) is not None:
-            if self._holder is None:
-                continue
-            try:
-                self._holder.fetch_ahead(wish.share)
-            except Exception as error:  # of a keeper's too: there may be another wish
-                log.info("not fetched ahead: %s", error)
 
 
 def _figures(report: SwapReport) -> p.SwapFigures:

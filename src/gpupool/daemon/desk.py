@@ -6,16 +6,19 @@ from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
+from gpupool.daemon.extensions import Extensions
 from gpupool.daemon.hand_out import export, send_pages
 from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.image_desk import ImageDesk, forget
+from gpupool.daemon.parking import Parking
+from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
 from gpupool.leases import Granted
 from gpupool.schedule.turns import Cool
 
-_EXTEND_S = 20.0  # a client waits for an answer for three times as long
+_ASKS = p.HostMemory | p.HostMemories | p.Declare | p.Acquire | p.Extend | p.ShareImage
 
 
 class Desk:
@@ -29,6 +32,7 @@ class Desk:
         device: str,
         version: str,
         host_budget_bytes: int,
+        parking: ParkingPlace | None = None,
         min_tokens: int,
         revoke_timeout_s: float,
     ) -> None:
@@ -42,6 +46,9 @@ class Desk:
         self._revoke_timeout_s = revoke_timeout_s
         self._workers: dict[int, Worker] = {}
         self._account = Account(version, device, pages, arbiter, self._host)
+        self._extensions = Extensions(pages, arbiter, self._workers, self._refuse)
+        self._parking = Parking(self._host, arbiter, self._workers, parking, revoke_timeout_s)
+        self._parking.connect(self._have_leave, self._refuse)
 
     def handle(self, peer: Peer, message: p.ClientMessage, now_s: float, fd: int = -1) -> bool:
         """Act on one message; False if the peer is to be disconnected.
@@ -58,11 +65,10 @@ class Desk:
         elif peer.key is None:
             raise ProtocolError("the first message of a worker is Hello")
         elif isinstance(message, p.Goodbye):
+            self._workers[peer.key].left = True
             return False  # what it has not given back stays on its account
         else:
-            asks = isinstance(
-                message, p.HostMemory | p.Declare | p.Acquire | p.Extend | p.ShareImage
-            )
+            asks = isinstance(message, _ASKS)
             try:
                 self._worker_said(self._workers[peer.key], peer.key, message, now_s, fd)
             except GpupoolError as error:
@@ -91,6 +97,8 @@ class Desk:
             del self._workers[peer.key]
             peer.key = None
             return True
+        if worker.ends_until_s is None and not worker.left:
+            worker.ends_until_s = now_s + self._revoke_timeout_s
         if not self._arbiter.lease(peer.key).fenced:
             self._arbiter.fence(peer.key, now_s)
             worker.kill_at_s = None
@@ -104,7 +112,8 @@ class Desk:
 
     def settle(self, now_s: float) -> float | None:
         """Send what the arbiter decides; when to call again at the latest."""
-        wake_at_s = self._extend_those_who_wait(now_s)
+        look_at_s = self._parking.settle(now_s)
+        wake_at_s = self._extensions.settle(now_s)
         while wake_at_s is None:
             outcome = self._arbiter.decide(now_s)
             for revoke in outcome.revoked:
@@ -119,6 +128,8 @@ class Desk:
                 wake_at_s = outcome.wake_at_s
                 break
             # What did not go out is free for the next in line.
+        if look_at_s is not None:
+            wake_at_s = look_at_s if wake_at_s is None else min(wake_at_s, look_at_s)
         for worker in self._workers.values():
             if worker.kill_at_s is None:
                 continue
@@ -135,6 +146,11 @@ class Desk:
     def _revoke(self, key: int, now_s: float, keep: int = 0) -> None:
         lease = self._workers[key].acquires
         self._expect(key, now_s, p.Revoke(self._revoke_timeout_s, keep, lease))
+
+    def _have_leave(self, key: int, now_s: float, park_s: float) -> None:
+        self._arbiter.revoke(key, now_s)
+        lease = self._workers[key].acquires
+        self._expect(key, now_s, p.Revoke(self._revoke_timeout_s, 0, lease, park_s))
 
     def _cool(self, asked: list[Cool], now_s: float) -> None:
         for cool in asked:
@@ -175,7 +191,11 @@ class Desk:
         self._workers[key] = Worker(peer, name)
         peer.say(
             p.Welcome(
-                self._device, self._pages.page_bytes, self._arbiter.budget_bytes, self._min_tokens
+                self._device,
+                self._pages.page_bytes,
+                self._arbiter.budget_bytes,
+                self._min_tokens,
+                self._parking.folder,
             )
         )
         return True
@@ -183,33 +203,31 @@ class Desk:
     def _worker_said(
         self, worker: Worker, key: int, message: p.ClientMessage, now_s: float, fd: int
     ) -> None:
+        if self._parking.said(worker, key, message, now_s):
+            return
         match message:
-            case p.HostMemory():
-                fd = self._host.hand_out(key, message.size_bytes)
-                worker.peer.say(p.HostMemory(message.size_bytes), [fd])
-            case p.HostMemoryUnused():
-                self._host.returned(key, message.size_bytes)
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
                 contents = self._images.contents(key, message.shared)
                 self._arbiter.declare(key, message.pages, detail, message.warmable, contents)
                 worker.weights_bytes = message.weights_bytes
                 worker.kv_cache_bytes = message.kv_cache_bytes
+                worker.images.parkable_bytes = message.parkable_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
                 worker.acquires += 1
+                worker.images.come()
                 self._arbiter.request(key, now_s, early=message.early, ahead=message.ahead)
             case p.Hurry():
                 self._arbiter.hurry(key, now_s)
+                self._parking.hurry(key)
             case p.Cancel():
                 if self._arbiter.cancel(key, now_s, mapped=message.mapped):
                     worker.peer.say(p.Ok())
                     self._expect_back(worker, key, now_s)
             case p.Extend():
                 self._cool(self._arbiter.make_room(key, message.pages, now_s), now_s)
-                worker.extends_by = message.pages
-                worker.extends_until_s = now_s + _EXTEND_S
-                self._extend_those_who_wait(now_s)
+                self._extensions.ask(worker, message.pages, now_s)
             case p.Release():
                 self._arbiter.shrink(key, message.pages, leaving=message.leaving)
             case p.ShareImage() | p.ImageSettled() | p.ImageUnshared():
@@ -262,35 +280,6 @@ class Desk:
         """What a model began with, and cannot go on with."""
         if self._arbiter.is_leaving(key):
             self._revoke(key, now_s)
-
-    def _extend_those_who_wait(self, now_s: float) -> float | None:
-        """Before all others: they are in their steps, and who gives warm pages waits for nobody.
-
-        Until when nobody else gets what comes free, or None.
-        """
-        until_s: list[float] = []
-        for key, worker in self._workers.items():
-            if (count := worker.extends_by) is None:
-                continue
-            waits = count > self._pages.free_pages and self._arbiter.gives_warm_pages()
-            if waits and now_s < worker.extends_until_s:
-                until_s.append(worker.extends_until_s)
-                continue
-            worker.extends_by = None
-            try:
-                self._extend(worker, key, count)
-            except GpupoolError as error:
-                self._refuse(worker, error)
-        return min(until_s, default=None)
-
-    def _extend(self, worker: Worker, key: int, count: int) -> None:
-        pages = self._arbiter.extend(key, count)
-        try:
-            exported = export(self._pages, worker, pages)
-        except DriverError:
-            self._arbiter.shrink(key, pages)
-            raise
-        send_pages(worker, pages, exported, last=True)
 
     def _refuse(self, worker: Worker, error: GpupoolError) -> None:
         worker.peer.say(self._account.refuse(worker.name, worker.peer.pid, error))

@@ -26,6 +26,23 @@ class HostLedger:
         """Handed out to all, in whole pages of the system."""
         return sum(self._held_bytes.values()) + self.store.held_bytes
 
+    @property
+    def budget_bytes(self) -> int:
+        """What can be handed out."""
+        return self._budget_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Of it, what is left."""
+        return self._budget_bytes - self.bytes
+
+    def refusal(self, size_bytes: int, why: str = "") -> RefusedError:
+        """The error for so much, of which there is less; ``why`` nobody makes room."""
+        return RefusedError(
+            f"{size_bytes} bytes of host memory were asked for and {self.free_bytes} of the host "
+            f"budget are free{why}: raise the host budget"
+        )
+
     def held_bytes(self, key: int) -> int:
         """Handed out to one worker, for it alone."""
         return self._held_bytes.get(key, 0)
@@ -36,14 +53,10 @@ class HostLedger:
 
     def hand_out(self, key: int, size_bytes: int) -> int:
         """A memfd of ``size_bytes``, the caller's to close. Raises RefusedError."""
-        free_bytes = self._budget_bytes - self.bytes
         if size_bytes == 0:
             raise RefusedError("host memory has at least one byte")
-        if in_system_pages(size_bytes) > free_bytes:
-            raise RefusedError(
-                f"{size_bytes} bytes of host memory were asked for and {free_bytes} of the host "
-                "budget are free: raise the host budget"
-            )
+        if in_system_pages(size_bytes) > self.free_bytes:
+            raise self.refusal(size_bytes)
         fd = -1
         try:
             fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

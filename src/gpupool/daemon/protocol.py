@@ -18,30 +18,37 @@ from gpupool.daemon.answers import Granted as Granted
 from gpupool.daemon.answers import Ok as Ok
 from gpupool.daemon.answers import Refused as Refused
 from gpupool.daemon.answers import Revoke as Revoke
-from gpupool.daemon.answers import SharedImage as SharedImage
 from gpupool.daemon.answers import StatusReply as StatusReply
 from gpupool.daemon.answers import Welcome as Welcome
+from gpupool.daemon.host_messages import HostGranted as HostGranted
+from gpupool.daemon.host_messages import HostMemories as HostMemories
+from gpupool.daemon.host_messages import HostMemory as HostMemory
+from gpupool.daemon.host_messages import HostMemoryUnused as HostMemoryUnused
+from gpupool.daemon.host_messages import Park as Park
+from gpupool.daemon.host_messages import Parked as Parked
+from gpupool.daemon.host_messages import Unparked as Unparked
+from gpupool.daemon.image_messages import CONTENTS_MAX as CONTENTS_MAX
+from gpupool.daemon.image_messages import Holds as Holds
+from gpupool.daemon.image_messages import ImageSettled as ImageSettled
+from gpupool.daemon.image_messages import ImageUnshared as ImageUnshared
+from gpupool.daemon.image_messages import Number
+from gpupool.daemon.image_messages import SharedImage as SharedImage
+from gpupool.daemon.image_messages import ShareImage as ShareImage
+from gpupool.daemon.limits import COUNT_MAX as COUNT_MAX
+from gpupool.daemon.limits import FDS_MAX as FDS_MAX
+from gpupool.daemon.limits import HISTORY as HISTORY
+from gpupool.daemon.limits import MESSAGE_BYTES_MAX as MESSAGE_BYTES_MAX
+from gpupool.daemon.limits import NAME_CHARACTERS_MAX as NAME_CHARACTERS_MAX
+from gpupool.daemon.limits import PAGES_MAX as PAGES_MAX
+from gpupool.daemon.limits import RELEASED_MAX as RELEASED_MAX
+from gpupool.daemon.limits import TEXT_BYTES_MAX as TEXT_BYTES_MAX
+from gpupool.daemon.limits import Count, PageNumber, Pages, Seconds
+from gpupool.daemon.limits import one_line as one_line
 from gpupool.daemon.status import ModelStatus as ModelStatus
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
 
 PROTOCOL_VERSION = 6
-MESSAGE_BYTES_MAX = 128 * 1024
-FDS_MAX = 253  # of one message: the kernel's SCM_MAX_FD
-RELEASED_MAX = 4096  # pages named in one Release
-HISTORY = 1024  # swap-ins remembered per model
-TEXT_BYTES_MAX = 1000  # of a text that the daemon keeps or passes on
-NAME_CHARACTERS_MAX = 256
-CONTENTS_MAX = 2048  # hashes in one ShareImage, of 32 bytes each
-COUNT_MAX = 2**53
-PAGES_MAX = 2**32  # pages are numbered with 32 bits
-
-Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-Pages = Annotated[int, Meta(ge=0, le=PAGES_MAX)]  # how many
-PageNumber = Annotated[int, Meta(ge=0, lt=PAGES_MAX)]
-Content = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Number = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # which a NaN is not
 
 
 class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,18 +71,6 @@ class Hello(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     model: str
 
 
-class HostMemory(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Asks for a memfd of ``size_bytes``; answered by itself with the descriptor, or Refused."""
-
-    size_bytes: Count
-
-
-class HostMemoryUnused(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """So much of its host memory is closed and nowhere mapped any more, in whole memfds."""
-
-    size_bytes: Count
-
-
 class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The footprint ``Acquire`` will be about; answered by Ok or Refused."""
 
@@ -84,44 +79,10 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     kv_cache_bytes: Count
     warmable: Pages = 0
     """Of the pages, how many can stay, or come ahead, while the model is out."""
+    parkable_bytes: Count = 0
+    """Of its host memory, how much it may let go for a file while it is out."""
     shared: Annotated[list[tuple[Number, Pages]], Meta(max_length=64)] = []
     """Images that are shared, and the place among those at which the pages of each begin."""
-
-
-class ShareImage(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """An image of ``size_bytes`` and what its whole pages have, as hashes in order.
-
-    Its memfd comes along; more hashes follow, without it, unless ``last``. Answered by SharedImage
-    then, or Refused.
-    """
-
-    size_bytes: Count
-    contents: Annotated[list[Content], Meta(max_length=CONTENTS_MAX)]
-    last: bool = True
-
-
-class ImageSettled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """The image is made of what it can be; or, unless ``done``, stays what it is.
-
-    What it was made of before is ``gone``, or is pinned for as long as the process lives.
-    """
-
-    number: Number
-    done: bool
-    gone: bool
-
-
-class ImageUnshared(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Nothing of a shared image is mapped any more."""
-
-    number: Number
-
-
-class Holds(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Pages of the lease have what was declared for the places from ``first`` on."""
-
-    first: Pages
-    pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
 
 
 class Acquire(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -141,7 +102,10 @@ class Hurry(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """Takes an Acquire back; answered by Ok unless the last Granted or Refused came first."""
+    """Takes an Acquire back; answered by Ok unless the last Granted or Refused came first.
+
+    Or HostMemories, unless their answer came first.
+    """
 
     mapped: bool = False
     """What it began with is still mapped: it comes back with Yielded."""
@@ -231,7 +195,10 @@ class Goodbye(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 ClientMessage = (
     Hello
     | HostMemory
+    | HostMemories
     | HostMemoryUnused
+    | Parked
+    | Unparked
     | Declare
     | Acquire
     | Hurry
@@ -252,7 +219,7 @@ ClientMessage = (
     | Prefetch
     | Goodbye
 )
-Order = Revoke | Cool
+Order = Revoke | Cool | Park
 DaemonMessage = (
     Welcome
     | Ok
@@ -260,15 +227,11 @@ DaemonMessage = (
     | Granted
     | Revoke
     | Cool
+    | Park
     | FetchAhead
     | StatusReply
     | HostMemory
     | SharedImage
+    | HostGranted
     | Dismissed
 )
-
-
-def one_line(text: str) -> str:
-    """A text of another process, fit to be kept and shown: printable, one line, not long."""
-    printable = "".join(c if c.isprintable() else " " for c in text[:TEXT_BYTES_MAX])
-    return printable.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore")

@@ -23,6 +23,9 @@ def describe(status: Status) -> str:
         lines += _table([_COLUMNS, *(_row(model) for model in status.models)])
     else:
         lines.append("no models")
+    for model in status.models:
+        if model.parked_bytes:
+            lines.append(f"{model.name} is parked: {size(model.parked_bytes)} of it is in a file")
     lines += [f"{model.name} stays: {model.stays}" for model in status.models if model.stays]
     for refusal in status.refusals:
         lines.append(f"refused {refusal.model} (process {refusal.pid}): {refusal.message}")

@@ -19,6 +19,7 @@ from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener
+from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
@@ -47,6 +48,7 @@ class Server:
         turn_s: float,
         min_tokens: int,
         revoke_timeout_s: float,
+        parking: ParkingPlace | None = None,
     ) -> None:
         """Listen on ``socket_path``, in a private directory made if missing.
 
@@ -64,6 +66,7 @@ class Server:
             device=device,
             version=__version__,
             host_budget_bytes=host_budget_bytes,
+            parking=parking,
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
         )

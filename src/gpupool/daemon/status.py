@@ -30,6 +30,18 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """What arrived wrong in swap-ins, and right at a second attempt."""
     damaged: int = 0
     """Swap-ins that were refused, for memory was not what was saved."""
+    parked_bytes: int = 0
+    """Of its images, what is in a file and not in host memory."""
+    parked_file_bytes: int = 0
+    """What that file takes, also of images that have come back and are as they were."""
+    parks: int = 0
+    """How often they were parked."""
+    read_backs: int = 0
+    """How often they came back."""
+    read_back_bytes: int = 0
+    """What was read then, of all times together."""
+    read_back_s: float = 0.0
+    """How long that took."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

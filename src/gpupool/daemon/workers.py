@@ -20,6 +20,35 @@ class Sharing:
 
 
 @dataclass
+class Images:
+    """The images of one model: in host memory, or parked in a file."""
+
+    parkable_bytes: int = 0
+    """What may be parked."""
+    parked_bytes: int = 0
+    file_bytes: int = 0
+    """What its file takes, also of images that have come back."""
+    asked_until_s: float | None = None
+    """It was asked to park, and is not counted on any more from then on."""
+    returning: bool = False
+    """It waits for host memory, or reads its images back."""
+    why: str = ""
+    """Why it could not park when it was asked last."""
+    not_before_s: float = 0.0
+    """When it may be asked again."""
+    parks: int = 0
+    """How often it has parked."""
+    read_backs: int = 0
+    read_back_bytes: int = 0
+    read_back_s: float = 0.0
+
+    def come(self) -> None:
+        """The model is about to be in use, so that it is not asked any more as one that is out."""
+        if not self.why:
+            self.not_before_s = 0.0
+
+
+@dataclass
 class Worker:
     """The account of a peer that has joined as a model."""
 
@@ -27,8 +56,13 @@ class Worker:
     name: str
     weights_bytes: int = 0
     kv_cache_bytes: int = 0
+    images: Images = field(default_factory=Images)
     seen_pages: set[int] = field(default_factory=set)
     """Pages whose descriptors it has."""
+    left: bool = False
+    """It has said Goodbye: what it has not given back may stay with it for long."""
+    ends_until_s: float | None = None
+    """Its connection has ended without: what it has is counted on to come back until then."""
     acquires: int = 0
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""
@@ -81,6 +115,12 @@ class Worker:
             swap_outs=self.swap_outs,
             recopied_bytes=self.recopied_bytes,
             damaged=self.damaged,
+            parked_bytes=self.images.parked_bytes,
+            parked_file_bytes=self.images.file_bytes,
+            parks=self.images.parks,
+            read_backs=self.images.read_backs,
+            read_back_bytes=self.images.read_back_bytes,
+            read_back_s=self.images.read_back_s,
             swap_in_s=list(self.total_s),
             swap_in_copied_bytes=list(self.copied_bytes),
             swap_in_copy_s=list(self.copy_s),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
-from gpupool.session import Early, PageGrant, Revocable, Wanted
+from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
 
 if TYPE_CHECKING:
@@ -47,6 +48,35 @@ class EmbeddedSession:
             raise
         return fd
 
+    @property
+    def parking(self) -> Path | None:
+        """None: there is no account of host memory here that could run short."""
+        return None
+
+    def host_memories(
+        self,
+        sizes_bytes: Sequence[int],
+        timeout_s: float,
+        wanted: Wanted | None = None,
+        *,
+        returns: bool = False,
+    ) -> HostGrant:
+        """A memfd of each of these sizes, at once. Raises OSError."""
+        fds: list[int] = []
+        try:
+            fds.extend(map(self.host_memory, sizes_bytes))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return HostGrant(fds)
+
+    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+        """Nobody wishes it."""
+
+    def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
+        """Nothing was parked."""
+
     def return_host_memory(self, size_bytes: int) -> None:
         """Nobody keeps account of it here."""
 
@@ -68,6 +98,7 @@ class EmbeddedSession:
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
+        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""

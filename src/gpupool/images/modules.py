@@ -109,7 +109,7 @@ def save_image(
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
     places, shape = places_in(module, model), state.shape_of(module, before)
-    with _looked_at(_regions(model)) as views:
+    with model.pinned(), _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
         return write_image(path, key, parts, places, shape=shape, room=room, progress=progress)
 

@@ -8,6 +8,7 @@ waits for them can fill them meanwhile.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -17,6 +18,9 @@ from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
+from gpupool.residency.figures import figures_of
+from gpupool.residency.footprint import Footprint
+from gpupool.residency.parking import Parking
 from gpupool.residency.warm_pages import WarmPages
 from gpupool.session import PageGrant, Session
 from gpupool.sharing.images import SharedImages
@@ -46,9 +50,10 @@ class Residency:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
-        self._declared = 0
+        self.footprint = Footprint(name, session)
         self._parted = False  # some of the memory is there, or all of it for nothing
         self._warm = WarmPages(session, lambda: self._mapped(self.saved))
+        self.parking = Parking(name, session, self.return_images)
 
     @property
     def kept(self) -> ModelMemory:
@@ -59,13 +64,14 @@ class Residency:
 
     def memory_of(self, region: Region) -> ModelMemory:
         """Where a region of this model lies."""
-        by_itself = region.image_bytes > 0 or region.tag == Tag.workspace
+        by_itself = region.image_bytes > 0 or region.parked or region.tag == Tag.workspace
         return self.saved if by_itself else self.kept
 
     @property
     def pages_needed(self) -> int:
         """To be resident."""
-        return self.saved.pages_needed + self._pages_kept
+        kept = 0 if self._kept is None else self._kept.pages_needed
+        return self.saved.pages_needed + kept
 
     @property
     def warm_pages(self) -> int:
@@ -82,28 +88,10 @@ class Residency:
         """Whether a failure left pages mapped; the next bring-in or give-up unmaps them."""
         return self._parted or any(m.torn for m in (self.saved, self._kept) if m is not None)
 
-    @property
-    def _pages_kept(self) -> int:
-        return 0 if self._kept is None else self._kept.pages_needed
-
-    def footprint_changed(self) -> None:
-        """The arbiter must be told anew."""
-        self._declared = 0
-
     def declare(self) -> None:
         """Tell the arbiter the footprint of the regions so far. Raises DoesNotFitError."""
-        pages = self.pages_needed
-        if pages == 0:
-            raise UsageError(f"model {self._name!r} has no region to be resident")
-        if pages != self._declared:
-            self._session.declare(
-                pages,
-                self._bytes_of(Tag.weights),
-                self._bytes_of(Tag.kv_cache),
-                self.saved.warmable_pages,
-                list(self.sharing.places(self.regions).values()),
-            )
-            self._declared = pages
+        pages, warmable = self.pages_needed, self.saved.warmable_pages
+        self.footprint.declare(pages, warmable, self.regions, self.sharing)
 
     def set_idle(self, idle: bool) -> None:
         """Pass on whether there is unfinished work."""
@@ -126,21 +114,22 @@ class Residency:
         if self.torn:
             self._leave()
         self.declare()
+        deadline_s = time.monotonic() + timeout_s
+        wanted = None if ahead is None else ahead.is_wanted
+        # Before its lease: who waits for host memory has no pages that others wait for.
+        self.parking.bring_back(self.saved, timeout_s, wanted)
         early = EarlyArrival(self.saved)
         with span(self._session.driver, f"lease wait {self._name}", {}):
             try:
-                wanted = None if ahead is None else ahead.is_wanted
-                grant = self._session.acquire(timeout_s, early, wanted)
+                left_s = max(0.0, deadline_s - time.monotonic())
+                grant = self._session.acquire(left_s, early, wanted)
             finally:
                 self._parted = early.stuck
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
             with span(self._session.driver, f"swap in {self._name}", values):
                 report = self._arrive(grant, early, ahead)
-                values.update(bytes=report.copied_bytes, zeroed_bytes=report.filled_bytes)
-                for rare in ("recopied_bytes", "shared_bytes"):
-                    if size_bytes := getattr(report, rare):
-                        values[rare] = size_bytes
+                values.update(figures_of(report))
         except BaseException:
             if self._cool_all():  # else they are still mapped, and go back once they are not
                 with contextlib.suppress(DaemonUnavailableError):
@@ -149,19 +138,32 @@ class Residency:
         self.swap_ins += 1
         self.last_swap_in = report
         with contextlib.suppress(DaemonUnavailableError):
-            for region, place in self.sharing.places(self.regions).items():
-                self._session.has(place.first, region.page_handles)
+            self.sharing.tell(self.regions)
             self._session.arrived(report)  # the memory is here all the same
         return report
 
-    def give_up(self, keep: int = 0) -> SwapReport:
-        """Save, unmap and give the pages back, but for ``keep`` of those that can be warm."""
+    def give_up(self, keep: int = 0, park_s: float | None = None) -> SwapReport:
+        """Save, unmap and give the pages back, but for ``keep`` of those that can be warm.
+
+        With ``park_s`` the images go as well.
+        """
         if self.resident and not self.torn:
             if self.before_swap_out is not None:
                 self.before_swap_out()
             for keeper in self.keepers:
                 keeper.leaving()
-        return self._leave(keep)
+        report = self._leave(keep)
+        if park_s is not None:
+            self.park(park_s)
+        return report
+
+    def park(self, deadline_s: float | None) -> None:
+        """Let the images go to a file within ``deadline_s``, unless that is None, and say so.
+
+        But for those whose memory others may have too.
+        """
+        regions = [region for region in self.regions if region not in self.sharing]
+        self.parking.park_cold(self.saved, regions, deadline_s, self.cold())
 
     def leave_for_good(self) -> SwapReport:
         """Unmap and give the pages back; what keepers would have saved is lost once it is gone."""
@@ -211,6 +213,7 @@ class Residency:
         self.regions = []
         self.saved = self._kept = NO_MEMORY
         self._session.close()
+        self.parking.close()  # behind whoever waits still, who hears that the session has ended
 
     def return_images(self) -> None:
         """Take off the account what has gone of host images since the last call."""
@@ -222,7 +225,7 @@ class Residency:
 
     def _arrive(self, grant: PageGrant, early: EarlyArrival, ahead: Ahead | None) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
-        count = self._pages_kept
+        count = self.pages_needed - self.saved.pages_needed
         needed = self.pages_needed - self.warm_pages - len(grant.shared)
         report = early.report
         if len(grant.pages) != needed:
@@ -295,6 +298,3 @@ class Residency:
     def _mapped(self, memory: ModelMemory) -> list[int]:
         of = [region for region in self.regions if self.memory_of(region) is memory]
         return [page for region in of for page in region.page_handles]
-
-    def _bytes_of(self, tag: Tag) -> int:
-        return sum(region.bytes for region in self.regions if region.tag == tag)

@@ -26,11 +26,15 @@ class Resident(Protocol):
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> SwapReport:
         """Get pages and restore; raises and stays out, or is torn, on an error."""
 
-    def give_up(self, keep: int = 0) -> SwapReport:
+    def give_up(self, keep: int = 0, park_s: float | None = None) -> SwapReport:
         """Save, unmap and give the pages back; raises and stays resident, or is torn, on an error.
 
-        ``keep`` of them may stay, warm. Of a torn one it undoes what is left to undo.
+        ``keep`` of them may stay, warm. Of a torn one it undoes what is left to undo. With
+        ``park_s`` it parks then.
         """
+
+    def park(self, deadline_s: float | None) -> None:
+        """Let the images go to a file within ``deadline_s``, unless that is None, and say so."""
 
     def hurry(self) -> None:
         """What is brought in ahead is waited for now."""

@@ -20,7 +20,7 @@ def resize(
     residency.return_images()
     page_bytes = session.page_bytes
     pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
-    residency.footprint_changed()
+    residency.footprint.changed()
     missing_bytes = region.missing_image_bytes(size_bytes)
     unused = partial(lacks_image, region, size_bytes)
     with host_memory(session, missing_bytes, unused) as fd:

@@ -18,7 +18,14 @@ import msgspec
 
 from gpupool.errors import GpupoolError
 from gpupool.serve import launch
-from gpupool.serve.config import Config, ImagesConfig, ModelConfig, PoolConfig, load_config
+from gpupool.serve.config import (
+    Config,
+    ImagesConfig,
+    ModelConfig,
+    ParkingConfig,
+    PoolConfig,
+    load_config,
+)
 from gpupool.serve.engine import START_TIMEOUT_S, Engine
 from gpupool.serve.failures import ServeError
 from gpupool.serve.http_server import HttpServer, listen, url_of
@@ -49,7 +56,9 @@ def _query_status(socket_path: Path) -> Status:
 class Parts:
     """What is started and asked; tests put their own in."""
 
-    daemon_command: Callable[[PoolConfig, Path], list[str]] = launch.daemon_command
+    daemon_command: Callable[[PoolConfig, Path, ParkingConfig | None], list[str]] = (
+        launch.daemon_command
+    )
     engine_command: Callable[[ModelConfig, int, Path, ImagesConfig | None], list[str]] = (
         launch.engine_command
     )
@@ -144,7 +153,8 @@ class _Run:
     async def _work(self) -> None:
         """Starts everything and waits for something to fail."""
         await self._daemon.start(
-            self._parts.daemon_command(self._config.pool, self._socket_path), self._environment
+            self._parts.daemon_command(self._config.pool, self._socket_path, self._config.parking),
+            self._environment,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._daemon.watch, self._metrics.take_status)

@@ -47,6 +47,8 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     budget_bytes: ByteSize = field(name="budget")
     page_bytes: ByteSize = field(name="page", default=ByteSize(64 * MIB))
+    host_budget_bytes: ByteSize | None = field(name="host_budget", default=None)
+    """Host memory for images and saved KV; by default the machine's memory."""
     turn_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 200
     min_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 8
     revoke_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
@@ -89,6 +91,15 @@ class ImagesConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """What all images there may have together; those used least recently go."""
 
 
+class ParkingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Images of the models used least recently go to files when host memory runs short."""
+
+    folder: Annotated[str, Meta(min_length=1)]
+    """Absolute after loading; private, on a fast disk."""
+    limit_bytes: ByteSize | None = field(name="limit", default=None)
+    """What all files there may have together; by default what the disk has."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """All of pool.yaml."""
 
@@ -96,6 +107,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     models: Annotated[list[ModelConfig], Meta(min_length=1)]
     server: ServerConfig = ServerConfig()
     images: ImagesConfig | None = None
+    parking: ParkingConfig | None = None
 
 
 def load_config(path: Path) -> Config:
@@ -112,11 +124,15 @@ def load_config(path: Path) -> Config:
         models = _check_models(config, path.absolute().parent)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}.") from None
-    images = config.images
+    images, parking = config.images, config.parking
+    base = path.absolute().parent
     if images is not None and images.folder is not None:
-        folder = path.absolute().parent / Path(images.folder).expanduser()
+        folder = base / Path(images.folder).expanduser()
         images = msgspec.structs.replace(images, folder=str(folder))
-    return msgspec.structs.replace(config, models=models, images=images)
+    if parking is not None:
+        folder = base / Path(parking.folder).expanduser()
+        parking = msgspec.structs.replace(parking, folder=str(folder))
+    return msgspec.structs.replace(config, models=models, images=images, parking=parking)
 
 
 class _Loader(yaml.SafeLoader):
@@ -189,9 +205,13 @@ def _explain(problem: str) -> str:
 def _struct_at(key: str) -> type[Struct]:
     if key.startswith("models"):
         return ModelConfig
-    if key == "pool":
-        return PoolConfig
-    return ServerConfig if key == "server" else Config
+    sections: dict[str, type[Struct]] = {
+        "pool": PoolConfig,
+        "server": ServerConfig,
+        "images": ImagesConfig,
+        "parking": ParkingConfig,
+    }
+    return sections.get(key, Config)
 
 
 def _check_pool(pool: PoolConfig) -> None:

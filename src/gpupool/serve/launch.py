@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpupool.serve.config import ArgValue, ImagesConfig, ModelConfig, PoolConfig
+from gpupool.serve.config import ArgValue, ImagesConfig, ModelConfig, ParkingConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 
 # vLLM counts an engine step's time from when it is queued. A step here may wait for many turns
@@ -48,8 +48,17 @@ def device_environment(device: str, inherited: Mapping[str, str]) -> dict[str, s
     return {"CUDA_VISIBLE_DEVICES": shown[int(ordinal or 0)]}
 
 
-def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
+def daemon_command(
+    pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None = None
+) -> list[str]:
     """The command line of the pool daemon."""
+    optional: list[str] = []
+    if pool.host_budget_bytes is not None:
+        optional += ["--host-budget-bytes", str(int(pool.host_budget_bytes))]
+    if parking is not None:
+        optional += ["--parking-folder", parking.folder]
+        if parking.limit_bytes is not None:
+            optional += ["--parking-limit-bytes", str(int(parking.limit_bytes))]
     return [
         *(sys.executable, "-m", "gpupool", "daemon"),
         # The one device that is visible: see device_environment.
@@ -59,6 +68,7 @@ def daemon_command(pool: PoolConfig, socket_path: Path) -> list[str]:
         *("--turn-ms", str(pool.turn_ms)),
         *("--min-tokens", str(pool.min_tokens)),
         *("--revoke-timeout-s", f"{pool.revoke_timeout_s:g}"),
+        *optional,
         *("--socket", str(socket_path)),
     ]
 

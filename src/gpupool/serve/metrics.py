@@ -80,6 +80,24 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._parked = Gauge(
+            "gpupool_parked_bytes",
+            "What of a model's images is in a file and not in host memory",
+            ["model"],
+            registry=registry,
+        )
+        self._read_back_bytes = Counter(
+            "gpupool_read_back_bytes",
+            "Images that came back from files",
+            ["model"],
+            registry=registry,
+        )
+        self._read_back_s = Counter(
+            "gpupool_read_back_seconds",
+            "Time that images took to come back from files",
+            ["model"],
+            registry=registry,
+        )
         self._up = Gauge(
             "gpupool_engine_up", "1 when the engine answers", ["model"], registry=registry
         )
@@ -136,6 +154,11 @@ class Metrics:
             self._recopied_bytes.labels(model.name).inc(wrong_bytes)
             damaged, _ = new_samples(seen.damaged if seen else 0, model.damaged, ())
             self._damaged.labels(model.name).inc(damaged)
+            back = (seen.read_back_bytes, seen.read_back_s) if seen else (0, 0.0)
+            if model.read_back_bytes >= back[0]:
+                self._read_back_bytes.labels(model.name).inc(model.read_back_bytes - back[0])
+                self._read_back_s.labels(model.name).inc(max(0.0, model.read_back_s - back[1]))
+            self._parked.labels(model.name).set(model.parked_bytes)
             self._footprint.labels(model.name).set(model.footprint_bytes)
             self._held.labels(model.name).set(model.held_bytes)
 

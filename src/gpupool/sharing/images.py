@@ -56,6 +56,9 @@ class ImageSharing(Protocol):
     def unshare_image(self, number: int) -> None:
         """Nothing of a shared image is mapped any more."""
 
+    def has(self, first: int, handles: Sequence[int]) -> None:
+        """Pages have what was declared for the places from ``first`` on."""
+
 
 class SharedImages:
     """The weights of one model that may be, or are, shared. Not thread safe."""
@@ -86,6 +89,10 @@ class SharedImages:
         for region in {*self._fds, *self._shared}:
             self.forget(region)
 
+    def __contains__(self, region: object) -> bool:
+        """Whether its memfd is kept open, since it is shared or may be."""
+        return region in self._fds or region in self._shared
+
     def __bool__(self) -> bool:
         """Whether any is shared."""
         return bool(self._shared)
@@ -95,12 +102,17 @@ class SharedImages:
         places: dict[Region, Place] = {}
         first = 0
         for region in regions if self._shared else ():
-            if region.image_bytes == 0:
+            if region.image_bytes == 0 and not region.parked:
                 continue
             if region in self._shared:
                 places[region] = Place(self._shared[region][0], first)
             first += region.span_bytes // self._page_bytes
         return places
+
+    def tell(self, regions: Iterable[Region]) -> None:
+        """Say which pages a model has them on that has just arrived."""
+        for region, place in self.places(regions).items():
+            self._session.has(place.first, region.page_handles)
 
     def share(self) -> None:
         """Share all that may be and is not. The model is out, without warm pages.

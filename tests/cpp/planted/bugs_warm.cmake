@@ -28,7 +28,7 @@ plant(a_page_that_stayed_is_copied_again swap/loads.cpp
   [[std::size_t{0}]]
   warm)
 plant(a_workspace_stays swap/swap.cpp
-  [[region->image_ ? std::min(count, region->pages()) : 0]]
+  [[region->has_image() ? std::min(count, region->pages()) : 0]]
   [[std::min(count, region->pages())]]
   warm)
 plant(a_region_changes_under_its_warm_pages swap/swap.cpp

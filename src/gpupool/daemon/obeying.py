@@ -1,0 +1,100 @@
+"""What the daemon tells a model to do, each kind on a thread of its own.
+
+So an engine that runs no steps gives its memory up too, and an order that is due soon waits for no
+other that takes long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from gpupool.daemon import protocol as p
+from gpupool.daemon.link import Link
+from gpupool.errors import DaemonUnavailableError, KvStoreFullError
+from gpupool.session import Revocable
+
+log = logging.getLogger(__name__)
+
+
+class Obeying:
+    """Orders and wishes to one model, and the threads that see to them."""
+
+    def __init__(self) -> None:
+        """Nobody obeys yet: the first that come wait for ``start``."""
+        self.holder: Revocable | None = None
+        """Who is told; orders that nobody is there for are dropped."""
+        self._orders: queue.SimpleQueue[p.Revoke | p.Cool | None] = queue.SimpleQueue()
+        self._parks: queue.SimpleQueue[p.Park | None] = queue.SimpleQueue()
+        self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, link: Link, is_stale: Callable[[p.Revoke], bool]) -> None:
+        """Obey from now on; ``is_stale`` says that what is revoked has gone by itself."""
+        runs: dict[str, Callable[[], None]] = {
+            "gpupool-revoke": partial(self._obey, link, is_stale),
+            "gpupool-ahead": self._fetch_ahead,
+            "gpupool-park": self._park,
+        }
+        for name, run in runs.items():
+            self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def order(self, order: p.Order) -> None:
+        """To be obeyed."""
+        if isinstance(order, p.Park):
+            self._parks.put(order)
+        else:
+            self._orders.put(order)
+
+    def wish(self, wish: p.FetchAhead) -> None:
+        """To be seen to when there is time."""
+        self._wishes.put(wish)
+
+    def stop(self) -> None:
+        """Obey no more; idempotent."""
+        self._orders.put(None)
+        self._wishes.put(None)
+        self._parks.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _obey(self, link: Link, is_stale: Callable[[p.Revoke], bool]) -> None:
+        while (order := self._orders.get()) is not None:
+            if self.holder is None:
+                continue
+            left = True
+            try:
+                if isinstance(order, p.Cool):
+                    self.holder.cool(order.pages)
+                    continue
+                stale = partial(is_stale, order)
+                left = False
+                left = self.holder.give_up(order.deadline_s, stale, order.keep, order.park_s)
+            except Exception as error:
+                # Resident as before. Unless what would be lost with it is why, the daemon keeps its
+                # deadline and ends this process at it.
+                kept = p.Kept(p.one_line(str(error)), isinstance(error, KvStoreFullError))
+                with contextlib.suppress(DaemonUnavailableError):
+                    link.send(kept)
+            if isinstance(order, p.Revoke) and order.park_s is not None and not left:
+                self._parks.put(p.Park(order.park_s))  # it may be out already, and answers
+
+    def _park(self) -> None:
+        while (order := self._parks.get()) is not None:
+            if self.holder is not None:
+                self.holder.park(order.deadline_s)
+
+    def _fetch_ahead(self) -> None:
+        while (wish := self._wishes.get()) is not None:
+            if self.holder is None:
+                continue
+            try:
+                self.holder.fetch_ahead(wish.share)
+            except Exception as error:  # of a keeper's too: there may be another wish
+                log.info("not fetched ahead: %s", error)
