@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
+from parking_bench import HELD_BYTES, Members
 
 from gpupool._core import Region
 from gpupool.daemon import client, wire
@@ -101,6 +102,30 @@ def test_who_is_killed_takes_nothing_along(start_daemon: StartDaemon) -> None:
     for model in (third, other):
         model.close()
     daemon.until_ledger(free=PAGES + 1, host_bytes=0)
+
+
+def test_what_others_may_use_is_not_parked(start_daemon: StartDaemon, directory: Path) -> None:
+    """Host memory for what is shared and for one of the two others, which take turns."""
+    daemon = start_daemon(
+        pages=PAGES + 4,
+        options=(
+            *("--host-budget-bytes", str(PAGES * PAGE_BYTES + HELD_BYTES), "--turn-ms", "1"),
+            *("--parking-folder", str(directory / "parked")),
+        ),
+    )
+    one, first = fine_tune(daemon.socket_path, 1)
+    members = Members(daemon)
+    others = [members("a"), members("b")]
+    for _ in range(2):
+        for other in others:
+            other.check()
+            assert has(one, first, 1)
+            one.swap_out()
+            assert one.parked_bytes == 0
+    assert len(members.parked()) == 1
+    for model in (one, *(other.model for other in others)):
+        model.close()
+    daemon.until_ledger(free=PAGES + 4, host_bytes=0)
 
 
 class Liar:
