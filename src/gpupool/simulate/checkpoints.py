@@ -1,6 +1,6 @@
 """What is known of checkpoints without measuring: sizes and limits.
 
-Source: the ``config.json`` of each on Hugging Face; weights in 16 bits, KV of one token is 2 (keys
+Source: the published configuration of each, rounded; weights in 16 bits, KV of one token is 2 (keys
 and values) x layers x KV heads x head size x 2 bytes.
 """
 
