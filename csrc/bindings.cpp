@@ -695,6 +695,9 @@ void bind_swap(py::module_& m) {
           py::arg("extents"), py::arg("is_shared"), NoGil(),
           "Puts other memory with the same bytes behind its image, as (fd, offset, bytes).\n\n"
           "False if the driver did not let go of what was there.")
+      .def_property_readonly(
+          "image_is_shared", [](const RegionHandle& h) { return h.region->image_is_shared(); },
+          "Whether its image is counted as memory that others share.")
       .def(
           "mark_written",
           [](RegionHandle& h, const std::vector<std::pair<std::size_t, std::size_t>>& runs) {

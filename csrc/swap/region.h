@@ -42,6 +42,8 @@ class Region {
   [[nodiscard]] std::byte* image() const;
   // Host memory behind it, in whole pages of the system.
   [[nodiscard]] std::size_t image_bytes() const;
+  // Whether it is counted as shared.
+  [[nodiscard]] bool image_is_shared() const noexcept { return image_is_shared_; }
   // Whether somebody else keeps what the image had, see ModelMemory::park.
   [[nodiscard]] bool parked() const noexcept { return parked_; }
   // Counts what may have changed the image, so that who has a copy of it knows.
@@ -70,6 +72,7 @@ class Region {
   std::optional<Mapping> mapping_;
   std::weak_ptr<Arena> arena_;
   bool sealed_ = false;
+  std::atomic<bool> image_is_shared_ = false;
   RunSet saved_;          // bytes for which the image is worth restoring
   RunSet written_;        // bytes for which the device is newer than the image
   PieceDigests digests_;  // of every piece of saved_, unless nothing is verified

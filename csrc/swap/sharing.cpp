@@ -6,6 +6,14 @@
 #include "swap/swap.h"
 
 namespace gpupool {
+namespace {
+
+// Of an image that its region has, and who asks.
+void require_unseen(const std::shared_ptr<HostMemory>& image) {
+  if (image.use_count() > 2) throw UsageError("somebody looks at the image: let go of it first");
+}
+
+}  // namespace
 
 void ModelMemory::require_unsealed(const Region& region) {
   if (region.sealed_) throw UsageError("the region is sealed: its bytes cannot be changed");
@@ -49,7 +57,10 @@ bool ModelMemory::replace_image(Region& region, std::span<const Extent> extents,
   }
   const auto& gone_bytes = is_shared ? gone_shared_bytes_ : gone_image_bytes_;
   if (extents.empty()) {
+    const std::lock_guard looking(region.image_mutex_);
+    require_unseen(old);
     old->report_to(gone_bytes);
+    region.image_is_shared_ = is_shared;
     return true;
   }
   auto image = std::make_shared<HostMemory>(driver_, extents, region.capacity_bytes());
@@ -61,10 +72,11 @@ bool ModelMemory::replace_image(Region& region, std::span<const Extent> extents,
     throw DamagedImage("what is to be the image of a region does not have its bytes");
   }
   const std::lock_guard looking(region.image_mutex_);
-  if (old.use_count() > 2) throw UsageError("somebody looks at the image: let go of it first");
+  require_unseen(old);
   image->report_to(gone_bytes);
   if (is_shared) old->report_to(nullptr);
   region.image_ = std::move(image);
+  region.image_is_shared_ = is_shared;
   return old->let_go();
 }
 

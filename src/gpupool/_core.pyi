@@ -537,6 +537,11 @@ class Region:
         Counts what may have changed its image.
         """
     @property
+    def image_is_shared(self) -> bool:
+        """
+        Whether its image is counted as memory that others share.
+        """
+    @property
     def mapped_pages(self) -> int:
         """
         Pages behind it now; none while the model is out.

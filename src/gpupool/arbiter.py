@@ -5,6 +5,8 @@ The daemon and the embedded pool drive the same object; it is not thread safe.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from gpupool._core import PagePool
 from gpupool.errors import DriverError, UsageError
 from gpupool.holdings import Holdings
@@ -216,8 +218,8 @@ class Arbiter(Holdings):
     def _cool(self, cool: Cool) -> Cool:
         lease = self._leases[cool.key]
         lease.asked_to_cool, lease.cooling = True, cool.pages
-        # Of what others have as well nothing comes free.
-        return Cool(cool.key, min(lease.held, cool.pages + self._contents.shared(cool.key)))
+        # Of what it leaves to others nothing comes free.
+        return Cool(cool.key, min(lease.held, cool.pages + self._left_to_others()[cool.key]))
 
     def _acquire(self, key: int, until: int, outcome: Outcome, now_s: float) -> Granted | None:
         """So many pages for a model, counting those that it has."""
@@ -239,16 +241,32 @@ class Arbiter(Holdings):
         return Granted(key, pages, now_s - lease.asked_s, shared)
 
     def _view(self) -> PoolView:
-        return PoolView(self._pages.free_pages, tuple(map(self._seen, self._leases.values())))
+        left = self._left_to_others()
+        models = tuple(self._seen(lease, left[lease.key]) for lease in self._leases.values())
+        return PoolView(self._pages.free_pages, models)
 
-    def _seen(self, lease: Lease) -> ModelView:
+    def _left_to_others(self) -> Counter[int]:
+        """Pages by model that others go on to have as it leaves: who stays, or leaves after it."""
+
+        def last(key: int) -> tuple[float, ...]:
+            lease = self._leases[key]
+            if lease.pinned:
+                return (3,)
+            if lease.state is Residency.RESIDENT:
+                return (2, not lease.idle, lease.used_s if lease.idle else lease.since_s, key)
+            if self.warm_of(lease) > 0:
+                return (1, lease.state is Residency.WAITING, lease.used_s, key)
+            return (0,)
+
+        return self._contents.left_to_others(last)
+
+    def _seen(self, lease: Lease, left: int) -> ModelView:
         waits = lease.state is Residency.WAITING
-        # Those that it can have of others, or would leave to them.
-        if waits:
+        if waits:  # what it can have of others it does not need
             others = lease.pinned or self._contents.matches(lease.key, lease.held)
             pages = lease.pages - lease.held - len(others)
         else:
-            pages = max(0, lease.held - lease.keep - self._contents.shared(lease.key))
+            pages = max(0, lease.held - lease.keep - left)
         return ModelView(
             lease.key,
             pages,
@@ -259,7 +277,7 @@ class Arbiter(Holdings):
             lease.stays_until_s,
             max(0, lease.warmable - lease.held) if waits and lease.early else 0,
             warmable=lease.warmable if self._keeps_warm else 0,
-            warm=max(0, self.warm_of(lease) - self._contents.shared(lease.key)),
+            warm=max(0, self.warm_of(lease) - left),
             cooling=lease.cooling,
             answers=not lease.asked_to_cool,
             ahead=waits and lease.ahead,

@@ -144,16 +144,20 @@ class Model(Regions):
         """
         if timeout_s is not None:
             timeout_s = seconds("timeout_s", timeout_s)
-        if writes:
-            self.unshare()
-        with self.gate.hold(timeout_s):
-            try:
-                yield
-            finally:  # also after an error: part may have been written
-                if writes:
-                    for region in (*self.regions("weights"), *self.regions("kv_cache")):
-                        if region.image_bytes > 0:  # else its keeper is told, block by block
-                            region.mark_written([(0, region.bytes)])
+        while True:
+            if writes:
+                self.unshare()
+            with self.gate.hold(timeout_s):
+                if writes and self._residency.sharing:
+                    continue  # another thread shared it meanwhile, and cannot as long as this holds
+                try:
+                    yield
+                finally:  # also after an error: part may have been written
+                    if writes:
+                        for region in (*self.regions("weights"), *self.regions("kv_cache")):
+                            if region.image_bytes > 0:  # else its keeper is told, block by block
+                                region.mark_written([(0, region.bytes)])
+                return
 
     def mark_written(self, tag: str) -> None:
         """All regions of one tag are to be saved whole at the next swap-out.
@@ -215,8 +219,8 @@ class Model(Regions):
         """With the model out and no page of it warm."""
         while True:
             self.gate.give_up()
-            with self.gate.out() as out:
-                if out:
+            with self.gate.steady() as resident:  # which another thread may have made it again
+                if not resident:
                     with self._residency.cold():
                         yield
                     return

@@ -109,6 +109,18 @@ bool attempt(const Scenario& scenario, Totals& totals, const char* kind, Arm arm
 
 }  // namespace
 
+void run_failing(const Scenario& scenario, DriverCall call, Totals& totals) {
+  const std::string kind =
+      "the first " + std::string(driver_call_names[static_cast<std::size_t>(call)]) + " fails";
+  attempt(
+      scenario, totals, kind.c_str(),
+      [&](World& world) { world.plan->arm_call(call, 1, 1, Status::unknown); },
+      [](World& world) {
+        world.plan->disarm();
+        return world.plan->injected();
+      });
+}
+
 void run(const Scenario& scenario, Totals& totals) {
   constexpr std::array codes{Status::unknown, Status::out_of_memory, Status::not_supported};
   // In a third of the time: each call fails with one of them, in turn, and a third of allocations.

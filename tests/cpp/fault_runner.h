@@ -56,5 +56,7 @@ struct Totals {
 
 // Every failure there is, one at a time, each on a world of its own; prints what failed.
 void run(const Scenario& scenario, Totals& totals);
+// Once, where the call fails that is named, if it is made at all.
+void run_failing(const Scenario& scenario, DriverCall call, Totals& totals);
 
 }  // namespace gpupool

@@ -44,6 +44,7 @@ TEST(use_after_unmap_is_a_sticky_fault) {
   ask("map", two->map(destination, page_bytes, page));
   ask("unmap", two->unmap(destination, page_bytes));
   ask("set_access", two->set_access(destination, page_bytes));
+  ask("set_read_only", two->set_read_only(destination, page_bytes));
   ask("host_register", two->host_register(&bytes, sizeof bytes));
   ask("host_unregister", two->host_unregister(&bytes));
   ask("context_synchronize", two->context_synchronize());

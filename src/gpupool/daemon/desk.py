@@ -108,7 +108,10 @@ class Desk:
 
     def holds_pages(self, peer: Peer) -> bool:
         """Whether pages are granted to the peer."""
-        return peer.key is not None and bool(self._pages.owned(peer.key))
+        if peer.key is None:
+            return False
+        pinned = self._arbiter.lease(peer.key).pinned  # which it was not given yet
+        return len(self._pages.owned(peer.key)) > len(pinned)
 
     def settle(self, now_s: float) -> float | None:
         """Send what the arbiter decides; when to call again at the latest."""

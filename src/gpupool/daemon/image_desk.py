@@ -39,11 +39,12 @@ class ImageDesk:
 
     def _share(self, worker: Worker, key: int, message: p.ShareImage, fd: int) -> None:
         """Take hashes in and, with the last of them, answer; ``fd`` is the caller's, or -1."""
+        if fd >= 0:
+            forget(worker)  # what it was interrupted in
+            worker.sharing = Sharing(os.dup(fd), message.size_bytes)
         asked = worker.sharing
-        if (fd >= 0) is (asked is not None):
-            raise ProtocolError("a worker shares one image at a time, with its memfd at first")
         if asked is None:
-            asked = worker.sharing = Sharing(os.dup(fd), message.size_bytes)
+            raise ProtocolError("a worker sends the memfd of the image that it shares")
         asked.contents += message.contents
         is_over = True
         try:

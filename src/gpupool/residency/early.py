@@ -9,9 +9,10 @@ from gpupool.errors import GpupoolError
 class EarlyArrival:
     """Pages of one model that are warm before it has its lease."""
 
-    def __init__(self, memory: ModelMemory) -> None:
-        """For what can be warm of ``memory``."""
+    def __init__(self, memory: ModelMemory, *, shares: bool = False) -> None:
+        """For what can be warm of ``memory``; of one that ``shares`` nothing is used early."""
         self._memory = memory
+        self._shares = shares
         self.report = SwapReport()
         """Of what was filled."""
         self.stuck = False
@@ -19,6 +20,8 @@ class EarlyArrival:
 
     def use(self, pages: list[Page]) -> int:
         """Fill the first so many of these. Raises DriverError or DamagedMemoryError."""
+        if self._shares:
+            return 0  # what comes may belong behind pages of others, which come later
         count = min(len(pages), self._memory.warmable_pages - self._memory.warm_pages)
         if count > 0:
             self.report += self._memory.warm(pages[:count])

@@ -118,7 +118,7 @@ class Residency:
         wanted = None if ahead is None else ahead.is_wanted
         # Before its lease: who waits for host memory has no pages that others wait for.
         self.parking.bring_back(self.saved, timeout_s, wanted)
-        early = EarlyArrival(self.saved)
+        early = EarlyArrival(self.saved, shares=bool(self.sharing))
         with span(self._session.driver, f"lease wait {self._name}", {}):
             try:
                 left_s = max(0.0, deadline_s - time.monotonic())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 from gpupool._core import PagePool
 
@@ -21,6 +22,7 @@ class Contents:
         self._present: dict[bytes, int] = {}
         self._content: dict[int, bytes] = {}
         self._holders: dict[int, set[int]] = {}
+        self._together: Counter[frozenset[int]] = Counter()  # pages by who has them, of several
         self._changes = 0
         self._found: dict[int, tuple[int, dict[int, int]]] = {}
 
@@ -48,7 +50,7 @@ class Contents:
                 self._present.pop(known, None)
                 continue
             self._present.setdefault(content, page)
-            self._holders.setdefault(page, set()).add(key)
+            self._hold(page, {*self._holders.get(page, ()), key})
         self._changes += 1
 
     def matches(self, key: int, first: int) -> dict[int, int]:
@@ -70,7 +72,7 @@ class Contents:
     def took(self, key: int, pages: Iterable[int]) -> None:
         """A model has them too, from now on."""
         for page in pages:
-            self._holders[page].add(key)
+            self._hold(page, {*self._holders[page], key})
         self._changes += 1
 
     def gave_back(self, key: int, pages: Iterable[int]) -> None:
@@ -79,9 +81,8 @@ class Contents:
             holders = self._holders.get(page)
             if holders is None:
                 continue
-            holders.discard(key)
-            if not holders:
-                del self._holders[page]
+            self._hold(page, holders - {key})
+            if page not in self._holders:
                 content = self._content.pop(page)
                 if self._present.get(content) == page:
                     del self._present[content]
@@ -93,9 +94,29 @@ class Contents:
             self._present.pop(content, None)
         self._changes += 1
 
-    def shared(self, key: int) -> int:
-        """How many of a model's pages others have as well."""
-        return self._pages.shared(key) if self._holders else 0
+    def left_to_others(self, last: Callable[[int], tuple[float, ...]]) -> Counter[int]:
+        """How many pages of each model do not come free as it leaves, for others have them as well.
+
+        What several have comes free with the one of them that is asked ``last``, as its order
+        says, so that those of all who leave add up to what comes free with all of them.
+        """
+        left: Counter[int] = Counter()
+        for holders, count in self._together.items():
+            for key in holders - {max(holders, key=last)}:
+                left[key] += count
+        return left
+
+    def _hold(self, page: int, holders: set[int]) -> None:
+        for many, before in ((-1, self._holders.get(page)), (1, holders)):
+            if before is not None and len(before) > 1:
+                together = frozenset(before)
+                self._together[together] += many
+                if self._together[together] == 0:
+                    del self._together[together]
+        if holders:
+            self._holders[page] = holders
+        else:
+            del self._holders[page]
 
     def forget(self, key: int) -> None:
         """The model has left."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, cast
 
 from gpupool._core import Region
-from gpupool.errors import DaemonUnavailableError
-from gpupool.host_images import host_memory, in_system_pages
+from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool.host_images import host_memory
 from gpupool.sharing.hashing import contents_of
 
 
@@ -68,25 +69,27 @@ class SharedImages:
         self._session = session
         self._page_bytes = page_bytes
         self._fds: dict[Region, int] = {}
+        self._sealed: set[Region] = set()
         self._shared: dict[Region, tuple[int, int]] = {}  # number, and the image's bytes
-        self._left: list[int] = []  # numbers of images that are not this model's any more
-        self._left_bytes = 0
+        self._lock = threading.Lock()  # of what follows
+        self._left: dict[int, int] = {}  # by number the bytes of images not used any more
         self._gone_bytes = 0
 
     def may_share(self, region: Region, fd: int) -> None:
-        """Remember the memfd of its image, which stays the caller's. Raises OSError."""
-        self._fds[region] = os.dup(fd)
+        """Remember the memfd of its image, which is this object's then."""
+        self._fds[region] = fd
 
     def forget(self, region: Region) -> None:
         """It is removed, or can be shared no more; its image may live on."""
         if (fd := self._fds.pop(region, -1)) >= 0:
             os.close(fd)
+        self._sealed.discard(region)
         if region in self._shared:
             self._leave(region)
 
     def close(self) -> None:
         """The model has left."""
-        for region in {*self._fds, *self._shared}:
+        for region in {*self._fds, *self._sealed, *self._shared}:
             self.forget(region)
 
     def __contains__(self, region: object) -> bool:
@@ -94,8 +97,8 @@ class SharedImages:
         return region in self._fds or region in self._shared
 
     def __bool__(self) -> bool:
-        """Whether any is shared."""
-        return bool(self._shared)
+        """Whether any cannot be written to, since it is shared."""
+        return bool(self._sealed)
 
     def places(self, regions: Iterable[Region]) -> dict[Region, Place]:
         """Of those of a model's regions, given in order, that are shared."""
@@ -120,31 +123,36 @@ class SharedImages:
         Raises what ``_core.Region.seal`` and ``replace_image`` do, RefusedError, or OSError; what
         was not shared then stays as it is.
         """
-        for region in list(self._fds):
-            fd = self._fds[region]
+        for region, fd in list(self._fds.items()):
+            if os.fstat(fd).st_size != region.image_bytes:
+                raise UsageError("a region that was resized cannot be shared")
             contents = contents_of(region, self._page_bytes)
-            region.seal()
+            self._sealed.add(region)
             try:
-                number = self._replace(region, fd, contents)
-            except BaseException:
-                region.unseal()
-                raise
-            self._shared[region] = number, region.image_bytes
-            os.close(self._fds.pop(region))
+                region.seal()
+                self._replace(region, fd, contents)
+            finally:
+                if region in self._shared:
+                    os.close(self._fds.pop(region))
+                else:
+                    region.unseal()
+                    self._sealed.discard(region)
 
-    def _replace(self, region: Region, fd: int, contents: list[bytes]) -> int:
-        offer = self._session.share_image(fd, region.image_bytes, contents)
-        done = gone = False
+    def _replace(self, region: Region, fd: int, contents: list[bytes]) -> None:
+        size_bytes = region.image_bytes
+        offer = self._session.share_image(fd, size_bytes, contents)
+        gone = False
         try:
             is_own = len(offer.parts) == 1 and _same_file(offer.parts[0].fd, fd)
             # Where nobody else has any of it only the account changes.
             gone = region.replace_image([] if is_own else offer.parts, is_shared=True)
-            done = True
         finally:
+            # What was interrupted may have been done all the same.
+            if done := region.image_is_shared:
+                self._shared[region] = offer.number, size_bytes
             for other in {part.fd for part in offer.parts}:
                 os.close(other)
             self._session.settle_image(offer.number, done=done, gone=gone)
-        return offer.number
 
     def unshare(self) -> None:
         """Give each region memory of its own again. The model is out, without warm pages.
@@ -152,29 +160,43 @@ class SharedImages:
         Raises what ``_core.Region.replace_image`` does, RefusedError, or OSError; what is shared
         then still is.
         """
-        for region in list(self._shared):
-            size_bytes = in_system_pages(region.bytes)
-            with host_memory(self._session, size_bytes) as fd:
-                with memoryview(cast("bytearray", region.image())) as image:
-                    _write(fd, image)
-                region.replace_image([(fd, 0, size_bytes)], is_shared=False)
+        for region in list(self._sealed):
+            if region in self._shared:
+                self._take_apart(region)
             region.unseal()
+            self._sealed.discard(region)
+
+    def _take_apart(self, region: Region) -> None:
+        size_bytes = region.image_bytes
+        with host_memory(self._session, size_bytes, lambda: region.image_is_shared) as fd:
+            with memoryview(cast("bytearray", region.image())) as image:
+                _write(fd, image)
+            shared = self._shared[region]
             self._leave(region)
+            try:
+                region.replace_image([(fd, 0, size_bytes)], is_shared=False)
+            finally:
+                if region.image_is_shared:
+                    self._shared[region] = shared
+                    with self._lock:
+                        del self._left[shared[0]]
 
     def gone(self, size_bytes: int) -> None:
         """So much of images that were shared is nowhere mapped any more."""
-        self._gone_bytes += size_bytes
-        if self._left and self._gone_bytes >= self._left_bytes:
-            left, self._left = self._left, []
-            self._gone_bytes = self._left_bytes = 0
-            with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
-                for number in left:
-                    self._session.unshare_image(number)
+        with self._lock:
+            self._gone_bytes += size_bytes
+            if not self._left or self._gone_bytes < sum(self._left.values()):
+                return
+            left, self._left = self._left, {}
+            self._gone_bytes = 0
+        with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
+            for number in left:
+                self._session.unshare_image(number)
 
     def _leave(self, region: Region) -> None:
         number, size_bytes = self._shared.pop(region)
-        self._left.append(number)
-        self._left_bytes += size_bytes
+        with self._lock:
+            self._left[number] = size_bytes
 
 
 def _same_file(one: int, other: int) -> bool:

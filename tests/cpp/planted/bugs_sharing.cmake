@@ -76,7 +76,7 @@ plant(an_image_of_other_bytes_is_taken swap/sharing.cpp
   [[false]]
   sharing)
 plant(an_image_is_replaced_under_who_looks_at_it swap/sharing.cpp
-  [[old.use_count() > 2]]
+  [[image.use_count() > 2]]
   [[false]]
   sharing)
 plant(shared_memory_is_counted_as_the_models_own swap/sharing.cpp
