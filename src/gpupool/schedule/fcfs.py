@@ -35,7 +35,7 @@ def decide(state: State, now_s: float) -> list[Action]:
         request = state.arrived[0]
         device, batch = _place(state, request)
         return [Join(request, device, batch), *overdue(state, now_s)]
-    return [_next(state, state.ready[0])] if state.ready else []
+    return [run_next(state, state.ready[0])] if state.ready else []
 
 
 def _place(state: State, request: Request) -> tuple[Device, Batch | None]:
@@ -58,7 +58,8 @@ def _place(state: State, request: Request) -> tuple[Device, Batch | None]:
     return serving, serving.batches[-1] if serving.batches else None
 
 
-def _next(state: State, device: Device) -> Action:
+def run_next(state: State, device: Device) -> Action:
+    """What a device does next that runs the batches it has in order, each to its end."""
     if not device.batches:
         return Rest(device)
     batch = device.batches[0]

@@ -8,7 +8,8 @@ from functools import partial
 from types import MappingProxyType
 
 from gpupool.errors import UsageError
-from gpupool.schedule import aegaeon, deadlines, fcfs
+from gpupool.schedule import aegaeon, autoscaling, deadlines, fcfs
+from gpupool.schedule.autoscaling import Scaling
 from gpupool.schedule.costs import Costs
 from gpupool.schedule.work import Device, Goals, Request, State
 from gpupool.simulate.assumptions import (
@@ -29,7 +30,7 @@ from gpupool.simulate.residency import ResidentLoader
 from gpupool.simulate.result import Result, result_of
 from gpupool.simulate.trace import Arrival
 
-POLICIES = ("fcfs", "aegaeon", "deadlines")
+POLICIES = ("autoscaling", "fcfs", "aegaeon", "deadlines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def simulate(
     *,
     assumptions: Assumptions = HONEST,
     fits: Mapping[tuple[str, str], Fit] = MappingProxyType({}),
+    checkpoints: Mapping[str, Checkpoint] = MappingProxyType({}),
+    scaling: Scaling = Scaling(),  # noqa: B008 - frozen
     ttft_s: float = 10.0,
     tbt_s: float = 0.1,
     seed: int = 0,
@@ -65,9 +68,10 @@ def simulate(
     """Serve a trace and say how it went. Raises UsageError.
 
     ``fits`` are times measured, for models that have none the calibration that comes with gpupool
-    is used; the artifact's assumptions bring their own. Tokens are due ``ttft_s`` after a request
-    came and every ``tbt_s`` from then on. ``progress`` is told how many requests have
-    come. The same arguments give the same result.
+    is used; the artifact's assumptions bring their own. ``checkpoints`` says what models are, by
+    name, that are not what ``checkpoints_of`` takes them for; ``scaling`` is for the policy
+    ``autoscaling``. Tokens are due ``ttft_s`` after a request came and every ``tbt_s`` from then
+    on. ``progress`` is told how many requests have come. The same arguments give the same result.
     """
     if policy not in POLICIES:
         raise UsageError(f"there is no policy {policy}; there are {', '.join(POLICIES)}")
@@ -77,15 +81,13 @@ def simulate(
         )
     if not 1 <= hardware.groups <= hardware.devices:
         raise UsageError(f"{hardware.devices} devices cannot be {hardware.groups} groups")
-    checkpoints = checkpoints_of(trace, assumptions)
-    workload = workload_of(trace, checkpoints, assumptions, seed)
+    found = {**checkpoints_of(trace, assumptions), **checkpoints}
+    workload = workload_of(trace, found, assumptions, seed)
     if not workload:
         raise UsageError("no request of the trace counts")
     keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
-    costs = {
-        key: _costs(checkpoints[name], hardware, assumptions, fits) for name, key in keys.items()
-    }
-    sizes = {key: _sizes(checkpoints[name], costs[key], assumptions) for name, key in keys.items()}
+    costs = {key: _costs(found[name], hardware, assumptions, fits) for name, key in keys.items()}
+    sizes = {key: _sizes(found[name], costs[key], assumptions) for name, key in keys.items()}
     outputs = [arrival.output_tokens for arrival in workload]
     requests: list[list[Request]] = [[] for _ in range(hardware.groups)]
     for key, arrival in enumerate(workload):
@@ -104,8 +106,8 @@ def simulate(
         )
         engine = Engine(
             state,
-            _policy(policy, assumptions),
-            _loader(policy, hardware, assumptions, costs, sizes),
+            _policy(policy, assumptions, scaling),
+            _loader(policy, hardware, assumptions, costs, sizes, scaling),
             outputs,
             grain_s=assumptions.grain_s,
         )
@@ -140,7 +142,9 @@ def _devices(policy: str, hardware: Hardware, group: int) -> list[Device]:
     ]
 
 
-def _policy(name: str, assumptions: Assumptions) -> Policy:
+def _policy(name: str, assumptions: Assumptions, scaling: Scaling) -> Policy:
+    if name == "autoscaling":
+        return Policy(partial(autoscaling.decide, scaling=scaling))
     if name == "fcfs":
         return Policy(fcfs.decide)
     if name == "aegaeon":
@@ -187,8 +191,9 @@ def _loader(
     assumptions: Assumptions,
     costs: Mapping[int, Costs],
     sizes: Mapping[int, Sizes],
+    scaling: Scaling,
 ) -> Loader:
-    if assumptions.prefetches_anything and policy != "deadlines":
+    if assumptions.prefetches_anything and policy in ("fcfs", "aegaeon"):
         in_rounds = policy == "aegaeon"
         return ArtifactLoader(
             costs, assumptions.switch_s_min, prefetches=in_rounds, moves_kv=in_rounds
@@ -200,7 +205,7 @@ def _loader(
         sizes,
         capacity_bytes=hardware.device_bytes * assumptions.memory_share,
         link_bytes_per_s=hardware.link_bytes_per_s,
-        switch_s_min=assumptions.switch_s_min,
+        switch_s_min=scaling.start_s if policy == "autoscaling" else assumptions.switch_s_min,
         warm=policy == "deadlines",
         host=host,
     )
