@@ -11,6 +11,7 @@ import msgspec
 
 from gpupool import __version__
 from gpupool.cli_images import images
+from gpupool.cli_plan import plan_command
 from gpupool.cli_simulate import simulate_command
 from gpupool.errors import GpupoolError
 
@@ -287,6 +288,7 @@ def tune(device: str, limit_mib: int, runs: int, out: Path | None, as_json: bool
 
 main.add_command(images)
 main.add_command(simulate_command)
+main.add_command(plan_command)
 
 
 def _machine_memory_bytes() -> int:

@@ -1,0 +1,1 @@
+"""How many devices a market of models needs, by what shares them."""
