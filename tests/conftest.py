@@ -29,6 +29,7 @@ BUDGETS_MIN = {
     "images": 2,
     "kernels": 6,
     "kv": 3,
+    "plan": 2,
     "serve": 3,
     "sharing": 3,
     "simulate": 2,

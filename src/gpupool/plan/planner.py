@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil, floor
 from pathlib import Path
 
+from gpupool.plan.assumptions import assumptions_of
 from gpupool.plan.market import Goals, Market, Pool, trace_of
 from gpupool.plan.search import smallest
 from gpupool.schedule.autoscaling import Scaling
@@ -24,7 +26,7 @@ _MOST = 4
 _DEDICATED_MOST = 64
 """Devices that one model is given at most."""
 _PREFILL_SHARE = 3 / 8
-"""Of the devices under aegaeon so many prefill only: 6 of 16, as in the paper."""
+"""Of the devices under aegaeon so many prefill only, 6 of 16 in the paper; or none, if better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Need:
     enough: int
     """``devices``; where there are none, the smallest number that does as well as the most tried,
     which is what all figures here are of."""
+    prefill_devices: int
+    """Of them so many prefill only."""
     attainment: float
     """Of all tokens those in time."""
     ttft_s_p50: float
@@ -112,20 +116,29 @@ class PoolPlanner:
         )
 
     def simulated(self, strategy: str, devices: int) -> Result:
-        """The whole trace under a strategy that shares so many devices. Raises UsageError."""
+        """The whole trace under a strategy that shares so many devices. Raises UsageError.
+
+        Of several ways to deal the devices out the one that has more tokens in time.
+        """
         if self._progress is not None:
             self._progress(self._pool.name, strategy, devices)
-        return self._run(self.trace, strategy, devices)
+        splits = {0}
+        if strategy == "aegaeon":
+            wanted = devices * _PREFILL_SHARE
+            splits |= {count for count in (floor(wanted), ceil(wanted)) if count < devices}
+        results = [self._run(self.trace, strategy, devices, split) for split in sorted(splits)]
+        return max(results, key=lambda result: result.attainment_tokens)
 
-    def _run(self, trace: Sequence[Arrival], policy: str, devices: int) -> Result:
+    def _run(
+        self, trace: Sequence[Arrival], policy: str, devices: int, prefill_devices: int = 0
+    ) -> Result:
         pool = self._pool
-        split = max(1, round(devices * _PREFILL_SHARE)) if policy == "aegaeon" else 0
         return simulate(
             trace,
             policy,
             Hardware(
                 devices=devices,
-                prefill_devices=split if devices > 1 else 0,
+                prefill_devices=prefill_devices,
                 gpu=pool.gpu,
                 device_bytes=pool.gpu_gb * pool.gpus_per_device * 1e9,
                 link_bytes_per_s=pool.link_gbps * pool.gpus_per_device * 1e9,
@@ -162,6 +175,7 @@ class PoolPlanner:
             devices=devices,
             gpus=None if devices is None else devices * self._pool.gpus_per_device,
             enough=enough,
+            prefill_devices=result.prefill_devices,
             attainment=result.attainment_tokens,
             ttft_s_p50=result.ttft_s_p50,
             ttft_s_p99=result.ttft_s_p99,
@@ -199,6 +213,7 @@ class PoolPlanner:
             devices=total if met else None,
             gpus=total * self._pool.gpus_per_device if met else None,
             enough=total,
+            prefill_devices=0,
             attainment=on_time / tokens,
             ttft_s_p50=quantile(ttft_s, 0.5),
             ttft_s_p99=quantile(ttft_s, 0.99),
@@ -230,46 +245,3 @@ def plan(
         known = [count for count in counts if count is not None]
         gpus[strategy] = sum(known) if len(known) == len(counts) else None
     return Plan(market.goals, pools, gpus, assumptions_of(market))
-
-
-def assumptions_of(market: Market) -> tuple[str, ...]:
-    """What a plan takes to be so, a sentence each."""
-    goals, scaling, traffic = market.goals, market.autoscaling, market.traffic
-    found = [
-        f"A number of devices meets the goal if {goals.attainment:.0%} of a pool's tokens come in"
-        f" time: the first {goals.ttft_s:g} s after the request, each later one"
-        f" {goals.tbt_s:g} s on.",
-        "With a number of devices that meets it every larger one is taken to: the smallest is found"
-        " by bisection, and one fewer was simulated and misses.",
-        "dedicated: a device of its own for each model, more if it alone misses the goal.",
-        f"autoscaling: a device is a model's from its first request until"
-        f" {scaling.idle_s:g} s after its last; a start takes {scaling.start_s:g} s, the load"
-        f" included; a model with {scaling.requests_max} requests on each device gets another, and"
-        " waits where none is free.",
-        "Nothing is loaded when the requests begin, under any strategy.",
-        "fcfs: whole requests in order, engines stay alive, a switch takes weights / link.",
-        "aegaeon: tokens, in rounds; 3 of 8 devices prefill only. deadlines: tokens, by deadline.",
-        "Weights of models that share devices are in host memory, of which there is enough.",
-        "90% of a device's memory is for weights and KV; what else is assumed is in"
-        " docs/simulate.md, honest.",
-    ]
-    if any(pool.trace is None for pool in market.pools):
-        found.append(
-            f"Requests are made up: {traffic.duration_s:g} s at the rates given, gaps with a"
-            f" coefficient of variation of {traffic.cv:g}, lengths of ShareGPT chats,"
-            f" seed {traffic.seed}."
-        )
-    scaled = [m for pool in market.pools for m in pool.models if m.checkpoint is None or m.times_of]
-    if scaled:
-        found.append(
-            "Times of models given by size are those measured of another checkpoint times the"
-            " ratio of their weights (for context: of their KV)."
-        )
-    found += [
-        f"Pool {pool.name}: {pool.gpus_per_device} GPUs are one device, with all their memory and"
-        f" links, and times are those of one GPU divided by"
-        f" {pool.gpus_per_device * pool.parallel_efficiency:g}."
-        for pool in market.pools
-        if pool.gpus_per_device > 1
-    ]
-    return tuple(found)

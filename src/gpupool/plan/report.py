@@ -106,7 +106,7 @@ def plot(plan: Plan, path: Path) -> None:
         missed = "" if gpus is not None else ", misses the goal"
         axes.text(left[place], place, f" {left[place]}{missed}", va="center")
     axes.invert_yaxis()
-    axes.margins(x=0.25)
+    axes.margins(x=0.4)
     axes.set_xlabel("GPUs")
     goals = plan.goals
     axes.set_title(
