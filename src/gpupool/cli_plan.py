@@ -83,17 +83,10 @@ def _plan(
     goals: dict[str, float | None],
     duration_s: float | None,
 ) -> Plan:
-    from gpupool.plan.market import load_market
+    from gpupool.plan.market import changed, load_market
     from gpupool.plan.planner import plan
 
-    market = load_market(path)
-    given = {name: value for name, value in goals.items() if value is not None}
-    traffic = market.traffic
-    if duration_s is not None:
-        traffic = msgspec.structs.replace(traffic, duration_s=duration_s)
-    market = msgspec.structs.replace(
-        market, goals=msgspec.structs.replace(market.goals, **given), traffic=traffic
-    )
+    market = changed(load_market(path), goals, duration_s)
     if not sys.stderr.isatty():
         return plan(market, strategies)
     try:

@@ -107,6 +107,12 @@ def test_a_trace_has_requests_for_models_of_the_pool_alone(tmp_path: Path) -> No
         trace_of(pool, Traffic())
 
 
+def test_more_requests_than_can_be_held_are_refused() -> None:
+    pool = Pool("p", [Model("a", count=1000, checkpoint="qwen2_5_7b", rate=1e3)])
+    with pytest.raises(UsageError, match="the pool p would have more than"):
+        trace_of(pool, Traffic(duration_s=60))
+
+
 def test_so_short_a_time_that_nothing_comes() -> None:
     pool = Pool("p", [Model("a", checkpoint="qwen2_5_7b", rate=1e-6)])
     with pytest.raises(UsageError, match="no request comes to the pool p in 1 s"):

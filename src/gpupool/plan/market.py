@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from gpupool.simulate.trace import Arrival, read_trace
 
 Above = Annotated[float, Meta(gt=0, le=1e9)]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+_REQUESTS_MAX = 5_000_000
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -158,6 +160,20 @@ def load_market(path: Path) -> Market:
     return msgspec.structs.replace(market, pools=pools, profiles=profiles)
 
 
+def changed(market: Market, goals: Mapping[str, float | None], duration_s: float | None) -> Market:
+    """The same with other goals and another duration; None changes nothing. Raises UsageError."""
+    given = {name: value for name, value in goals.items() if value is not None}
+    duration = {} if duration_s is None else {"duration_s": duration_s}
+    try:
+        return msgspec.structs.replace(
+            market,
+            goals=msgspec.convert(msgspec.structs.asdict(market.goals) | given, Goals),
+            traffic=msgspec.convert(msgspec.structs.asdict(market.traffic) | duration, Traffic),
+        )
+    except msgspec.ValidationError as error:
+        raise UsageError(_explained(str(error))) from None
+
+
 def trace_of(pool: Pool, traffic: Traffic) -> list[Arrival]:
     """The requests of a pool, in order of arrival. Raises UsageError and OSError."""
     names = [name for model in pool.models for name in model.names]
@@ -168,6 +184,8 @@ def trace_of(pool: Pool, traffic: Traffic) -> list[Arrival]:
         return trace
     found: list[Arrival] = []
     rates = [model.rate or 0.0 for model in pool.models for _ in model.names]
+    if sum(rates) * traffic.duration_s > _REQUESTS_MAX:
+        raise UsageError(f"the pool {pool.name} would have more than {_REQUESTS_MAX} requests")
     for place, (name, rate) in enumerate(zip(names, rates, strict=True)):
         made = synthetic_trace(
             models=1,
