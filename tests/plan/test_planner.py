@@ -90,6 +90,16 @@ def test_progress_is_told_and_the_same_plan_comes_out() -> None:
     assert {strategy.partition(",")[0] for _, strategy, _ in told} == set(STRATEGIES)
 
 
+def test_gpus_of_one_device_load_together(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("time,model,input,output\n0,a,10,5\n")
+    model = Model("a", weights_gb=64.0, kv_kb_per_token=100.0, context_tokens=1000)
+    for gpus, load_s in ((1, 4.0), (4, 1.0)):
+        pool = Pool("p", [model], gpus_per_device=gpus, trace=str(trace))
+        found = PoolPlanner(pool, Market([pool]), {}).simulated("fcfs", 1)
+        assert found.ttft_s_p50 == pytest.approx(load_s, abs=0.1)
+
+
 def test_the_market_that_ships() -> None:
     market = load_market(EXAMPLE)
     short = msgspec.structs.replace(market.traffic, duration_s=60)

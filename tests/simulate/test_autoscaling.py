@@ -44,6 +44,7 @@ def test_nobody_takes_a_device_that_another_model_has() -> None:
 
 def test_a_model_with_many_requests_gets_another_device() -> None:
     trace = [ask(place / 100) for place in range(8)]
+    assert run(trace[:5], 4, Scaling(requests_max=4)).switches == 2
     assert run(trace, 4, Scaling(requests_max=4)).switches == 2
     assert run(trace, 4, Scaling(requests_max=8)).switches == 1
     assert run(trace, 1, Scaling(requests_max=4)).finished == 8
