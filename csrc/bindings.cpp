@@ -337,8 +337,6 @@ void bind_memory(py::module_& m) {
           },
           py::arg("owner"), py::arg("pages"), NoGil(),
           "Gives `owner` pages that others hold and go on to hold.")
-      .def("shared", &PagePool::shared, py::arg("owner"), NoGil(),
-           "How many of an owner's pages others hold as well.")
       .def("give_back_all", &PagePool::give_back_all, py::arg("owner"), NoGil())
       .def(
           "page",

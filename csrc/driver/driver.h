@@ -66,9 +66,8 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 // unmap              removes whole mappings that exactly fill [address, address + bytes);
 //                    no work that touches them may be in flight
 // set_access         makes a fully mapped range readable and writable by the device
-// set_read_only      the same, but for what writes to it: a copy or a fill is refused, or faults,
-// and
-//                    a kernel faults; nothing that writes there may be in flight
+// set_read_only      the same, for reading alone: what writes there is refused, or faults; nothing
+//                    that does may be in flight
 // host_register      pins host memory for asynchronous copies
 // context_synchronize  waits for all work in the device's primary context, also that of others who
 //                    use it, as torch does; not for what runs in contexts of another kind

@@ -78,8 +78,6 @@ class PagePool {
   // it back. Throws UsageError, and nothing has changed, unless each is held by others alone, named
   // once, and not being scrubbed.
   void share(OwnerId owner, std::span<const PageId> pages);
-  // How many of an owner's pages others hold as well.
-  [[nodiscard]] std::size_t shared(OwnerId owner) const;
   // Throws UsageError, and gives nothing back, unless `owner` holds every one, named once, and none
   // is being scrubbed for it. What is in doubt is withheld.
   void give_back(OwnerId owner, std::span<const PageId> pages);

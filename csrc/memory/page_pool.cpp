@@ -169,14 +169,6 @@ void PagePool::share(OwnerId owner, std::span<const PageId> pages) {
   for (const PageId id : pages) created_[id].others.push_back(owner);
 }
 
-std::size_t PagePool::shared(OwnerId owner) const {
-  std::lock_guard lock(mutex_);
-  return static_cast<std::size_t>(
-      std::count_if(created_.begin(), created_.end(), [owner](const Slot& slot) {
-        return slot.state == State::owned && !slot.others.empty() && holds(slot, owner);
-      }));
-}
-
 std::vector<PageId> PagePool::begin_scrub(std::size_t count) {
   std::vector<PageId> taken;
   std::lock_guard lock(mutex_);

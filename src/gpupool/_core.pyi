@@ -260,10 +260,6 @@ class PagePool:
         """
         Gives `owner` pages that others hold and go on to hold.
         """
-    def shared(self, owner: typing.SupportsInt | typing.SupportsIndex) -> int:
-        """
-        How many of an owner's pages others hold as well.
-        """
     def statistics(self) -> PoolStatistics: ...
     @property
     def created_pages(self) -> int: ...

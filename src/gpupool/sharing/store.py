@@ -162,14 +162,6 @@ class HostStore:
         for number in self.images_of(key):
             self.release(number)
 
-    def close(self) -> None:
-        """Let go of all memory."""
-        for segment in self._segments.values():
-            os.close(segment.fd)
-        self._segments.clear()
-        self._images.clear()
-        self._known.clear()
-
     def _use(self, unit: _Unit, number: int) -> None:
         if not unit.users:
             self._segments[unit.segment].units += 1
