@@ -16,7 +16,8 @@ from parking_bench import HELD_BYTES, Members
 from gpupool._core import Region
 from gpupool.daemon import client, wire
 from gpupool.daemon import protocol as p
-from gpupool.daemon.link import connect
+from gpupool.daemon.link import Link, connect
+from gpupool.errors import DaemonUnavailableError
 from gpupool.model import Model
 from gpupool.sharing.hashing import contents_of
 
@@ -124,6 +125,29 @@ def test_who_only_waits_is_not_killed_for_what_is_kept_for_it(start_daemon: Star
     assert has(one, first, 1)
     one.close()
     until(lambda: daemon.status().pages_free == PAGES)
+
+
+def test_an_interrupt_while_the_answer_is_waited_for(
+    start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the connection at once, and says so; the others' memory is as before."""
+    daemon = start_daemon(pages=PAGES)
+    one, first = fine_tune(daemon.socket_path, 1)
+    model = Model("b", client.DaemonSession(daemon.socket_path, "b"), shares=True)
+    region = model.region("weights", PAGES * PAGE_BYTES)
+    region.adopt_image()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Link, "reply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.share()
+    with pytest.raises(DaemonUnavailableError, match="interrupted"), model.resident():
+        pass
+    assert has(one, first, 1)
+    one.close()
 
 
 def test_who_is_killed_takes_nothing_along(start_daemon: StartDaemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import gpupool
 from gpupool._core import PagePool, Region, open_host_driver
 from gpupool.errors import UsageError
+from gpupool.residency import adding
 from gpupool.sharing.contents import Contents
 
 PAGE_BYTES = 2 << 20
@@ -137,6 +139,57 @@ def test_an_interrupted_share_is_one_or_none(monkeypatch: pytest.MonkeyPatch, wh
         assert ctypes.string_at(first.address, 9) == COMMON[:9]
     with other.resident():
         assert ctypes.string_at(region.address, 10) == b"\xee" * 9 + COMMON[9:10]
+    pool.close()
+
+
+@pytest.mark.parametrize("call", ["replace_image", "unseal"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_unshare_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, call: str, when: str
+) -> None:
+    pool = pool_of(8)
+    one, first = sharer(pool, "a")
+    other, region = sharer(pool, "b")
+    real = getattr(Region, call)
+
+    def interrupted(self: Region, *arguments: object, **named: object) -> object:
+        if when == "after":
+            real(self, *arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Region, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            other.unshare()
+    for model, its in ((one, first), (other, region)):
+        with model.resident():
+            assert ctypes.string_at(its.address, len(COMMON)) == COMMON
+    with other.resident(writes=True):
+        ctypes.memset(region.address, 0xEE, 9)
+    other.swap_out()
+    with one.resident(), other.resident():
+        assert ctypes.string_at(first.address, 9) == COMMON[:9]
+        assert ctypes.string_at(region.address, 9) == b"\xee" * 9
+    pool.close()
+    assert pool._arbiter.images._store.held_bytes == 0
+
+
+def test_no_descriptor_for_what_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(4)
+    model = pool.model("a", shares=True)
+
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adding.os, "dup", refuse)
+        with pytest.raises(OSError, match="too many"):
+            model.region("weights", PAGE_BYTES)
+    assert model.regions("weights") == []
+    model.region("weights", PAGE_BYTES).adopt_image()
+    model.share()
+    with model.resident():
+        assert pool.free_bytes == 3 * PAGE_BYTES
     pool.close()
 
 

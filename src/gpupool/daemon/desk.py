@@ -72,7 +72,9 @@ class Desk:
             try:
                 self._worker_said(self._workers[peer.key], peer.key, message, now_s, fd)
             except GpupoolError as error:
-                if not asks:  # nobody waits for an answer to what was merely told
+                # Nobody waits for an answer to what was merely told, and an image may have more
+                # parts on their way, each of which would be answered.
+                if not asks or isinstance(error, ProtocolError):
                     raise ProtocolError(str(error)) from error
                 self._refuse(self._workers[peer.key], error)
         return True
