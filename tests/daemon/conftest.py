@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from daemon_bench import Daemon, StartDaemon
+from parking_bench import Members
 
 
 @pytest.fixture
@@ -39,3 +40,11 @@ def start_daemon(directory: Path) -> Iterator[StartDaemon]:
 def daemon(start_daemon: StartDaemon) -> Daemon:
     """A daemon of four pages."""
     return start_daemon()
+
+
+@pytest.fixture
+def members(daemon: Daemon) -> Iterator[Members]:
+    """Models of this process whose images do not all fit the daemon's host memory."""
+    members = Members(daemon)
+    yield members
+    members.close()

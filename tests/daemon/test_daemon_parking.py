@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,6 @@ def daemon(start_daemon: StartDaemon, folder: Path) -> Daemon:
             *("--parking-folder", str(folder)),
         ),
     )
-
-
-@pytest.fixture
-def members(daemon: Daemon) -> Iterator[Members]:
-    members = Members(daemon)
-    yield members
-    members.close()
 
 
 def test_models_that_do_not_fit_host_memory_take_turns(daemon: Daemon, members: Members) -> None:

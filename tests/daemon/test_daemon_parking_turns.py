@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,6 @@ def daemon(start_daemon: StartDaemon, directory: Path) -> Daemon:
             *("--parking-folder", str(directory / "parked")),
         ),
     )
-
-
-@pytest.fixture
-def members(daemon: Daemon) -> Iterator[Members]:
-    members = Members(daemon)
-    yield members
-    members.close()
 
 
 class Running(threading.Thread):
