@@ -281,6 +281,8 @@ class Arbiter(Holdings):
             cooling=lease.cooling,
             answers=not lease.asked_to_cool,
             ahead=waits and lease.ahead,
+            rank=lease.rank,
+            turn_ends_s=lease.turn_ends_s,
         )
 
     @staticmethod

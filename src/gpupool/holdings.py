@@ -181,7 +181,7 @@ class Holdings:
     def _pin_for_first(self) -> None:
         """What others have of what the first in line needs stays as they leave; of it alone."""
         waiting = [lease for lease in self._leases.values() if lease.state is Residency.WAITING]
-        waiting.sort(key=lambda lease: (lease.ahead, lease.since_s, lease.key))
+        waiting.sort(key=lambda lease: (lease.ahead, lease.rank, lease.since_s, lease.key))
         for lease in waiting[1:]:
             self._unpin(lease)
         if waiting and self._contents.wants(waiting[0].key):

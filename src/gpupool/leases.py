@@ -39,6 +39,10 @@ class Lease:
     since_s: float = 0.0
     used_s: float = 0.0
     idle: bool = True
+    rank: int = 0
+    """Its place among those who wait, and among those who may be made to leave; see the policy."""
+    turn_ends_s: float | None = None
+    """Before that it is not made to leave while it is busy; None: by the arbiter's turns."""
     asked_s: float = 0.0
     fenced: bool = False
     """Its process is gone or going; its pages come back with ``remove``."""

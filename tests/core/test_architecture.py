@@ -76,7 +76,8 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "images": (CORE | {"adopt", "model"}, {"msgspec", "platformdirs", "torch"}),
-    "daemon": (LIBRARY | {""}, {"msgspec"}),
+    "live": ({"leases", "schedule"}, set()),
+    "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
     "vllm": (
         LIBRARY | {"adopt", "daemon", "images", "kernels", "kv"},
         {"vllm", "torch", "msgspec", "huggingface_hub"},
@@ -86,9 +87,10 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
     "cli": (
-        {"", "cli_images", "cli_plan", "cli_simulate", "errors", "daemon", "kv", "serve"},
+        {"", "cli_daemon", "cli_images", "cli_plan", "cli_simulate", "errors", "kv", "serve"},
         {"click", "msgspec"},
     ),
+    "cli_daemon": ({"daemon", "errors", "schedule"}, {"click", "msgspec"}),
     "cli_simulate": ({"errors", "simulate"}, {"click", "msgspec"}),
     "cli_plan": ({"errors", "plan"}, {"click", "msgspec"}),
     "cli_images": ({"errors", "images"}, {"click", "msgspec"}),

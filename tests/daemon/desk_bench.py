@@ -12,6 +12,7 @@ from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
+from gpupool.daemon.live_policy import TURNS, LivePolicy
 from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
 
@@ -57,6 +58,7 @@ class Bench:
         turn_s: float = 0.0,
         host_budget_bytes: int = 1 << 20,
         parking: ParkingPlace | None = None,
+        policy: LivePolicy = TURNS,
     ) -> None:
         self.faults = FaultPlan()
         driver = with_faults(open_host_driver(), self.faults)
@@ -69,6 +71,7 @@ class Bench:
             version="1",
             host_budget_bytes=host_budget_bytes,
             parking=parking,
+            conducting=policy.over(self.arbiter),
             min_tokens=8,
             revoke_timeout_s=REVOKE_S,
         )

@@ -16,6 +16,8 @@ class Welcome(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     min_tokens: int
     parking: str = ""
     """The folder for images that Park asks for; empty if it never does."""
+    follows_requests: bool = False
+    """Its policy goes by what engines tell of their requests: Working is wanted."""
 
 
 class Ok(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

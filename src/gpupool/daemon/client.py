@@ -45,6 +45,15 @@ def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
                 return msgspec.structs.replace(reply.status, models=models)
 
 
+def query_why(socket_path: Path, timeout_s: float = 5.0) -> p.Why:
+    """What the policy decided last. Raises DaemonUnavailableError or ProtocolError."""
+    with connect(socket_path, timeout_s) as connection:
+        reply = ask(connection, p.WhyQuery())
+    if not isinstance(reply, p.Why):
+        raise ProtocolError(f"the daemon answered {type(reply).__name__} to a query")
+    return reply
+
+
 def prefetch(socket_path: Path, model: str, share: float = 1.0, timeout_s: float = 5.0) -> None:
     """Have a model come in before it is used; its worker copies for ``share`` of the time.
 
@@ -84,6 +93,8 @@ class DaemonSession:
         self.budget_bytes = welcome.budget_bytes
         self.min_tokens = welcome.min_tokens
         self._parking = Path(welcome.parking) if welcome.parking else None
+        self.follows_requests = welcome.follows_requests
+        """Whether the daemon's policy goes by what is told of requests."""
         self._asking = threading.Lock()
         self._acquires = 0
         self._obeying = Obeying()
@@ -236,6 +247,14 @@ class DaemonSession:
     def damaged(self, message: str) -> None:
         """Memory was not what was saved: the model does not come in."""
         self._link.send(p.Damaged(p.one_line(message)))
+
+    def working(self, work: p.Working) -> None:
+        """What steps did. Of use only where the daemon ``follows_requests``."""
+        self._link.send(work)
+
+    def set_goals(self, ttft_s: float, tbt_s: float) -> None:
+        """When this model's tokens are due, where that is not as for all."""
+        self._link.send(p.WorkGoals(ttft_s, tbt_s))
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

@@ -6,6 +6,7 @@ from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
+from gpupool.daemon.conducting import Conducting
 from gpupool.daemon.extensions import Extensions
 from gpupool.daemon.hand_out import export, send_pages
 from gpupool.daemon.host_ledger import HostLedger
@@ -13,6 +14,7 @@ from gpupool.daemon.image_desk import ImageDesk, forget
 from gpupool.daemon.parking import Parking
 from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
+from gpupool.daemon.strangers import Strangers
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
 from gpupool.leases import Granted
@@ -33,6 +35,7 @@ class Desk:
         version: str,
         host_budget_bytes: int,
         parking: ParkingPlace | None = None,
+        conducting: Conducting,
         min_tokens: int,
         revoke_timeout_s: float,
     ) -> None:
@@ -49,6 +52,8 @@ class Desk:
         self._extensions = Extensions(pages, arbiter, self._workers, self._refuse)
         self._parking = Parking(self._host, arbiter, self._workers, parking, revoke_timeout_s)
         self._parking.connect(self._have_leave, self._refuse)
+        self._conducting = conducting
+        self._strangers = Strangers(self._account, conducting, self._workers)
 
     def handle(self, peer: Peer, message: p.ClientMessage, now_s: float, fd: int = -1) -> bool:
         """Act on one message; False if the peer is to be disconnected.
@@ -56,27 +61,24 @@ class Desk:
         A descriptor that came along stays the caller's. Raises ProtocolError for a message out of
         turn, which changes nothing.
         """
-        if isinstance(message, p.StatusQuery):
-            peer.say(self._account.status(self._workers, message.after))
-        elif isinstance(message, p.Prefetch):
-            peer.say(self._prefetch(message))
-        elif isinstance(message, p.Hello):
+        if self._strangers.said(peer, message, now_s):
+            return True
+        if isinstance(message, p.Hello):
             return self._hello(peer, message, now_s)
-        elif peer.key is None:
+        if peer.key is None:
             raise ProtocolError("the first message of a worker is Hello")
-        elif isinstance(message, p.Goodbye):
+        if isinstance(message, p.Goodbye):
             self._workers[peer.key].left = True
             return False  # what it has not given back stays on its account
-        else:
-            asks = isinstance(message, _ASKS)
-            try:
-                self._worker_said(self._workers[peer.key], peer.key, message, now_s, fd)
-            except GpupoolError as error:
-                # Nobody waits for an answer to what was merely told, and an image may have more
-                # parts on their way, each of which would be answered.
-                if not asks or isinstance(error, ProtocolError):
-                    raise ProtocolError(str(error)) from error
-                self._refuse(self._workers[peer.key], error)
+        asks = isinstance(message, _ASKS)
+        try:
+            self._worker_said(self._workers[peer.key], peer.key, message, now_s, fd)
+        except GpupoolError as error:
+            # Nobody waits for an answer to what was merely told, and an image may have more
+            # parts on their way, each of which would be answered.
+            if not asks or isinstance(error, ProtocolError):
+                raise ProtocolError(str(error)) from error
+            self._refuse(self._workers[peer.key], error)
         return True
 
     def lost(self, peer: Peer, now_s: float) -> bool:
@@ -87,6 +89,7 @@ class Desk:
         process that holds pages is made to exit, for nothing can ask it for them any more.
         """
         peer.lost = True
+        self._conducting.lost(peer)
         if peer.key is None:
             return True
         worker = self._workers[peer.key]
@@ -95,6 +98,7 @@ class Desk:
         holds_pages = self.holds_pages(peer)
         if gone or not (holds_pages or self._host.holds(peer.key)):
             self._arbiter.remove(peer.key)
+            self._conducting.left(peer.key)
             self._host.forget(peer.key)
             del self._workers[peer.key]
             peer.key = None
@@ -119,7 +123,9 @@ class Desk:
         """Send what the arbiter decides; when to call again at the latest."""
         look_at_s = self._parking.settle(now_s)
         wake_at_s = self._extensions.settle(now_s)
+        turn_ends_s = None
         while wake_at_s is None:
+            turn_ends_s = self._conducting.settle(now_s)
             outcome = self._arbiter.decide(now_s)
             for revoke in outcome.revoked:
                 self._revoke(revoke.key, now_s, revoke.keep)
@@ -133,8 +139,9 @@ class Desk:
                 wake_at_s = outcome.wake_at_s
                 break
             # What did not go out is free for the next in line.
-        if look_at_s is not None:
-            wake_at_s = look_at_s if wake_at_s is None else min(wake_at_s, look_at_s)
+        for also_s in (look_at_s, turn_ends_s):
+            if also_s is not None:
+                wake_at_s = also_s if wake_at_s is None else min(wake_at_s, also_s)
         for worker in self._workers.values():
             if worker.kill_at_s is None:
                 continue
@@ -166,13 +173,6 @@ class Desk:
         worker.kill_at_s = now_s + self._revoke_timeout_s
         worker.peer.say(order)
 
-    def _prefetch(self, message: p.Prefetch) -> p.Ok | p.Refused:
-        for worker in self._workers.values():
-            if worker.name == message.model and not worker.peer.lost:
-                worker.peer.say(p.FetchAhead(message.share))
-                return p.Ok()
-        return p.Refused("refused", f"no model named {p.one_line(message.model)!r} is in the pool")
-
     def _hello(self, peer: Peer, message: p.Hello, now_s: float) -> bool:
         if peer.key is not None:
             raise ProtocolError("a worker says Hello once")
@@ -194,6 +194,7 @@ class Desk:
             return False
         peer.key = key
         self._workers[key] = Worker(peer, name)
+        self._conducting.joined(key, name)
         peer.say(
             p.Welcome(
                 self._device,
@@ -201,6 +202,7 @@ class Desk:
                 self._arbiter.budget_bytes,
                 self._min_tokens,
                 self._parking.folder,
+                self._conducting.follows_requests,
             )
         )
         return True
@@ -209,6 +211,8 @@ class Desk:
         self, worker: Worker, key: int, message: p.ClientMessage, now_s: float, fd: int
     ) -> None:
         if self._parking.said(worker, key, message, now_s):
+            return
+        if self._conducting.said(worker, key, message, now_s):
             return
         match message:
             case p.Declare():
@@ -243,6 +247,8 @@ class Desk:
                 if not worker.arriving:
                     raise ProtocolError("a model arrives once after each grant")
                 worker.arrived(message.swap)
+                lease = self._arbiter.lease(key)
+                self._conducting.arrived(key, message.swap, lease, self._pages.page_bytes)
             case p.Yielded():
                 self._arbiter.yielded(key, now_s, message.keeps)
                 worker.gave_back(message.swap is not None)

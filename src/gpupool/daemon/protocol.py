@@ -47,8 +47,16 @@ from gpupool.daemon.limits import one_line as one_line
 from gpupool.daemon.status import ModelStatus as ModelStatus
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
+from gpupool.daemon.work_messages import REQUEST_ID_CHARACTERS_MAX as REQUEST_ID_CHARACTERS_MAX
+from gpupool.daemon.work_messages import WORKING_MAX as WORKING_MAX
+from gpupool.daemon.work_messages import Announce as Announce
+from gpupool.daemon.work_messages import Over as Over
+from gpupool.daemon.work_messages import Why as Why
+from gpupool.daemon.work_messages import WhyQuery as WhyQuery
+from gpupool.daemon.work_messages import WorkGoals as WorkGoals
+from gpupool.daemon.work_messages import Working as Working
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 
 class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,7 +223,12 @@ ClientMessage = (
     | Damaged
     | Kept
     | Idle
+    | Working
+    | WorkGoals
+    | Announce
+    | Over
     | StatusQuery
+    | WhyQuery
     | Prefetch
     | Goodbye
 )
@@ -230,6 +243,7 @@ DaemonMessage = (
     | Park
     | FetchAhead
     | StatusReply
+    | Why
     | HostMemory
     | SharedImage
     | HostGranted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpupool.daemon.protocol import ModelStatus, Status
+from gpupool.daemon.protocol import ModelStatus, Status, Why
 
 _COLUMNS = ("MODEL", "STATE", "NEEDS", "WEIGHTS", "KV CACHE", "SWAP-INS", "PROCESS")
 _LEFT = 2  # columns of words; the others are figures
@@ -30,6 +30,14 @@ def describe(status: Status) -> str:
     for refusal in status.refusals:
         lines.append(f"refused {refusal.model} (process {refusal.pid}): {refusal.message}")
     return "\n".join(lines)
+
+
+def describe_why(why: Why) -> str:
+    """A line per decision."""
+    if why.policy == "turns":
+        return "turns are of one length: there is nothing to explain (gpupool daemon --policy)"
+    lines = [f"{ago_s:9.2f} s ago  {text}" for ago_s, text in why.decisions]
+    return "\n".join([f"policy: {why.policy}", *(lines or ["nothing was decided yet"])])
 
 
 def size(size_bytes: int) -> str:

@@ -19,6 +19,7 @@ from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener
+from gpupool.daemon.live_policy import TURNS, LivePolicy
 from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
@@ -49,6 +50,7 @@ class Server:
         min_tokens: int,
         revoke_timeout_s: float,
         parking: ParkingPlace | None = None,
+        policy: LivePolicy = TURNS,
     ) -> None:
         """Listen on ``socket_path``, in a private directory made if missing.
 
@@ -60,13 +62,15 @@ class Server:
         self._connections_max = _connections_max(budget_bytes // page_bytes)
         self._in_flight = InFlight(_descriptors_max() // 2)
         pages = PagePool(open_driver(device), budget_bytes, page_bytes)
+        arbiter = Arbiter(pages, turn_s)
         self._desk = Desk(
             pages=pages,
-            arbiter=Arbiter(pages, turn_s),
+            arbiter=arbiter,
             device=device,
             version=__version__,
             host_budget_bytes=host_budget_bytes,
             parking=parking,
+            conducting=policy.over(arbiter),
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
         )

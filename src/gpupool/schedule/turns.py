@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import NamedTuple
 
 
@@ -48,6 +49,10 @@ class ModelView:
     """It was asked for none, or said what became of it; before that it can be granted nothing."""
     ahead: bool = False
     """It waits for nothing yet: it wants its memory for later."""
+    rank: int = 0
+    """The lower the sooner it comes and the later it leaves; those of one rank go by time."""
+    turn_ends_s: float | None = None
+    """Before that it does not leave while it is busy; None: after a turn of the usual length."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,9 @@ class Decision:
 def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
     """Grant in order of arrival; when the first in line does not fit, make room for it.
 
-    Nobody overtakes the first in line, so nobody starves: with n models waiting, each is granted
-    after at most n turns (and the time its predecessors take to leave). Room is made of warm pages
+    Nobody overtakes the first in line, so, with all of one rank, nobody starves: with n models
+    waiting, each is granted after at most n turns (and the time its predecessors take to leave);
+    with ranks it is up to who sets them. Room is made of warm pages
     first, then of models, and nobody is asked unless the room made suffices: idle models before
     busy ones, and a busy one only after its turn. No more is taken than is needed, but from a model
     that leaves what cannot stay. While they leave, the first in line may begin with pages as they
@@ -105,7 +111,7 @@ def decide(view: PoolView, now_s: float, turn_s: float) -> Decision:
     grants: list[int] = []
     waiting = sorted(
         (m for m in view.models if m.state is Residency.WAITING),
-        key=lambda m: (m.ahead, m.since_s, m.key),
+        key=lambda m: (m.ahead, m.rank, m.since_s, m.key),
     )
     for model in waiting:
         if not model.answers:
@@ -159,7 +165,7 @@ def _victims(
 ) -> tuple[tuple[Revoke, ...], float | None]:
     """The models to revoke for ``missing`` pages, or none and when to look again."""
     resident = [m for m in view.models if m.state is Residency.RESIDENT]
-    resident.sort(key=lambda m: (not m.idle, m.used_s if m.idle else m.since_s, m.key))
+    resident.sort(key=_leaves)
     chosen: list[Revoke] = []
     wake_at_s: float | None = None
     for model in resident:
@@ -167,8 +173,11 @@ def _victims(
             break
         if idle_only and not model.idle:
             continue
-        ends_s = max(now_s if model.idle else model.since_s + turn_s, model.stays_until_s)
+        busy_until_s = model.since_s + turn_s if model.turn_ends_s is None else model.turn_ends_s
+        ends_s = max(now_s if model.idle else busy_until_s, model.stays_until_s)
         if ends_s > now_s:
+            if ends_s == inf:
+                continue
             wake_at_s = ends_s if wake_at_s is None else min(wake_at_s, ends_s)
             continue
         keep = min(model.warmable, max(0, model.pages - missing))
@@ -177,3 +186,10 @@ def _victims(
     if missing <= 0:
         return tuple(chosen), None
     return (), wake_at_s
+
+
+def _leaves(model: ModelView) -> tuple[bool, int, float, int]:
+    """The order in which resident models are asked to leave."""
+    if model.idle:
+        return False, 0, model.used_s, model.key
+    return True, -model.rank, model.since_s, model.key

@@ -39,6 +39,7 @@ from gpupool.serve.run_directory import run_directory
 from gpupool.serve.stopping import Stopping
 
 if TYPE_CHECKING:
+    from gpupool.daemon.announcing import Announcer
     from gpupool.daemon.protocol import Status
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -52,6 +53,12 @@ def _query_status(socket_path: Path) -> Status:
     return query_status(socket_path)
 
 
+def _announcer(socket_path: Path) -> Announcer:
+    from gpupool.daemon.announcing import Announcer
+
+    return Announcer(socket_path)
+
+
 @dataclass(frozen=True)
 class Parts:
     """What is started and asked; tests put their own in."""
@@ -63,6 +70,7 @@ class Parts:
         launch.engine_command
     )
     query_status: QueryStatus = _query_status
+    announcer: Callable[[Path], Announcer] = _announcer
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     stop_grace_s: float = 15.0
 
@@ -117,6 +125,7 @@ class _Run:
         device = launch.device_environment(config.pool.device, os.environ)
         self._environment = {**os.environ, **device}
         self._api_key = secrets.token_hex(32)
+        self._announcer: Announcer | None = None
 
     async def main(self) -> int:
         async with _engine_client(self._api_key) as client:
@@ -125,12 +134,15 @@ class _Run:
                 self._socket_path, self._directory / "daemon.log", self._parts.query_status
             )
             self._engines = self._make_engines(client)
+            if self._config.pool.policy != "turns":
+                self._announcer = self._parts.announcer(self._socket_path)
             router = Router(
                 self._engines,
                 client=client,
                 metrics=self._metrics,
                 ask_status=self._ask_status,
                 max_body_bytes=self._config.server.max_body_bytes,
+                announcer=self._announcer,
             )
             self._http = HttpServer(router.app(), self._listener)
             with Stopping(self._reporter.stopping) as stopping:
@@ -171,6 +183,8 @@ class _Run:
         async with anyio.create_task_group() as tasks:
             for engine in self._engines:
                 tasks.start_soon(engine.stop, grace_s)
+        if self._announcer is not None:
+            self._announcer.close()
         await self._daemon.stop(grace_s)
         await self._http.stop(grace_s)
 

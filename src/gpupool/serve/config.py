@@ -7,20 +7,21 @@ naming the file, the key and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-import yaml
 from msgspec import Meta, Struct, field
 
 from gpupool.serve import checkpoint
 from gpupool.serve.failures import ConfigError
 from gpupool.serve.sizes import GIB, MIB, ByteSize, format_size, parse_size
+from gpupool.serve.yaml_file import read_yaml
 
 # A value passed to vLLM: `--key value`; true is a bare flag, false is `--no-key`.
 ArgValue = bool | int | float | str | list[int | float | str] | dict[str, Any]
+
+Milliseconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 _SMALLEST_PAGE_BYTES = 2 * MIB
 _DEVICE = re.compile(r"host|cuda(:[0-9]{1,3})?")
@@ -49,6 +50,14 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     page_bytes: ByteSize = field(name="page", default=ByteSize(64 * MIB))
     host_budget_bytes: ByteSize | None = field(name="host_budget", default=None)
     """Host memory for images and saved KV; by default the machine's memory."""
+    policy: Literal["turns", "deadlines", "fcfs"] = "turns"
+    """Who runs next."""
+    ttft_ms: Milliseconds = 10_000.0
+    """With deadlines: when the first token of a request is due after it came."""
+    tbt_ms: Milliseconds = 100.0
+    """With deadlines: how long after that each further token is due."""
+    record: Annotated[str, Meta(min_length=1)] | None = None
+    """A file, absolute after loading, for what a policy of requests decides."""
     turn_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 200
     min_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 8
     revoke_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
@@ -74,6 +83,10 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Which copies of a swap-in are held against their digests."""
     share: bool = False
     """Whether it has pages and host memory in common with models of the same weights."""
+    ttft_ms: Milliseconds | None = None
+    """When the first token of its requests is due, where that is not as for all."""
+    tbt_ms: Milliseconds | None = None
+    """How long after that each further one is."""
     args: dict[str, ArgValue] = {}
 
     @property
@@ -116,7 +129,7 @@ def load_config(path: Path) -> Config:
     Raises ConfigError with one sentence: the file, the key, what to do.
     """
     try:
-        config = msgspec.convert(_read_yaml(path), Config, dec_hook=_decode_size)
+        config = msgspec.convert(read_yaml(path), Config, dec_hook=_decode_size)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(str(error))}.") from None
     try:
@@ -124,57 +137,17 @@ def load_config(path: Path) -> Config:
         models = _check_models(config, path.absolute().parent)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}.") from None
-    images, parking = config.images, config.parking
+    pool, images, parking = config.pool, config.images, config.parking
     base = path.absolute().parent
+    if pool.record is not None:
+        pool = msgspec.structs.replace(pool, record=str(base / Path(pool.record).expanduser()))
     if images is not None and images.folder is not None:
         folder = base / Path(images.folder).expanduser()
         images = msgspec.structs.replace(images, folder=str(folder))
     if parking is not None:
         folder = base / Path(parking.folder).expanduser()
         parking = msgspec.structs.replace(parking, folder=str(folder))
-    return msgspec.structs.replace(config, models=models, images=images, parking=parking)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, refusing a key that is given twice: YAML would keep the last."""
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            continue  # refused when the mapping is made
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key `{key}` is given twice", problem_mark=key_node.start_mark
-            )
-        seen.add(key)
-    loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-
-
-def _read_yaml(path: Path) -> object:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 a SafeLoader
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); name a pool.yaml that this user can read."
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; write it as plain YAML.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {where}{error.problem}; correct the YAML there.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML ({problem}); correct it.") from None
+    return msgspec.structs.replace(config, pool=pool, models=models, images=images, parking=parking)
 
 
 def _decode_size(kind: type, raw: object) -> object:
@@ -228,6 +201,8 @@ def _check_pool(pool: PoolConfig) -> None:
             f"pool.budget: {format_size(budget)} is less than one page of {format_size(page)};"
             " raise pool.budget or lower pool.page"
         )
+    if pool.record is not None and pool.policy == "turns":
+        raise ValueError("pool.record: turns have nothing to record; remove it or set pool.policy")
 
 
 def _check_models(config: Config, base: Path) -> list[ModelConfig]:
@@ -246,6 +221,8 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
                 f"{key}.kv_cache: needs {model.kv_cache_bytes} bytes and pool.budget has"
                 f" {config.pool.budget_bytes} bytes; lower kv_cache or raise pool.budget"
             )
+        if (model.ttft_ms is None) != (model.tbt_ms is None):
+            raise ValueError(f"{key}: has one of ttft_ms and tbt_ms; write both or none")
         _check_args(key, model.args)
         try:
             directory = checkpoint.locate(model.model, base)

@@ -21,6 +21,9 @@ CLIENT_CLOSED = 499
 
 Headers = list[tuple[bytes, bytes]]
 
+# The engine calls a request by a name that has this in it.
+REQUEST_ID_HEADER = b"x-request-id"
+
 # Never part of generated text: there its quotes are escaped.
 _ERROR_EVENT = b'data: {"error"'
 
@@ -76,6 +79,7 @@ class Forwarded(Response):
         client: httpx.AsyncClient,
         request: Request,
         body: bytes,
+        request_id: str,
         on_end: Callable[[int], None],
     ) -> None:
         super().__init__()
@@ -87,6 +91,8 @@ class Forwarded(Response):
         if not any(name == b"accept-encoding" for name, _ in headers):
             # httpx would ask for compression that this client cannot undo.
             headers.append((b"accept-encoding", b"identity"))
+        if not any(name == REQUEST_ID_HEADER for name, _ in headers):
+            headers.append((REQUEST_ID_HEADER, request_id.encode()))
         url = httpx.URL(backend.base_url + request.url.path, query=request.url.query.encode())
         self._upstream = client.build_request(request.method, url, headers=headers, content=body)
 

@@ -59,6 +59,11 @@ def daemon_command(
         optional += ["--parking-folder", parking.folder]
         if parking.limit_bytes is not None:
             optional += ["--parking-limit-bytes", str(int(parking.limit_bytes))]
+    if pool.policy != "turns":
+        optional += ["--policy", pool.policy]
+        optional += ["--ttft-ms", f"{pool.ttft_ms:g}", "--tbt-ms", f"{pool.tbt_ms:g}"]
+        if pool.record is not None:
+            optional += ["--record", pool.record]
     return [
         *(sys.executable, "-m", "gpupool", "daemon"),
         # The one device that is visible: see device_environment.
@@ -77,13 +82,15 @@ def engine_command(
     model: ModelConfig, port: int, socket_path: Path, images: ImagesConfig | None = None
 ) -> list[str]:
     """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`."""
-    pooled: dict[str, str | int] = {"socket": str(socket_path), "model": model.name}
+    pooled: dict[str, str | int | float] = {"socket": str(socket_path), "model": model.name}
     if model.kv_store_bytes is not None:
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     if model.verify != "always":
         pooled["verify"] = model.verify
     if model.share:
         pooled["share"] = True
+    if model.ttft_ms is not None and model.tbt_ms is not None:
+        pooled |= {"ttft_ms": model.ttft_ms, "tbt_ms": model.tbt_ms}
     if images is not None and images.folder is not None:
         pooled["image_cache"] = images.folder
     if images is not None and images.limit_bytes is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +36,10 @@ FORWARDED_PATHS = (
     "/tokenize",
     "/detokenize",
 )
+# Of these, what never reaches a model.
+_WITHOUT_MODEL = frozenset(("/tokenize", "/detokenize"))
+_REQUEST_ID = forward.REQUEST_ID_HEADER.decode()
+_BYTES_PER_TOKEN = 4
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -55,10 +60,21 @@ class _Addressed(msgspec.Struct):
     model: Any = msgspec.UNSET
 
 
+class Announcer(Protocol):
+    """Whom to tell of requests that are on their way to engines."""
+
+    def announce(self, model: str, request_id: str, prompt_tokens: int) -> None:
+        """One has come."""
+
+    def over(self, request_id: str) -> None:
+        """It is answered, or given up."""
+
+
 class Router:
     """Routes by the body's `model`.
 
-    `ask_status` gives the daemon's status, None when the daemon does not answer.
+    `ask_status` gives the daemon's status, None when the daemon does not answer. `announcer` is
+    None where nobody goes by requests.
     """
 
     def __init__(
@@ -69,12 +85,14 @@ class Router:
         metrics: Metrics,
         ask_status: Callable[[], Awaitable[Status | None]],
         max_body_bytes: int,
+        announcer: Announcer | None = None,
     ) -> None:
         self._backends = {backend.name: backend for backend in backends}
         self._client = client
         self._metrics = metrics
         self._ask_status = ask_status
         self._max_body_bytes = max_body_bytes
+        self._announcer = announcer
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -114,13 +132,18 @@ class Router:
             self._metrics.count_request(name, 503)
             return openai_errors.engine_unavailable(name, backend.phase, backend.retry_after_s)
         self._metrics.begin_request(name)
-        return Forwarded(
-            backend,
-            self._client,
-            request,
-            body,
-            on_end=lambda code: self._metrics.end_request(name, code),
-        )
+        request_id = request.headers.get(_REQUEST_ID, "") or secrets.token_hex(16)
+        announced = self._announcer is not None and request.url.path not in _WITHOUT_MODEL
+        if self._announcer is not None and announced:
+            # Roughly: the engine will tell.
+            self._announcer.announce(name, request_id, len(body) // _BYTES_PER_TOKEN)
+
+        def on_end(code: int) -> None:
+            self._metrics.end_request(name, code)
+            if self._announcer is not None and announced:
+                self._announcer.over(request_id)
+
+        return Forwarded(backend, self._client, request, body, request_id, on_end)
 
     async def _read_body(self, request: Request) -> bytes | None:
         """The whole body, or None when it is larger than the limit, of which no more is read."""

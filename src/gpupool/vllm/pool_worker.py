@@ -23,7 +23,8 @@ from gpupool.vllm import compat, settings
 from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.destination import loading_into
 from gpupool.vllm.kv_allocation import KvInPool
-from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole, KvKeeping
+from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
+from gpupool.vllm.pool_steps import PoolSteps
 
 logger = init_logger(__name__)
 
@@ -43,7 +44,7 @@ class Inside(threading.local):
         self.depth -= 1
 
 
-class PoolWorker:
+class PoolWorker(PoolSteps):
     """What gpupool adds to a platform's worker; mixed in before it."""
 
     # Of the platform's worker. What is ours is named _pool_*, to stay clear of its attributes.
@@ -76,9 +77,8 @@ class PoolWorker:
         self._pool_images = settings.image_cache(joined)
         self._pool_kv_store_bytes = joined.kv_store_bytes
         self._pool_kv_cache_config: Any = None
-        self._pool_kv: KvKeeping | None = None
         self._pool_tables = BlockTables([], 0)
-        self._pool_unsampled = 0  # steps whose sample_tokens is still to come
+        self._pool_reporter = settings.reporter(joined, session)
 
     # Start-up.
 
@@ -191,43 +191,6 @@ class PoolWorker:
             if self._pool_kv is not None and self.pool_model.gate.is_resident:
                 self.pool_model.gate.close_step(counts=False)
 
-    # Steps.
-
-    def execute_model(self, scheduler_output: Any) -> Any:
-        """Run a step with the memory in place."""
-        gate = self.pool_model.gate
-        use = self._pool_tables.step(scheduler_output)
-        if self._pool_kv is not None:
-            self._pool_kv.announce(use)
-        if not _touches_memory(scheduler_output):
-            output = super().execute_model(scheduler_output)  # type: ignore[misc]
-            gate.set_idle(self._pool_tables.live_requests == 0)
-            return output
-        gate.set_idle(False)
-        gate.open_step()
-        try:
-            if self._pool_kv is not None:
-                self._pool_kv.begin(use)
-            output = super().execute_model(scheduler_output)  # type: ignore[misc]
-        except BaseException:
-            gate.close_step(counts=False)
-            raise
-        if output is None:
-            self._pool_unsampled += 1
-        else:
-            gate.close_step()
-        return output
-
-    def sample_tokens(self, grammar_output: Any) -> Any:
-        """Finish the step that ``execute_model`` left open."""
-        if self._pool_unsampled == 0:
-            return super().sample_tokens(grammar_output)  # type: ignore[misc]
-        try:
-            return super().sample_tokens(grammar_output)  # type: ignore[misc]
-        finally:
-            self._pool_unsampled -= 1
-            self.pool_model.gate.close_step()
-
     def _pool_wait_for_device(self) -> None:
         """On any thread, whose current device need not be the engine's."""
         model = self.pool_model
@@ -289,11 +252,3 @@ class PoolWorker:
             finally:  # also after a failure: part may have been written
                 if writes:
                     self.pool_model.mark_written("weights")
-
-
-def _touches_memory(scheduler_output: Any) -> bool:
-    return bool(
-        scheduler_output.total_num_scheduled_tokens > 0
-        or getattr(scheduler_output, "new_block_ids_to_zero", None)
-        or getattr(scheduler_output, "kv_cache_block_copies", None)
-    )

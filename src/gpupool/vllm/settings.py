@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +10,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gpupool.errors import UsageError
+from gpupool.daemon.protocol import Working
+from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.images.cache import ImageCache, default_folder
 from gpupool.pool import MIB, Pool
 from gpupool.session import Session
 from gpupool.vllm import compat
+from gpupool.vllm.reporting import Reporter
 
 
 class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +26,9 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
     whether pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
-    ``image_cache_bytes`` the room that they may take there.
+    ``image_cache_bytes`` the room that they may take there. ``ttft_ms`` and ``tbt_ms``, both or
+    none, are when the first token of a request is due and how long after that each further one, for
+    a daemon whose policy goes by that.
     """
 
     socket: str
@@ -33,6 +38,8 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
+    ttft_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    tbt_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +71,10 @@ def parse(additional_config: Any) -> DaemonSettings | EmbeddedSettings:
         )
     try:
         if "socket" in given:
-            return msgspec.convert(given, DaemonSettings)
+            settings = msgspec.convert(given, DaemonSettings)
+            if (settings.ttft_ms is None) != (settings.tbt_ms is None):
+                raise UsageError("additional_config['gpupool']: give both ttft_ms and tbt_ms")
+            return settings
         return msgspec.convert(given, EmbeddedSettings)
     except msgspec.ValidationError as error:
         raise UsageError(f"additional_config['gpupool']: {error}") from None
@@ -109,3 +119,23 @@ def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
                 f"{first.page_bytes} on {settings.device!r}: give every engine the same"
             )
         return pool.session(settings.model), 0
+
+
+def reporter(settings: DaemonSettings | EmbeddedSettings, session: Session) -> Reporter | None:
+    """Who tells the daemon of the engine's requests; None where nobody wants to know."""
+    if not isinstance(settings, DaemonSettings):
+        return None
+    from gpupool.daemon.client import DaemonSession
+
+    assert isinstance(session, DaemonSession)
+    if not session.follows_requests:
+        return None
+    if settings.ttft_ms is not None and settings.tbt_ms is not None:
+        session.set_goals(settings.ttft_ms / 1000, settings.tbt_ms / 1000)
+
+    def tell(work: Working) -> None:
+        # An engine that has its memory goes on without the daemon for as long as it can.
+        with contextlib.suppress(DaemonUnavailableError):
+            session.working(work)
+
+    return Reporter(tell)

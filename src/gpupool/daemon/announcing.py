@@ -1,0 +1,76 @@
+"""News of requests for the daemon, from whoever puts them to engines."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpupool.daemon import protocol as p
+from gpupool.daemon import wire
+from gpupool.daemon.link import connect
+from gpupool.errors import GpupoolError
+
+log = logging.getLogger("gpupool")
+
+_CONNECT_S = 1.0
+_AGAIN_S = 1.0
+
+
+class Announcer:
+    """Tells which requests are on their way. What cannot be told at once is not: nobody waits.
+
+    The daemon then learns of a request from its engine.
+    """
+
+    def __init__(self, socket_path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Connect when there is something to tell."""
+        self._socket_path = socket_path
+        self._clock = clock
+        self._connection: socket.socket | None = None
+        self._not_before_s = 0.0
+        self._told: set[str] = set()
+
+    def announce(self, model: str, request_id: str, prompt_tokens: int) -> None:
+        """A request has come for a model."""
+        if request_id in self._told:
+            return  # somebody else gave his the same name
+        message = p.Announce(model, request_id, min(prompt_tokens, p.COUNT_MAX))
+        if self._say(message):
+            self._told.add(request_id)
+
+    def over(self, request_id: str) -> None:
+        """It has its answer, or wants none any more."""
+        if request_id in self._told:
+            self._told.discard(request_id)
+            self._say(p.Over(request_id))
+
+    def close(self) -> None:
+        """Everything that was announced is over; idempotent."""
+        self._told.clear()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _say(self, message: p.Announce | p.Over) -> bool:
+        try:
+            if self._connection is None:
+                if self._clock() < self._not_before_s:
+                    return False
+                self._not_before_s = self._clock() + _AGAIN_S
+                self._connection = connect(self._socket_path, _CONNECT_S)
+                self._connection.setblocking(False)
+            self._connection.send(wire.encode(message))
+        except BlockingIOError:
+            # The daemon is busy. It must not go by what is over for good, so that ends it all.
+            if isinstance(message, p.Over):
+                self.close()
+            return False
+        except (GpupoolError, OSError) as error:
+            log.info("gpupool: a request was not announced: %s", error)
+            # What the daemon was told is over with the connection.
+            self.close()
+            return False
+        return True

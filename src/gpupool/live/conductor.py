@@ -1,0 +1,269 @@
+"""One device's policy: what is known becomes its state, and what it decides becomes an order.
+
+The policy says whose turn it is; the arbiter moves the pages. So that it does as the policy says,
+each lease gets a rank, and a time before which its model is not made to leave.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import inf
+from typing import Protocol
+
+from gpupool.leases import Lease
+from gpupool.live.measured import Measured
+from gpupool.live.places import Places
+from gpupool.live.requests import Requests
+from gpupool.schedule import deadlines, fcfs
+from gpupool.schedule.explaining import explain
+from gpupool.schedule.recording import Decided, encode
+from gpupool.schedule.turns import Residency
+from gpupool.schedule.work import (
+    Action,
+    Batch,
+    Decode,
+    Device,
+    Drop,
+    Goals,
+    Join,
+    Prefill,
+    Refuse,
+    Request,
+    Rest,
+    Round,
+    State,
+    Switch,
+)
+
+Decide = Callable[[State, float], list[Action]]
+POLICIES: Mapping[str, Decide] = {"deadlines": deadlines.decide, "fcfs": fcfs.decide}
+
+_OUT_S = 0.25
+"""An engine with requests that has not asked for its memory by then is not counted on: its requests
+wait for something else."""
+_WHY_MAX = 64
+
+
+class Leases(Protocol):
+    """Of the arbiter what a policy orders."""
+
+    def lease(self, key: int) -> Lease:
+        """The standing of one model."""
+
+
+class Conductor:
+    """Drives a policy with what happens, and orders the leases accordingly."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        policy: str,
+        goals: Goals,
+        *,
+        turn_s: float,
+        record: Callable[[Decided], None] | None = None,
+    ) -> None:
+        """No models yet. Work that nobody announced is due ``turn_s`` after it asked for memory."""
+        self.requests = Requests()
+        self.measured = Measured()
+        self._leases = leases
+        self._decide = POLICIES[policy]
+        self._turn_s = turn_s
+        self._record = record
+        self._names: dict[int, str] = {}
+        self._standing_for: dict[int, Request] = {}
+        """The requests that stand for work of which nobody tells, by model."""
+        self._there: set[int] = set()
+        """Models that have arrived."""
+        self._target: int | None = None
+        """The model that the device switches to."""
+        self._next: tuple[int, ...] = ()
+        """The others in the order in which they are needed."""
+        self._resident: dict[int, float] = {}
+        self._device = Device(0, resident=self._resident)
+        self._goals_of: dict[int, Goals] = {}
+        self.state = State([self._device], self.measured.costs, goals, self._goals_of)
+        self._places = Places(self.state, self._device)
+        self._rest_until_s: float | None = None
+        self._why: deque[tuple[float, str]] = deque(maxlen=_WHY_MAX)
+
+    def add(self, key: int, name: str) -> None:
+        """A model has joined."""
+        self._names[key] = name
+        self.measured.add(key)
+
+    def forget(self, key: int) -> None:
+        """A model has left, or its engine has ended."""
+        name = self._names.pop(key)
+        self.requests.gone(name)
+        self._places.keep_only(key, ())
+        self._standing_for.pop(key, None)
+        self._resident.pop(key, None)
+        self._goals_of.pop(key, None)
+        self._there.discard(key)
+        self._left(key)
+        self.measured.forget(key)
+
+    def set_goals(self, key: int, goals: Goals) -> None:
+        """A model has goals of its own."""
+        self._goals_of[key] = goals
+
+    def arrived(self, key: int) -> None:
+        """A model that was granted its pages has come."""
+        self._there.add(key)
+        if self._target == key:
+            self._target = None
+            self._wake()
+
+    def happened(self) -> None:
+        """Something happened that a turn may end over: the policy is asked."""
+        self._wake()
+
+    def why(self, now_s: float) -> list[tuple[float, str]]:
+        """What was decided last, how many seconds ago and why, newest first."""
+        return [(now_s - at_s, text) for at_s, text in reversed(self._why)]
+
+    def look(self, now_s: float) -> float | None:
+        """Have the policy decide as long as it has something to, order the leases, and say when to
+        look again at the latest.
+        """
+        hidden_at_s = self._follow(now_s)
+        ends_s = self._device.turn_ends_s
+        if self._target is None and ends_s <= now_s and self._device.current is not None:
+            self._wake()
+        if self._rest_until_s is not None and self._rest_until_s <= now_s:
+            self._wake()
+        while actions := self._decide(self.state, now_s):
+            self._note(now_s, actions)
+            for action in actions:
+                self._apply(action, now_s)
+        self._order()
+        running = self._target is None and self._device.current is not None
+        times_s = [self._device.turn_ends_s] if running else []
+        times_s += [at_s for at_s in (hidden_at_s, self._rest_until_s) if at_s is not None]
+        return min((at_s for at_s in times_s if now_s < at_s < inf), default=None)
+
+    # What is known becomes state.
+
+    def _follow(self, now_s: float) -> float | None:
+        """Tell the policy of requests that came and went; when an engine is late, if one may be."""
+        late_s = inf
+        for key, name in self._names.items():
+            lease = self._leases.lease(key)
+            if lease.state is not Residency.RESIDENT:
+                self._there.discard(key)
+            self._resident[key] = lease.held / lease.pages if lease.pages else 0.0
+            out_s = lease.since_s + _OUT_S if lease.state is Residency.OUT else inf
+            if lease.fenced or (lease.state is Residency.OUT and out_s <= now_s):
+                wanted: list[Request] = []
+            elif lease.state is Residency.OUT and not self._places.any_of(key):
+                wanted = []  # its engine has not asked yet
+            else:
+                wanted = self._wanted(key, name, lease)
+                if wanted:
+                    late_s = min(late_s, out_s)
+            if self._places.keep_only(key, wanted):
+                self._wake()
+        if self._target is not None and not self._places.any_of(self._target):
+            self._left(self._target)
+        model = self._device.model
+        if model is not None and self._target is None and model not in self._there:
+            self._left(model)
+        return None if late_s == inf else late_s
+
+    def _wanted(self, key: int, name: str, lease: Lease) -> list[Request]:
+        """The requests that a model has, or one that stands for whatever else it wants to do."""
+        if lease.state is Residency.WAITING and lease.ahead:
+            return []
+        found = self.requests.of(name)
+        asks = lease.state is Residency.WAITING
+        if found or not (asks or not lease.idle):
+            self._standing_for.pop(key, None)
+            return found
+        if key not in self._standing_for:
+            arrival_s = lease.since_s + self._turn_s - self.state.goals_for(key).ttft_s
+            self._standing_for[key] = self.requests.unannounced(key, arrival_s)
+        return [self._standing_for[key]]
+
+    def _left(self, key: int) -> None:
+        """A model is not what the device runs, or is about to, any more."""
+        if key in (self._target, self._device.model):
+            self._target = self._device.model = None
+            self._device.turn_ends_s = 0.0
+            self._wake()
+
+    def _wake(self) -> None:
+        """Ask the policy what the device does, unless it is about to switch."""
+        if self._target is None and self._device not in self.state.ready:
+            self.state.ready.append(self._device)
+
+    # Actions become orders.
+
+    def _apply(self, action: Action, now_s: float) -> None:
+        device = self._device
+        match action:
+            case Join(request, _, batch, _):
+                self._places.put(request, batch, now_s)
+                device.unused = False
+                self._wake()
+            case Refuse(request, _) | Drop(request):
+                self._places.give_up(request)  # its engine tells who asked
+            case Switch(_, batch, keep):
+                device.model, device.unused = batch.model, False
+                device.current, device.committed = batch, True
+                device.turn_ends_s = now_s
+                self._next = keep
+                if batch.model not in self._there:
+                    self._target = batch.model
+                    self.state.ready.remove(device)
+            case Prefill(_, batch, requests, then, turn_s):
+                for request in requests:
+                    request.prefilled = True
+                self._begin(batch, then, turn_s, now_s, prefilling=True)
+            case Decode(_, batch, turn_s, then):
+                self._begin(batch, then, turn_s, now_s, prefilling=False)
+            case Rest(_, until_s):
+                self.state.ready.remove(device)
+                device.current = None
+                self._rest_until_s = until_s
+            case Round():
+                raise NotImplementedError("no policy that is driven live has rounds")
+
+    def _begin(
+        self,
+        batch: Batch,
+        then: tuple[int, ...],
+        turn_s: float | None,
+        now_s: float,
+        *,
+        prefilling: bool,
+    ) -> None:
+        device = self._device
+        device.current, device.prefilling = batch, prefilling
+        device.used_s = now_s
+        self._next, self._rest_until_s = then, None
+        if turn_s is not None:
+            device.turn_ends_s, device.committed = now_s + turn_s, False
+            batch.ran_s = now_s
+        self.state.ready.remove(device)
+
+    def _order(self) -> None:
+        """Whoever has begun with pages goes on, then whose turn it is, then who is needed next."""
+        device = self._device
+        first = self._target
+        if first is None and device.current is not None:
+            first = device.current.model
+        line = dict.fromkeys((*(() if first is None else (first,)), *self._next))
+        places = {key: place for place, key in enumerate(line)}
+        for key in self._names:
+            lease = self._leases.lease(key)
+            lease.rank = -1 if lease.begun else places.get(key, len(places))
+            lease.turn_ends_s = inf if self._target is None else 0.0
+
+    def _note(self, now_s: float, actions: list[Action]) -> None:
+        if self._record is not None:
+            self._record(encode(self.state, now_s, actions))
+        tell = partial(explain, self.state, now_s, name_of=self._names.__getitem__)
+        self._why.extend((now_s, text) for action in actions if (text := tell(action)) is not None)

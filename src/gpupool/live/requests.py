@@ -1,0 +1,132 @@
+"""Unfinished requests, as the router announces them and as engines tell of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+
+from gpupool.schedule.work import Request
+
+EACH_MAX = 1 << 16
+"""Requests that one teller, or one engine, can have unfinished: more are not followed."""
+
+
+@dataclass(eq=False)
+class _Announced:
+    """A request on its way to its engine, until that tells of it."""
+
+    model: str
+    request_id: str
+    request: Request
+    heard_of: bool = False
+    """Its engine has told of it, as one request or as several."""
+
+
+@dataclass(eq=False)
+class _OfModel:
+    announced: list[_Announced] = field(default_factory=list)
+    running: dict[int, Request] = field(default_factory=dict)
+    """By the numbers that the engine gives them."""
+
+
+class Requests:
+    """Whose requests there are. An announced one becomes the engine's that has its id in its own.
+
+    So it keeps the time at which it came. One that never reaches the model, or was not announced,
+    is followed all the same.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._models: dict[str, _OfModel] = {}
+        self._told: dict[Hashable, dict[str, _Announced]] = {}
+        self._count = 0
+
+    def announce(
+        self, teller: Hashable, model: str, request_id: str, prompt_tokens: int, now_s: float
+    ) -> None:
+        """A request has come and is on its way; an id that is under way already is not counted."""
+        told = self._told.setdefault(teller, {})
+        if request_id in told or len(told) >= EACH_MAX:
+            return
+        request = self._new(prompt_tokens, now_s)
+        told[request_id] = _Announced(model, request_id, request)
+        self._models.setdefault(model, _OfModel()).announced.append(told[request_id])
+
+    def over(self, teller: Hashable, request_id: str) -> None:
+        """What was announced has its answer, or wants none any more."""
+        announced = self._told.get(teller, {}).pop(request_id, None)
+        if announced is not None:
+            self._models[announced.model].announced.remove(announced)
+            self._tidy(announced.model)
+
+    def forget_teller(self, teller: Hashable) -> None:
+        """Nobody will tell how what it announced goes on."""
+        for request_id in list(self._told.get(teller, {})):
+            self.over(teller, request_id)
+        self._told.pop(teller, None)
+
+    def began(
+        self, model: str, number: int, request_id: str, prompt_tokens: int, now_s: float
+    ) -> None:
+        """The engine of a model has a request, which it calls by this number from now on."""
+        of_model = self._models.setdefault(model, _OfModel())
+        if number in of_model.running or len(of_model.running) >= EACH_MAX:
+            return
+        announced = next((a for a in of_model.announced if a.request_id in request_id), None)
+        if announced is None:
+            of_model.running[number] = self._new(prompt_tokens, now_s)
+        elif announced.heard_of:  # one more of the same: several answers were asked for
+            of_model.running[number] = self._new(prompt_tokens, announced.request.arrival_s)
+        else:
+            announced.heard_of = True
+            announced.request.prompt_tokens = prompt_tokens
+            of_model.running[number] = announced.request
+
+    def produced(self, model: str, made: Iterable[tuple[int, int]]) -> list[Request]:
+        """So many tokens in all, by the numbers of requests; those with their first ones."""
+        first = []
+        running = self._models.get(model, _OfModel()).running
+        for number, tokens in made:
+            if (request := running.get(number)) is not None:
+                if not request.produced_tokens and tokens:
+                    first.append(request)
+                request.produced_tokens = tokens
+                request.prefilled = request.prefilled or tokens > 0
+        return first
+
+    def ended(self, model: str, numbers: Iterable[int]) -> None:
+        """The engine has done with these."""
+        if (of_model := self._models.get(model)) is not None:
+            for number in numbers:
+                of_model.running.pop(number, None)
+            self._tidy(model)
+
+    def gone(self, model: str) -> None:
+        """The engine has ended, and with it what it ran."""
+        self.ended(model, list(self._models.get(model, _OfModel()).running))
+
+    def of(self, model: str) -> list[Request]:
+        """Those of a model, on their way or in its engine, in the order of their coming."""
+        of_model = self._models.get(model)
+        if of_model is None:
+            return []
+        found = [a.request for a in of_model.announced if not a.heard_of]
+        found += of_model.running.values()
+        found.sort(key=lambda request: (request.arrival_s, request.key))
+        return found
+
+    def unannounced(self, key: int, arrival_s: float) -> Request:
+        """A request that stands for work of which nobody tells more than that it is there."""
+        request = self._new(1, arrival_s)
+        request.model = key
+        return request
+
+    def _new(self, prompt_tokens: int, now_s: float) -> Request:
+        self._count += 1
+        return Request(self._count, -1, now_s, prompt_tokens)
+
+    def _tidy(self, model: str) -> None:
+        of_model = self._models[model]
+        if not of_model.announced and not of_model.running:
+            del self._models[model]

@@ -1,0 +1,182 @@
+"""States and decisions as plain values, so that what was decided can be decided again.
+
+A recording has one decision a line, as JSON: the time, the state before it, and the actions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
+from typing import Any, NamedTuple
+
+from gpupool.schedule.costs import Costs
+from gpupool.schedule.work import Action, Batch, Device, Goals, Request, State, Turn
+
+_INF = float("inf")
+
+
+class Decided(NamedTuple):
+    """One decision: when, about what, and the actions, as plain values."""
+
+    now_s: float
+    state: dict[str, Any]
+    actions: list[Any]
+
+
+def encode(state: State, now_s: float, actions: Iterable[Action]) -> Decided:
+    """A decision, before its actions are applied."""
+    requests = _requests(state)
+    batches = _batches(state)
+    places = {id(request): place for place, request in enumerate(requests)}
+    numbers = {id(batch): number for number, batch in enumerate(batches)}
+
+    def batch_of(batch: Batch) -> list[Any]:
+        return [batch.model, [places[id(r)] for r in batch.requests], batch.taken, batch.ran_s]
+
+    def device_of(device: Device) -> dict[str, Any]:
+        return {
+            "key": device.key,
+            "prefills": device.prefills,
+            "decodes": device.decodes,
+            "groups": [numbers[id(batch)] for batch in device.groups],
+            "batches": [numbers[id(batch)] for batch in device.batches],
+            "turns": [[numbers[id(turn.batch)], _finite(turn.turn_s)] for turn in device.turns],
+            "model": device.model,
+            "current": None if device.current is None else numbers[id(device.current)],
+            "turn_ends_s": _finite(device.turn_ends_s),
+            "committed": device.committed,
+            "prefilling": device.prefilling,
+            "used_s": device.used_s,
+            "unused": device.unused,
+            "resident": [[model, share] for model, share in device.resident.items()],
+        }
+
+    plain = {
+        "requests": [
+            [r.key, r.model, r.arrival_s, r.prompt_tokens, r.produced_tokens, r.prefilled]
+            for r in requests
+        ],
+        "batches": [batch_of(batch) for batch in batches],
+        "devices": [device_of(device) for device in state.devices],
+        "costs": [[model, list(astuple(costs))] for model, costs in state.costs.items()],
+        "goals": list(astuple(state.goals)),
+        "goals_of": [[model, list(astuple(goals))] for model, goals in state.goals_of.items()],
+        "patience_s": state.patience_s,
+        "arrived": [places[id(request)] for request in state.arrived],
+        "prefilled": [places[id(request)] for request in state.prefilled],
+        "ready": [state.devices.index(device) for device in state.ready],
+    }
+    told = [_action(action, places, numbers) for action in actions]
+    # What comes back from a file has lists for tuples.
+    return Decided(now_s, json.loads(json.dumps(plain)), json.loads(json.dumps(told)))
+
+
+def decode(plain: dict[str, Any]) -> State:
+    """The state that was encoded."""
+    requests = [Request(*fields) for fields in plain["requests"]]
+    batches = [
+        Batch(model, [requests[place] for place in places], taken, ran_s)
+        for model, places, taken, ran_s in plain["batches"]
+    ]
+    devices = [_device(of, batches) for of in plain["devices"]]
+    return State(
+        devices,
+        {model: _costs(fields) for model, fields in plain["costs"]},
+        Goals(*plain["goals"]),
+        {model: Goals(*fields) for model, fields in plain["goals_of"]},
+        plain["patience_s"],
+        deque(requests[place] for place in plain["arrived"]),
+        deque(requests[place] for place in plain["prefilled"]),
+        [devices[place] for place in plain["ready"]],
+    )
+
+
+def differing(
+    recording: Iterable[Decided], decide: Callable[[State, float], list[Action]]
+) -> Iterator[tuple[int, Decided, list[Any]]]:
+    """Decide all of it again: which decisions, counted from 0, come out otherwise, and how."""
+    for number, decided in enumerate(recording):
+        state = decode(decided.state)
+        again = encode(state, decided.now_s, decide(state, decided.now_s))
+        if again.actions != decided.actions:
+            yield number, decided, again.actions
+
+
+def to_line(policy: str, decided: Decided) -> str:
+    """A decision as a line of a recording."""
+    fields = {"policy": policy, **decided._asdict()}
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def from_line(line: str) -> tuple[str, Decided]:
+    """The policy that decided and its decision. Raises ValueError or KeyError for no such line."""
+    fields = json.loads(line)
+    return fields["policy"], Decided(fields["now_s"], fields["state"], fields["actions"])
+
+
+def _requests(state: State) -> list[Request]:
+    found = [*state.arrived, *state.prefilled]
+    for batch in _batches(state):
+        found += batch.requests
+    return list({id(request): request for request in found}.values())
+
+
+def _batches(state: State) -> list[Batch]:
+    found: list[Batch] = []
+    for device in state.devices:
+        found += [*device.groups, *device.batches, *(turn.batch for turn in device.turns)]
+        found += [] if device.current is None else [device.current]
+    return list({id(batch): batch for batch in found}.values())
+
+
+def _device(of: dict[str, Any], batches: list[Batch]) -> Device:
+    return Device(
+        of["key"],
+        of["prefills"],
+        of["decodes"],
+        [batches[number] for number in of["groups"]],
+        [batches[number] for number in of["batches"]],
+        tuple(Turn(batches[number], _infinite(turn_s)) for number, turn_s in of["turns"]),
+        of["model"],
+        None if of["current"] is None else batches[of["current"]],
+        _infinite(of["turn_ends_s"]),
+        of["committed"],
+        of["prefilling"],
+        of["used_s"],
+        of["unused"],
+        dict(of["resident"]),
+    )
+
+
+def _costs(fields: list[Any]) -> Costs:
+    prefill_s, step_s, *rest = fields
+    return Costs(tuple(prefill_s), tuple(step_s), *rest)
+
+
+def _action(action: Action, places: dict[int, int], numbers: dict[int, int]) -> list[Any]:
+    return [type(action).__name__, *(_plain(value, places, numbers) for value in action)]
+
+
+def _plain(value: Any, places: dict[int, int], numbers: dict[int, int]) -> Any:
+    if isinstance(value, Request):
+        return places[id(value)]
+    if isinstance(value, Batch):
+        return numbers[id(value)]
+    if isinstance(value, Device):
+        return value.key
+    if isinstance(value, Turn):
+        return [numbers[id(value.batch)], _finite(value.turn_s)]
+    if isinstance(value, tuple):
+        return [_plain(item, places, numbers) for item in value]
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _finite(seconds: float) -> float | None:
+    """JSON has no infinity."""
+    return None if seconds == _INF else seconds
+
+
+def _infinite(seconds: float | None) -> float:
+    return _INF if seconds is None else seconds

@@ -1,0 +1,69 @@
+"""A pooled engine's steps: each with the memory in place, and told of where that is wanted."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gpupool.model import Model
+from gpupool.vllm.block_use import BlockTables
+from gpupool.vllm.kv_keeping import KvKeeping
+from gpupool.vllm.reporting import Reporter
+
+
+class PoolSteps:
+    """What a pooled worker does beside running a step; mixed in before the platform's worker."""
+
+    pool_model: Model
+    _pool_tables: BlockTables
+    _pool_reporter: Reporter | None
+    _pool_kv: KvKeeping | None = None
+    _pool_unsampled = 0  # steps whose sample_tokens is still to come
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run a step with the memory in place."""
+        gate = self.pool_model.gate
+        use = self._pool_tables.step(scheduler_output)
+        if self._pool_kv is not None:
+            self._pool_kv.announce(use)
+        if self._pool_reporter is not None:
+            self._pool_reporter.scheduled(scheduler_output)
+        if not _touches_memory(scheduler_output):
+            output = super().execute_model(scheduler_output)  # type: ignore[misc]
+            gate.set_idle(self._pool_tables.live_requests == 0)
+            return output
+        gate.set_idle(False)
+        gate.open_step()
+        began_s = time.monotonic()
+        try:
+            if self._pool_kv is not None:
+                self._pool_kv.begin(use)
+            output = super().execute_model(scheduler_output)  # type: ignore[misc]
+        except BaseException:
+            gate.close_step(counts=False)
+            raise
+        if self._pool_reporter is not None:
+            self._pool_reporter.ran(scheduler_output, time.monotonic() - began_s)
+        if output is None:
+            self._pool_unsampled += 1
+        else:
+            gate.close_step()
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Finish the step that ``execute_model`` left open."""
+        if self._pool_unsampled == 0:
+            return super().sample_tokens(grammar_output)  # type: ignore[misc]
+        try:
+            return super().sample_tokens(grammar_output)  # type: ignore[misc]
+        finally:
+            self._pool_unsampled -= 1
+            self.pool_model.gate.close_step()
+
+
+def _touches_memory(scheduler_output: Any) -> bool:
+    return bool(
+        scheduler_output.total_num_scheduled_tokens > 0
+        or getattr(scheduler_output, "new_block_ids_to_zero", None)
+        or getattr(scheduler_output, "kv_cache_block_copies", None)
+    )
