@@ -13,6 +13,7 @@ from desk_bench import SWAP, Bench, FakePeer
 from gpupool.daemon import protocol as p
 from gpupool.daemon.live_policy import LivePolicy
 from gpupool.daemon.peers import Peer
+from gpupool.live import Conductor
 from gpupool.schedule.recording import Decided
 from gpupool.schedule.work import Goals
 
@@ -55,6 +56,7 @@ class Live:
     def __init__(self, pages: int, models: dict[str, int], policy: str, goals: Goals) -> None:
         """``models`` says how many pages each needs."""
         self.decided: list[Decided] = []
+        self._made = pages, models, goals
         self.bench = Bench(
             pages=pages, turn_s=0.2, policy=LivePolicy(policy, goals, self.decided.append)
         )
@@ -63,8 +65,35 @@ class Live:
         }
         self.router = FakePeer()
         self.swap_ins: list[str] = []
+        self.revokes = 0
+        """Of engines with requests."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+
+    @property
+    def conductor(self) -> Conductor:
+        found = self.bench.conducting.conductor
+        assert found is not None
+        return found
+
+    def with_policy(self, policy: str) -> Live:
+        """The same with another, from the start."""
+        pages, models, goals = self._made
+        return Live(pages, models, policy, goals)
+
+    def why(self) -> p.Why:
+        peer = FakePeer()
+        (found,) = self.bench.tell(peer, p.WhyQuery())
+        assert isinstance(found, p.Why)
+        return found
+
+    def die(self, model: str, at_s: float) -> None:
+        """Kill an engine, and whoever put requests to it learns so."""
+        self.at(at_s, partial(self._die, self.engines[model]))
+
+    def lose_router(self, at_s: float) -> None:
+        """Its connection ends, and nobody announces anything any more."""
+        self.at(at_s, self._lose_router)
 
     def at(self, at_s: float, do: Callable[[], None]) -> None:
         self._count += 1
@@ -96,9 +125,24 @@ class Live:
             assert self.bench.desk.handle(cast(Peer, peer), message, self.bench.now_s)
             self.bench.settle()
 
+    def _die(self, engine: FakeEngine) -> None:
+        engine.state, engine.peer.exited, engine.peer.connected = "dead", True, False
+        self.bench.lose(engine.peer)
+        for asked in engine.requests:
+            self._over(asked)
+
+    def _lose_router(self) -> None:
+        self.bench.lose(self.router)
+
+    def _over(self, asked: Asked) -> None:
+        if asked.announced and not self.router.lost:
+            self._say(self.router, p.Over(asked.name))
+
     def _come(self, asked: Asked) -> None:
         engine = self.engines[asked.model]
-        if asked.announced:
+        if engine.state == "dead":
+            return
+        if asked.announced and not self.router.lost:
             self._say(self.router, p.Announce(asked.model, asked.name, 10))
         engine.requests.append(asked)
         if engine.state == "out":
@@ -110,6 +154,8 @@ class Live:
             self._say(engine.peer, p.Idle(False), p.Acquire())
 
     def _arrive(self, engine: FakeEngine) -> None:
+        if engine.state == "dead":
+            return
         engine.state = "resident"
         self.swap_ins.append(engine.name)
         self._say(engine.peer, p.Arrived(SWAP))
@@ -127,6 +173,8 @@ class Live:
         self.at(self.bench.now_s + STEP_S, partial(self._stepped, engine))
 
     def _stepped(self, engine: FakeEngine) -> None:
+        if engine.state == "dead":
+            return
         now_s = self.bench.now_s
         for asked in engine.known:
             asked.made += 1
@@ -139,8 +187,7 @@ class Live:
         for asked in done:
             asked.done_s = now_s
             engine.requests.remove(asked)
-            if asked.announced:
-                self._say(self.router, p.Over(asked.name))
+            self._over(asked)
         if not engine.requests:
             self._say(engine.peer, p.Idle(True))
             engine.state = "idle"
@@ -157,12 +204,15 @@ class Live:
 
     def _hear(self) -> None:
         for engine in self.engines.values():
+            if engine.state == "dead":
+                continue
             for message in engine.peer.take():
                 if isinstance(message, p.Granted) and message.last:
                     engine.state = "arriving"
                     self.at(self.bench.now_s + SWAP_S, partial(self._arrive, engine))
                 elif isinstance(message, p.Revoke):
                     engine.revoked = True
+                    self.revokes += engine.state != "idle"
                     if engine.state == "idle":
                         self.at(self.bench.now_s, partial(self._leave_idle, engine))
             if engine.state == "idle" and engine.requests:

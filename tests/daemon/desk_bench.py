@@ -64,6 +64,7 @@ class Bench:
         driver = with_faults(open_host_driver(), self.faults)
         self.pages = PagePool(driver, pages * PAGE_BYTES, PAGE_BYTES)
         self.arbiter = Arbiter(self.pages, turn_s)
+        self.conducting = policy.over(self.arbiter)
         self.desk = Desk(
             pages=self.pages,
             arbiter=self.arbiter,
@@ -71,7 +72,7 @@ class Bench:
             version="1",
             host_budget_bytes=host_budget_bytes,
             parking=parking,
-            conducting=policy.over(self.arbiter),
+            conducting=self.conducting,
             min_tokens=8,
             revoke_timeout_s=REVOKE_S,
         )

@@ -50,7 +50,81 @@ def test_everybody_is_served_and_decisions_can_be_made_again(
     switches_s = sum(2 * SWAP_S + deadlines.TURN_S_MIN for _ in live.swap_ins)
     last_s = max(asked.done_s for asked in requests)
     assert last_s <= max(a.at_s for a in requests) + alone_s + switches_s + 1.0
+    switches = sum(action[0] == "Switch" for d in live.decided for action in d.actions)
+    assert live.revokes <= switches * (len(models) - 1), "nobody leaves but for a switch"
     lines = [to_line(policy, decided) for decided in live.decided]
     again = [from_line(line)[1] for line in lines]
     assert json.dumps(again) == json.dumps(live.decided)
     assert list(differing(again, POLICIES[policy])) == []
+
+
+def three_that_do_not_fit(policy: str, **goals: float) -> Live:
+    return Live(2, {"a": 2, "b": 2, "c": 2}, policy, Goals(**goals))
+
+
+def test_a_switch_comes_when_tokens_are_due_and_not_before() -> None:
+    """One answers ahead of its reader, so the others wait for as long as their goals allow."""
+    live = three_that_do_not_fit("deadlines", ttft_s=2.0, tbt_s=0.5)
+    asked = [Asked(f"request-of-{name}", name, 0.01 * k, 100) for k, name in enumerate("abc")]
+    for request in asked:
+        live.ask(request)
+    live.run(LONG_S)
+    assert all(request.first_s - request.at_s <= 2.0 for request in asked)
+    assert len(live.swap_ins) < 3 + sum(r.tokens * STEP_S for r in asked) / 0.3
+
+
+def test_a_switch_makes_room_for_its_own_model_alone() -> None:
+    """Whoever has just come is not made to leave for others that wait."""
+    live = three_that_do_not_fit("fcfs")
+    for k, name in enumerate("abc" * 3):
+        live.ask(Asked(f"request-number-{k}", name, 0.001 * k, 20))
+    live.run(LONG_S)
+    switches = sum(action[0] == "Switch" for d in live.decided for action in d.actions)
+    assert len(live.swap_ins) == switches
+
+
+def test_decisions_are_explained() -> None:
+    live = three_that_do_not_fit("deadlines", ttft_s=1.0, tbt_s=0.1)
+    for k, name in enumerate("abc"):
+        live.ask(Asked(f"request-of-{name}", name, 0.01 * k, 30))
+    live.run(LONG_S)
+    why = live.why()
+    assert why.policy == "deadlines"
+    ages = [ago_s for ago_s, _ in why.decisions]
+    assert ages == sorted(ages) and ages[0] >= 0
+    switches = [text for _, text in why.decisions if text.startswith("switch to ")]
+    assert {text.split()[2] for text in switches} == {"a", "b", "c"}
+    assert all("due in" in text or "late by" in text for text in switches)
+    turns = live.with_policy("turns")
+    assert turns.why().decisions == []
+
+
+@given(workloads(), st.integers(0, 300), st.data())
+def test_engines_that_die_stop_nobody(
+    workload: tuple[int, dict[str, int], list[Asked]], dies: int, data: st.DataObject
+) -> None:
+    pages, models, requests = workload
+    live = Live(pages, models, "deadlines", Goals(ttft_s=1.0, tbt_s=0.1))
+    victim = data.draw(st.sampled_from(sorted(models)))
+    for asked in requests:
+        live.ask(asked)
+    live.die(victim, dies / 100)
+    live.run(LONG_S)
+    assert [a.name for a in requests if a.done_s < 0 and a.model != victim] == []
+    assert live.bench.status().pages_fenced == 0
+    assert list(differing(live.decided, POLICIES["deadlines"])) == []
+
+
+@given(workloads(), st.integers(0, 300))
+def test_a_router_that_goes_leaves_nothing_behind(
+    workload: tuple[int, dict[str, int], list[Asked]], goes: int
+) -> None:
+    pages, models, requests = workload
+    live = Live(pages, models, "deadlines", Goals(ttft_s=1.0, tbt_s=0.1))
+    for asked in requests:
+        live.ask(asked)
+    live.lose_router(goes / 100)
+    live.run(LONG_S)
+    assert [asked.name for asked in requests if asked.done_s < 0] == []
+    rest = [r for name in models for r in live.conductor.requests.of(name)]
+    assert rest == []

@@ -16,19 +16,19 @@ class Conducting:
 
     def __init__(self, conductor: Conductor | None, policy: str) -> None:
         """Nothing was told yet."""
-        self._conductor = conductor
+        self.conductor = conductor
         self._policy = policy
 
     @property
     def follows_requests(self) -> bool:
         """Whether it is of any use to tell of requests."""
-        return self._conductor is not None
+        return self.conductor is not None
 
     def told(self, peer: Peer, message: p.Announce | p.Over, now_s: float) -> None:
         """Requests are on their way, or over."""
-        if self._conductor is None:
+        if self.conductor is None:
             return
-        requests = self._conductor.requests
+        requests = self.conductor.requests
         if isinstance(message, p.Over):
             requests.over(peer, message.request_id)
         else:
@@ -38,50 +38,51 @@ class Conducting:
         """Act on what a worker says of its requests; False if it is something else."""
         if not isinstance(message, p.Working | p.WorkGoals):
             return False
-        if self._conductor is None:
+        if self.conductor is None:
             return True
         if isinstance(message, p.WorkGoals):
-            self._conductor.set_goals(key, Goals(message.ttft_s, message.tbt_s))
+            self.conductor.set_goals(key, Goals(message.ttft_s, message.tbt_s))
             return True
         numbers = [number for number, *_ in message.began]
         if len(set(numbers)) < len(numbers):
             raise ProtocolError("a worker gives each request a number of its own")
-        requests = self._conductor.requests
+        self.conductor.tells(key)
+        requests = self.conductor.requests
         for number, request_id, prompt_tokens in message.began:
             requests.began(worker.name, number, request_id, prompt_tokens, now_s)
         requests.produced(worker.name, message.produced)
         requests.ended(worker.name, message.ended)
-        self._conductor.measured.stepped(key, message.steps, message.steps_s)
-        self._conductor.measured.prefilled(key, message.prefilled_tokens, message.prefills_s)
+        self.conductor.measured.stepped(key, message.steps, message.steps_s)
+        self.conductor.measured.prefilled(key, message.prefilled_tokens, message.prefills_s)
         return True
 
     def joined(self, key: int, name: str) -> None:
         """A worker has joined."""
-        if self._conductor is not None:
-            self._conductor.add(key, name)
+        if self.conductor is not None:
+            self.conductor.add(key, name)
 
     def left(self, key: int) -> None:
         """A worker is forgotten."""
-        if self._conductor is not None:
-            self._conductor.forget(key)
+        if self.conductor is not None:
+            self.conductor.forget(key)
 
     def lost(self, peer: Peer) -> None:
         """A peer has gone, and with it what it announced."""
-        if self._conductor is not None:
-            self._conductor.requests.forget_teller(peer)
+        if self.conductor is not None:
+            self.conductor.requests.forget_teller(peer)
 
     def arrived(self, key: int, swap: p.SwapFigures, lease: Lease, page_bytes: int) -> None:
         """A model has come in."""
-        if self._conductor is not None:
+        if self.conductor is not None:
             copied = swap.copied_bytes / (lease.pages * page_bytes)
-            self._conductor.measured.swapped(key, swap.total_s, copied)
-            self._conductor.arrived(key)
+            self.conductor.measured.swapped(key, swap.total_s, copied)
+            self.conductor.arrived(key)
 
     def settle(self, now_s: float) -> float | None:
         """Have the policy look at it all; when to look again at the latest."""
-        return None if self._conductor is None else self._conductor.look(now_s)
+        return None if self.conductor is None else self.conductor.look(now_s)
 
     def why(self, now_s: float) -> p.Why:
         """What was decided last."""
-        told = [] if self._conductor is None else self._conductor.why(now_s)
+        told = [] if self.conductor is None else self.conductor.why(now_s)
         return p.Why(self._policy, [(ago_s, p.one_line(text)) for ago_s, text in told])

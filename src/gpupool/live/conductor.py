@@ -75,6 +75,8 @@ class Conductor:
         self._names: dict[int, str] = {}
         self._standing_for: dict[int, Request] = {}
         """The requests that stand for work of which nobody tells, by model."""
+        self._telling: set[int] = set()
+        """Models whose engines tell of their requests."""
         self._there: set[int] = set()
         """Models that have arrived."""
         self._target: int | None = None
@@ -103,6 +105,7 @@ class Conductor:
         self._resident.pop(key, None)
         self._goals_of.pop(key, None)
         self._there.discard(key)
+        self._telling.discard(key)
         self._left(key)
         self.measured.forget(key)
 
@@ -110,16 +113,16 @@ class Conductor:
         """A model has goals of its own."""
         self._goals_of[key] = goals
 
+    def tells(self, key: int) -> None:
+        """A model's engine tells of its requests: where it has none, there are none."""
+        self._telling.add(key)
+
     def arrived(self, key: int) -> None:
         """A model that was granted its pages has come."""
         self._there.add(key)
         if self._target == key:
             self._target = None
             self._wake()
-
-    def happened(self) -> None:
-        """Something happened that a turn may end over: the policy is asked."""
-        self._wake()
 
     def why(self, now_s: float) -> list[tuple[float, str]]:
         """What was decided last, how many seconds ago and why, newest first."""
@@ -178,8 +181,8 @@ class Conductor:
         if lease.state is Residency.WAITING and lease.ahead:
             return []
         found = self.requests.of(name)
-        asks = lease.state is Residency.WAITING
-        if found or not (asks or not lease.idle):
+        works = not lease.idle and key not in self._telling
+        if found or not (works or lease.state is Residency.WAITING):
             self._standing_for.pop(key, None)
             return found
         if key not in self._standing_for:
@@ -260,7 +263,8 @@ class Conductor:
         for key in self._names:
             lease = self._leases.lease(key)
             lease.rank = -1 if lease.begun else places.get(key, len(places))
-            lease.turn_ends_s = inf if self._target is None else 0.0
+            # For whoever comes next all others make room, and it stays once it has its pages.
+            lease.turn_ends_s = inf if self._target in (None, key) else 0.0
 
     def _note(self, now_s: float, actions: list[Action]) -> None:
         if self._record is not None:

@@ -1,0 +1,182 @@
+"""Requests of three models through a real `gpupool serve` on ordinary memory, by several policies.
+
+    python benchmarks/bench_live.py [--policies turns,deadlines] [--json -]
+
+Each policy serves the same trace with engines of its own: stock vLLM servers with the demo's tiny
+models, in a pool that holds one of them. What a policy of requests decided is recorded and decided
+again from the recording. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.live_server import Answered, LiveRun, checkpoints, serve_trace  # noqa: E402
+from demo.pool import ServerError  # noqa: E402
+from gpupool.live import POLICIES  # noqa: E402
+from gpupool.schedule.recording import differing, from_line  # noqa: E402
+from gpupool.simulate.trace import Arrival  # noqa: E402
+
+
+@dataclass
+class Row:
+    """How one policy did."""
+
+    policy: str
+    requests: int
+    ttft_s_p50: float
+    ttft_s_p99: float
+    gap_s_p99: float
+    """Between two tokens of an answer."""
+    attainment_tokens: float
+    swap_ins: int
+    swap_in_s_median: float
+    duration_s: float
+    decisions: int = 0
+    decisions_differing: int = 0
+
+
+def main() -> int:
+    """Run it; the exit status is 1 if a decision came out otherwise the second time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--policies", default="turns,deadlines", help="turns, deadlines, fcfs")
+    parser.add_argument("--rate", type=float, default=0.5, help="requests/s of each model")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ttft-ms", type=float, default=2000.0, help="goal for a first token")
+    parser.add_argument("--tbt-ms", type=float, default=100.0, help="goal for each further one")
+    parser.add_argument("--turn-ms", type=int, default=200, help="of the policy turns")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache/demo")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/bench_live")
+    parser.add_argument("--json", metavar="PATH", help="- for standard output")
+    arguments = parser.parse_args()
+    models = checkpoints(arguments.cache)
+    trace = make_trace(sorted(models), arguments.rate, arguments.seconds, arguments.seed)
+    rows = []
+    for policy in arguments.policies.split(","):
+        print(f"{policy}: starting the engines", file=sys.stderr)
+        try:
+            rows.append(_row(policy, trace, models, arguments))
+        except ServerError as error:
+            parser.exit(1, f"{policy}: {error}\n")
+    text = _table(rows)
+    print(text, file=sys.stderr if arguments.json == "-" else sys.stdout)
+    if arguments.json:
+        found: dict[str, Any] = {"arguments": vars(arguments), "rows": [asdict(r) for r in rows]}
+        written = json.dumps(found, indent=1, default=str) + "\n"
+        if arguments.json == "-":
+            sys.stdout.write(written)
+        else:
+            Path(arguments.json).write_text(written)
+    return int(any(row.decisions_differing for row in rows))
+
+
+def make_trace(models: list[str], rate: float, seconds: float, seed: int) -> list[Arrival]:
+    """Poisson arrivals with prompts of 16 to 256 tokens and answers of 16 to 160."""
+    rng = random.Random(seed)
+    found = []
+    for model in models:
+        at_s = rng.expovariate(rate)
+        while at_s < seconds:
+            found.append(Arrival(at_s, model, rng.randint(16, 256), rng.randint(16, 160)))
+            at_s += rng.expovariate(rate)
+    return sorted(found)
+
+
+def _row(
+    policy: str, trace: list[Arrival], models: Mapping[str, Path], arguments: argparse.Namespace
+) -> Row:
+    folder = arguments.folder / policy
+    folder.mkdir(parents=True, exist_ok=True)
+    goals_ms = arguments.ttft_ms, arguments.tbt_ms
+    run = asyncio.run(
+        serve_trace(
+            trace,
+            policy,
+            models,
+            folder,
+            goals_ms=goals_ms,
+            turn_ms=arguments.turn_ms,
+            on_progress=_Changes(),
+        )
+    )
+    row = _figures(policy, run, arguments.ttft_ms / 1000, arguments.tbt_ms / 1000)
+    if policy in POLICIES:
+        with (folder / "decisions.jsonl").open() as lines:
+            recording = [from_line(line)[1] for line in lines]
+        row.decisions = len(recording)
+        row.decisions_differing = sum(1 for _ in differing(recording, POLICIES[policy]))
+    return row
+
+
+class _Changes:
+    """Says what is new, a line each."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, line: str) -> None:
+        if (engine := line.partition(" (")[0]) != self._last:
+            print(f"  {engine[:100]}", file=sys.stderr)
+            self._last = engine
+
+
+def _figures(policy: str, run: LiveRun, ttft_s: float, tbt_s: float) -> Row:
+    firsts = sorted(a.tokens_s[0] - a.arrival.at_s for a in run.answers)
+    gaps = [b - a for found in run.answers for a, b in pairwise(found.tokens_s)]
+    swaps = [took_s for of_model in run.swap_in_s.values() for took_s in of_model]
+    return Row(
+        policy,
+        len(run.answers),
+        statistics.median(firsts),
+        _quantile(firsts, 0.99),
+        _quantile(sorted(gaps), 0.99),
+        _attainment(run.answers, ttft_s, tbt_s),
+        run.swap_ins,
+        statistics.median(swaps) if swaps else 0.0,
+        max(a.tokens_s[-1] for a in run.answers),
+    )
+
+
+def _attainment(answers: list[Answered], ttft_s: float, tbt_s: float) -> float:
+    """The share of tokens that came in time, as `gpupool simulate` counts them."""
+    tokens = in_time = 0
+    for answered in answers:
+        due_s = answered.arrival.at_s + ttft_s
+        tokens += answered.arrival.output_tokens
+        in_time += sum(at_s <= due_s + k * tbt_s for k, at_s in enumerate(answered.tokens_s))
+    return in_time / tokens
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [
+        "policy      TTFT p50   p99  gap p99  in time  swap-ins  (median)  decisions differing"
+    ]
+    lines += [
+        f"{r.policy:<11} {r.ttft_s_p50:8.2f} {r.ttft_s_p99:5.2f} {r.gap_s_p99:8.2f} "
+        f"{r.attainment_tokens:8.1%} {r.swap_ins:9} {r.swap_in_s_median * 1000:6.1f} ms "
+        f"{r.decisions:10} {r.decisions_differing:9}"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
