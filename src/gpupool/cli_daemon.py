@@ -101,8 +101,7 @@ _SOCKET = click.option(
     "record_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="PATH",
-    help="Write what a policy of requests decides to this file, a line each, for "
-    "'gpupool simulate --replay'.",
+    help="Write what a policy of requests decides to this file, a line each, for 'gpupool replay'.",
 )
 @click.option(
     "--turn-ms",

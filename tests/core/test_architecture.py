@@ -87,11 +87,15 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
     "cli": (
-        {"", "cli_daemon", "cli_images", "cli_plan", "cli_simulate", "errors", "kv", "serve"},
+        {
+            *("", "cli_daemon", "cli_images", "cli_plan", "cli_replay", "cli_simulate"),
+            *("errors", "kv", "serve"),
+        },
         {"click", "msgspec"},
     ),
     "cli_daemon": ({"daemon", "errors", "schedule"}, {"click", "msgspec"}),
     "cli_simulate": ({"errors", "simulate"}, {"click", "msgspec"}),
+    "cli_replay": ({"live", "schedule"}, {"click", "msgspec"}),
     "cli_plan": ({"errors", "plan"}, {"click", "msgspec"}),
     "cli_images": ({"errors", "images"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),

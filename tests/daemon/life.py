@@ -12,6 +12,7 @@ from stamps import Stamps, pattern
 
 from gpupool._core import Driver
 from gpupool.daemon.client import DaemonSession
+from gpupool.daemon.protocol import Working
 from gpupool.errors import LeaseTimeoutError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.mover import CopierMover
@@ -115,6 +116,9 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
     stamps.write(2)
     blocks.write(2)
     gate.set_idle(False)
+    session.set_goals(1.0, 0.1)
+    session.working(Working([(1, "a request", 5)], [(1, 1)]))
+    session.working(Working(ended=[1], steps=1, steps_s=0.01))
     gate.set_idle(True)
 
     stage("another wants in")  # and this one has been revoked

@@ -43,13 +43,19 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Acquire", False, True], None),  # ahead
     (["Hurry"], None),
     (["Cancel"], "Ok"),
+    (["WorkGoals", 1.0, 0.1], None),
+    (["Working", [[1, "cmpl-x", 5]], [[1, 2]], [1], 2, 0.1], None),
+    (["Announce", "mortal", "y", 7], None),
+    (["Over", "y"], None),
+    (["WhyQuery"], "Why"),
     (["StatusQuery"], "StatusReply"),
     (["Prefetch", "other"], "Ok"),
     (["Goodbye"], None),
 ]
 
 
-def test_killed_after_each_message(daemon: Daemon) -> None:
+def test_killed_after_each_message(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(options=("--policy", "deadlines"))
     kinds = {kind.__name__ for kind in get_args(ClientMessage)}
     assert {message[0] for message, _ in LIFE} | {"Cooled", "Parked"} == kinds  # which only answer
     other = daemon.model("other", kv_cache=100)

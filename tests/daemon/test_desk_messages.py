@@ -14,10 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
+from gpupool.daemon.live_policy import LivePolicy
 from gpupool.daemon.peers import Peer
 from gpupool.errors import ProtocolError
 
 _names = st.sampled_from(["a", "b", "c", "d", "", "x\n"])
+_ids = st.sampled_from(["1", "cmpl-1-0", "cmpl-22-0", "22"])
+_numbers = st.integers(0, 3) | st.just(p.COUNT_MAX)
 _figures = st.just(SWAP)
 _PAGES_EDGE = [2**32 - 1, 2**32]  # the largest number there is, and one more
 _messages = st.one_of(
@@ -40,6 +43,20 @@ _messages = st.one_of(
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Kept, st.just("no"), st.booleans()),
     st.builds(p.Idle, st.booleans()),
+    st.builds(p.Announce, _names, _ids, st.integers(0, 9)),
+    st.builds(p.Over, _ids),
+    st.builds(p.WorkGoals, st.just(1.0), st.just(0.1)),
+    st.builds(
+        p.Working,
+        st.lists(st.tuples(_numbers, _ids, _numbers), max_size=3),
+        st.lists(st.tuples(_numbers, _numbers), max_size=3),
+        st.lists(_numbers, max_size=3),
+        _numbers,
+        st.just(0.1),
+        _numbers,
+        st.just(0.1),
+    ),
+    st.just(p.WhyQuery()),
     st.just(p.StatusQuery()),
     st.just(p.Goodbye()),
 )
@@ -48,9 +65,11 @@ _messages = st.one_of(
 class AnyMessagesInAnyOrder(RuleBasedStateMachine):
     """Peers say anything at any time, die, and linger; the ledger adds up all the same."""
 
+    policy = "turns"
+
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench()
+        self.bench = Bench(policy=LivePolicy(self.policy))
         self.peers = [FakePeer(pid) for pid in range(5)]
         self.host_bytes = dict.fromkeys(self.peers, 0)
 
@@ -140,6 +159,14 @@ TestAnyMessagesInAnyOrder = AnyMessagesInAnyOrder.TestCase
 TestAnyMessagesInAnyOrder.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
+
+
+class AnyMessagesUnderAPolicyOfRequests(AnyMessagesInAnyOrder):
+    policy = "deadlines"
+
+
+TestAnyMessagesUnderAPolicyOfRequests = AnyMessagesUnderAPolicyOfRequests.TestCase
+TestAnyMessagesUnderAPolicyOfRequests.settings = TestAnyMessagesInAnyOrder.settings
 
 
 @pytest.mark.parametrize("page", _PAGES_EDGE)

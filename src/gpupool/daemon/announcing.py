@@ -16,6 +16,7 @@ from gpupool.errors import GpupoolError
 log = logging.getLogger("gpupool")
 
 _CONNECT_S = 1.0
+_NAME_MAX = 128  # the engine's own name, with more before and behind it, fits a message too
 _AGAIN_S = 1.0
 
 
@@ -33,9 +34,15 @@ class Announcer:
         self._not_before_s = 0.0
         self._told: set[str] = set()
 
+    @property
+    def told(self) -> frozenset[str]:
+        """Requests that the daemon takes to be on their way, or unfinished."""
+        return frozenset(self._told)
+
     def announce(self, model: str, request_id: str, prompt_tokens: int) -> None:
         """A request has come for a model."""
-        if request_id in self._told:
+        request_id = request_id[:_NAME_MAX]
+        if not request_id or request_id in self._told:
             return  # somebody else gave his the same name
         message = p.Announce(model, request_id, min(prompt_tokens, p.COUNT_MAX))
         if self._say(message):
@@ -43,6 +50,7 @@ class Announcer:
 
     def over(self, request_id: str) -> None:
         """It has its answer, or wants none any more."""
+        request_id = request_id[:_NAME_MAX]
         if request_id in self._told:
             self._told.discard(request_id)
             self._say(p.Over(request_id))

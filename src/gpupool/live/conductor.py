@@ -100,7 +100,8 @@ class Conductor:
         """A model has left, or its engine has ended."""
         name = self._names.pop(key)
         self.requests.gone(name)
-        self._places.keep_only(key, ())
+        if self._places.keep_only(key, ()):
+            self._wake()
         self._standing_for.pop(key, None)
         self._resident.pop(key, None)
         self._goals_of.pop(key, None)
@@ -268,6 +269,6 @@ class Conductor:
 
     def _note(self, now_s: float, actions: list[Action]) -> None:
         if self._record is not None:
-            self._record(encode(self.state, now_s, actions))
+            self._record(encode(self.state, now_s, actions, self._names))
         tell = partial(explain, self.state, now_s, name_of=self._names.__getitem__)
         self._why.extend((now_s, text) for action in actions if (text := tell(action)) is not None)

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gpupool.schedule.costs import Costs
-from gpupool.schedule.work import Action, Batch, Device, Goals, Request, State, Turn
+from gpupool.schedule.work import (
+    Action,
+    Batch,
+    Decode,
+    Device,
+    Goals,
+    Prefill,
+    Request,
+    Rest,
+    State,
+    Switch,
+    Turn,
+)
 
 _INF = float("inf")
 
@@ -23,9 +36,16 @@ class Decided(NamedTuple):
     now_s: float
     state: dict[str, Any]
     actions: list[Any]
+    names: tuple[tuple[int, str], ...] = ()
+    """What models are called, where that is known."""
 
 
-def encode(state: State, now_s: float, actions: Iterable[Action]) -> Decided:
+def encode(
+    state: State,
+    now_s: float,
+    actions: Iterable[Action],
+    names: Mapping[int, str] = MappingProxyType({}),
+) -> Decided:
     """A decision, before its actions are applied."""
     requests = _requests(state)
     batches = _batches(state)
@@ -70,7 +90,8 @@ def encode(state: State, now_s: float, actions: Iterable[Action]) -> Decided:
     }
     told = [_action(action, places, numbers) for action in actions]
     # What comes back from a file has lists for tuples.
-    return Decided(now_s, json.loads(json.dumps(plain)), json.loads(json.dumps(told)))
+    state_again, told_again = json.loads(json.dumps(plain)), json.loads(json.dumps(told))
+    return Decided(now_s, state_again, told_again, tuple(names.items()))
 
 
 def decode(plain: dict[str, Any]) -> State:
@@ -93,6 +114,26 @@ def decode(plain: dict[str, Any]) -> State:
     )
 
 
+def decode_actions(state: State, decided: Decided) -> list[Action]:
+    """The actions that were encoded, about what ``decode`` made of the same decision.
+
+    Only those of devices that switch, run or rest, which say what happens when.
+    """
+    batches = _batches(state)
+    devices = {device.key: device for device in state.devices}
+    kinds: dict[str, Callable[..., Action]] = {
+        "Switch": lambda device, batch, keep: Switch(devices[device], batches[batch], tuple(keep)),
+        "Prefill": lambda device, batch, _, then, turn_s: Prefill(
+            devices[device], batches[batch], (), tuple(then), _length(turn_s)
+        ),
+        "Decode": lambda device, batch, turn_s, then: Decode(
+            devices[device], batches[batch], _length(turn_s), tuple(then)
+        ),
+        "Rest": lambda device, until_s: Rest(devices[device], until_s),
+    }
+    return [kinds[kind](*fields) for kind, *fields in decided.actions if kind in kinds]
+
+
 def differing(
     recording: Iterable[Decided], decide: Callable[[State, float], list[Action]]
 ) -> Iterator[tuple[int, Decided, list[Any]]]:
@@ -113,7 +154,8 @@ def to_line(policy: str, decided: Decided) -> str:
 def from_line(line: str) -> tuple[str, Decided]:
     """The policy that decided and its decision. Raises ValueError or KeyError for no such line."""
     fields = json.loads(line)
-    return fields["policy"], Decided(fields["now_s"], fields["state"], fields["actions"])
+    names = tuple((int(key), str(name)) for key, name in fields["names"])
+    return fields["policy"], Decided(fields["now_s"], fields["state"], fields["actions"], names)
 
 
 def _requests(state: State) -> list[Request]:
@@ -138,10 +180,10 @@ def _device(of: dict[str, Any], batches: list[Batch]) -> Device:
         of["decodes"],
         [batches[number] for number in of["groups"]],
         [batches[number] for number in of["batches"]],
-        tuple(Turn(batches[number], _infinite(turn_s)) for number, turn_s in of["turns"]),
+        tuple(Turn(batches[number], float(turn_s)) for number, turn_s in of["turns"]),
         of["model"],
         None if of["current"] is None else batches[of["current"]],
-        _infinite(of["turn_ends_s"]),
+        float(of["turn_ends_s"]),
         of["committed"],
         of["prefilling"],
         of["used_s"],
@@ -173,10 +215,10 @@ def _plain(value: Any, places: dict[int, int], numbers: dict[int, int]) -> Any:
     return _finite(value) if isinstance(value, float) else value
 
 
-def _finite(seconds: float) -> float | None:
+def _finite(seconds: float) -> float | str:
     """JSON has no infinity."""
-    return None if seconds == _INF else seconds
+    return "inf" if seconds == _INF else seconds
 
 
-def _infinite(seconds: float | None) -> float:
-    return _INF if seconds is None else seconds
+def _length(turn_s: float | str | None) -> float | None:
+    return None if turn_s is None else float(turn_s)
