@@ -24,7 +24,7 @@ KV_CACHE = "4MiB"
 START_TIMEOUT_S = 280.0
 
 
-def write_config(directory: Path, *, budget: str, models: int) -> Path:
+def write_config(directory: Path, *, budget: str, models: int, **pool: Any) -> Path:
     """A pool.yaml for ``models`` checkpoints of 5 to 7 MB each, written beside it."""
     listed = []
     for index in range(models):
@@ -44,7 +44,10 @@ def write_config(directory: Path, *, budget: str, models: int) -> Path:
     path.write_text(
         yaml.safe_dump(
             {
-                "pool": {"device": "host", "budget": budget, "page": "2MiB", "turn_ms": 20},
+                "pool": {
+                    **{"device": "host", "budget": budget, "page": "2MiB", "turn_ms": 20},
+                    **pool,
+                },
                 "server": {"port": 0},
                 "models": listed,
             }
