@@ -14,7 +14,7 @@ from gpupool.daemon.protocol import Status
 from gpupool.serve.lifecycle import Phase
 from gpupool.serve.metrics import Metrics
 from gpupool.serve.report import EngineReport
-from gpupool.serve.router import Router
+from gpupool.serve.router import Announcer, Router
 
 CHAT = "/v1/chat/completions"
 LIMIT_BYTES = 4096
@@ -37,7 +37,9 @@ class FakeBackend:
 
 
 @contextmanager
-def routing(*backends: FakeBackend, status: Status | None = None) -> Iterator[httpx.Client]:
+def routing(
+    *backends: FakeBackend, status: Status | None = None, announcer: Announcer | None = None
+) -> Iterator[httpx.Client]:
     async def ask_status() -> Status | None:
         return status
 
@@ -47,6 +49,7 @@ def routing(*backends: FakeBackend, status: Status | None = None) -> Iterator[ht
         metrics=Metrics(),
         ask_status=ask_status,
         max_body_bytes=LIMIT_BYTES,
+        announcer=announcer,
     )
     with serving(router.app()) as url, httpx.Client(base_url=url, timeout=20) as client:
         yield client
