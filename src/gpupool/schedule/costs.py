@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -24,14 +24,13 @@ class Costs:
     kv_tokens_max: int
     """As much context as one device can hold beside the weights."""
 
-    def prefill(self, lengths: Iterable[int]) -> float:
+    def prefill(self, lengths: Sequence[int]) -> float:
         """Seconds to prefill prompts of these lengths together."""
         fixed_s, per_token_s, per_square_s = self.prefill_s
-        total = squares = 0
-        for length in lengths:
-            total += length
-            squares += length * length
-        return fixed_s + per_token_s * total + per_square_s * squares
+        took_s = fixed_s + per_token_s * sum(lengths)
+        if per_square_s:
+            took_s += per_square_s * sum([length * length for length in lengths])
+        return took_s
 
     def step(self, context_tokens: float, batch: int) -> float:
         """Seconds of one decode step."""

@@ -6,7 +6,8 @@ allow, so it switches as rarely as their deadlines let it, and what runs next is
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from operator import itemgetter
+from typing import TypeAlias
 
 from gpupool.schedule.patience import overdue
 from gpupool.schedule.rounds import TURN_S_MAX
@@ -41,17 +42,15 @@ _LOAD_HORIZON_S = 10.0
 """What a load of weights delays is spread over so much time when devices are compared."""
 
 
-class _Need(NamedTuple):
-    """When a batch must run, and what it takes to begin."""
+_Need: TypeAlias = tuple[Batch, float, float, bool, float]
+"""When a batch must run, and what it takes to begin:
 
-    batch: Batch
-    due_s: float
-    load_s: float
-    """The weights that are missing, and the prefills."""
-    fresh: bool
-    """Some of its requests wait for their prefill."""
-    share: float
-    """Of the time, what its decoding takes if it is to be on time."""
+batch; due_s; load_s, of the weights that are missing and the prefills; whether some of its requests
+wait for their prefill; share, what its decoding takes of the time if it is to be on time. A bare
+tuple, because a device with 100 models makes 100 of them at each decision.
+"""
+_DUE_S = itemgetter(1)
+_NEVER_S = float("inf")
 
 
 def decide(state: State, now_s: float) -> list[Action]:
@@ -109,40 +108,36 @@ def _place(state: State, request: Request) -> Action:
 def _next(state: State, device: Device, now_s: float) -> Action:
     if not device.batches:
         return Rest(device)
-    needs = sorted((_need(state, device, b) for b in device.batches), key=lambda n: n.due_s)
+    needs = _needs(state, device)
     current = device.current if device.current in device.batches else None
     if current is not None and now_s < device.turn_ends_s:
         return _run(state, device, current, None, needs)
+    busy = sum([share for _, _, _, _, share in needs])
     batch = current
-    others = [need for need in needs if need.batch is not current]
-    if current is None or (not device.committed and _until_s(others) <= now_s):
-        batch = _choose(others if current else needs, now_s)
+    if current is None or (not device.committed and _until_s(needs, current) <= now_s):
+        batch = _choose(needs, current, now_s)
     elif not device.committed:
-        batch = _early(current, needs, now_s) or current
+        batch = _early(current, needs, busy, now_s) or current
     assert batch is not None
     if device.model != batch.model:
         return Switch(device, batch, _models(needs, batch))
-    others = [need for need in needs if need.batch is not batch]
-    least_s = _least_s(batch, needs)
-    spare_s = min(_until_s(others) - now_s, LOOK_S)
-    return _run(state, device, batch, max(spare_s, least_s), needs)
+    spare_s = min(_until_s(needs, batch) - now_s, LOOK_S)
+    return _run(state, device, batch, max(spare_s, _least_s(batch, needs, busy)), needs)
 
 
-def _early(current: Batch, needs: list[_Need], now_s: float) -> Batch | None:
+def _early(current: Batch, needs: list[_Need], busy: float, now_s: float) -> Batch | None:
     """Who waits longest for a prefill, if a visit makes nobody late.
 
     Only where there is time to spare: where there is not, requests that wait for each other share
     their steps.
     """
-    if sum(need.share for need in needs) > BUSY_MAX:
+    if busy > BUSY_MAX:
         return None
-    fresh = [need for need in needs if need.fresh and need.batch is not current]
-    if not fresh:
-        return None
-    first = min(fresh, key=lambda need: need.due_s)
-    rest = [need for need in needs if need.batch is not first.batch]
-    visit_s = first.load_s + _least_s(first.batch, needs)
-    return first.batch if _until_s(rest) - now_s > visit_s else None
+    for batch, _, load_s, fresh, _ in needs:
+        if fresh and batch is not current:
+            visit_s = load_s + _least_s(batch, needs, busy)
+            return batch if _until_s(needs, batch) - now_s > visit_s else None
+    return None
 
 
 def _run(
@@ -164,54 +159,74 @@ def _run(
 
 
 def _models(needs: list[_Need], besides: Batch) -> tuple[int, ...]:
-    return tuple(need.batch.model for need in needs if need.batch is not besides)
+    return tuple([batch.model for batch, _, _, _, _ in needs if batch is not besides])
 
 
-def _need(state: State, device: Device, batch: Batch) -> _Need:
-    costs, goals = state.costs[batch.model], state.goals_for(batch.model)
-    ttft_s, tbt_s = goals.ttft_s, goals.tbt_s
-    due_s = float("inf")
-    tokens = 0
-    fresh: list[int] = []
-    for request in batch.requests:
-        due_s = min(due_s, request.arrival_s + ttft_s + request.produced_tokens * tbt_s)
-        length = request.prompt_tokens + request.produced_tokens
-        tokens += length
-        if not request.prefilled:
-            fresh.append(length)
-    load_s = (1 - device.resident.get(batch.model, 0.0)) * costs.switch_s
-    if fresh:
-        load_s += costs.prefill(fresh)
-    share = costs.step(tokens, len(batch.requests)) / tbt_s
-    return _Need(batch, due_s - GUARD_S, load_s, bool(fresh), share)
+def _needs(state: State, device: Device) -> list[_Need]:
+    """Of every batch, first due first: one pass over all requests, without a call for each."""
+    needs: list[_Need] = []
+    costs_of, goals_of, goals_of_all = state.costs, state.goals_of, state.goals
+    resident = device.resident
+    for batch in device.batches:
+        model, requests = batch.model, batch.requests
+        costs, goals = costs_of[model], goals_of.get(model, goals_of_all)
+        ttft_s, tbt_s = goals.ttft_s, goals.tbt_s
+        due_s = _NEVER_S
+        tokens = 0
+        fresh: list[int] = []
+        for request in requests:
+            produced = request.produced_tokens
+            length = request.prompt_tokens + produced
+            tokens += length
+            next_s = request.arrival_s + ttft_s + produced * tbt_s
+            if next_s < due_s:
+                due_s = next_s
+            if not request.prefilled:
+                fresh.append(length)
+        load_s = (1 - resident.get(model, 0.0)) * costs.switch_s
+        if fresh:
+            load_s += costs.prefill(fresh)
+        share = costs.step(tokens, len(requests)) / tbt_s
+        needs.append((batch, due_s - GUARD_S, load_s, bool(fresh), share))
+    needs.sort(key=_DUE_S)
+    return needs
 
 
-def _until_s(needs: list[_Need]) -> float:
-    """When the first of these must get its turn so that each can be on time; needs by due time."""
+def _until_s(needs: list[_Need], besides: Batch | None) -> float:
+    """When the first of the others must get its turn so that each of them can be on time."""
     until_s, load_s = float("inf"), 0.0
-    for need in needs:
-        load_s += need.load_s + TURN_S_MIN
-        until_s = min(until_s, need.due_s - load_s)
+    for batch, due_s, need_s, _, _ in needs:
+        if batch is not besides:
+            load_s += need_s + TURN_S_MIN
+            if due_s - load_s < until_s:
+                until_s = due_s - load_s
     return until_s
 
 
-def _choose(needs: list[_Need], now_s: float) -> Batch:
-    """Of those that are late whoever ran longest ago, else the first that is due."""
-    late = [need for need in needs if need.due_s - need.load_s <= now_s]
-    if late:
-        return min(late, key=lambda need: need.batch.ran_s).batch
-    return needs[0].batch
+def _choose(needs: list[_Need], besides: Batch | None, now_s: float) -> Batch:
+    """Of the others that are late whoever ran longest ago, else the first that is due."""
+    first: Batch | None = None
+    late: Batch | None = None
+    for batch, due_s, load_s, _, _ in needs:
+        if batch is besides:
+            continue
+        if first is None:
+            first = batch
+        if due_s - load_s <= now_s and (late is None or batch.ran_s < late.ran_s):
+            late = batch
+    chosen = first if late is None else late
+    assert chosen is not None
+    return chosen
 
 
-def _least_s(batch: Batch, needs: list[_Need]) -> float:
+def _least_s(batch: Batch, needs: list[_Need], busy: float) -> float:
     """The turn that a batch needs so that rounds of such turns keep up, at most TURN_S_MAX.
 
     In a round of C seconds it must decode for its share of C, and C less all shares must do for the
     loads; that is the paper's formula for alpha = 1.
     """
-    busy = sum(need.share for need in needs)
     if busy >= 1:
         return TURN_S_MAX
-    own = next(need.share for need in needs if need.batch is batch)
-    loads_s = sum(need.load_s for need in needs)
+    own = next(share for other, _, _, _, share in needs if other is batch)
+    loads_s = sum([load_s for _, _, load_s, _, _ in needs])
     return min(TURN_S_MAX, max(TURN_S_MIN, loads_s * own / (1 - busy)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from gpupool.schedule.work import Drop, Request, State
+from gpupool.schedule.work import Drop, State
 
 
 def overdue(state: State, now_s: float) -> list[Drop]:
@@ -14,12 +12,8 @@ def overdue(state: State, now_s: float) -> list[Drop]:
     before_s = now_s - state.patience_s
     return [
         Drop(request)
-        for request in _placed(state)
-        if not request.prefilled and request.arrival_s < before_s
+        for device in state.devices
+        for batch in (*device.groups, *device.batches)
+        for request in batch.requests
+        if request.arrival_s < before_s and not request.prefilled
     ]
-
-
-def _placed(state: State) -> Iterator[Request]:
-    for device in state.devices:
-        for batch in (*device.groups, *device.batches):
-            yield from batch.requests

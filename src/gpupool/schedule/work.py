@@ -59,7 +59,7 @@ class Batch:
     @property
     def context_tokens(self) -> int:
         """Tokens of all its requests."""
-        return sum(request.context_tokens for request in self.requests)
+        return sum([r.prompt_tokens + r.produced_tokens for r in self.requests])
 
     def fitting(self, kv_tokens_max: int) -> list[Request]:
         """Of the prefilled requests those whose KV fits at once, first come first; one at least."""
