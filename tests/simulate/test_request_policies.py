@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpupool.schedule import aegaeon, deadlines, fcfs
@@ -132,8 +132,13 @@ def serve(
     return engine, loader, requests
 
 
+# Five requests of one model whose answers outgrow the room for its KV.
+OUTGROW = [(0.1 * place, 5, 300, 300) for place in range(5)]
+
+
 @pytest.mark.parametrize("name", DECIDES)
 @settings(max_examples=150)
+@example(OUTGROW, 1, 0)
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 1))
 def test_every_request_ends_and_memory_is_never_over_committed(
     name: str, arrivals: list[tuple[float, int, int, int]], devices: int, split: int

@@ -56,10 +56,15 @@ class ResidentLoader:
         """See Loader."""
         holding = self._holding(device)
         sizes = self._sizes[batch.model]
-        missing = max(0, _kv_tokens(batch) - holding.kv_tokens(batch))
+        # Of a batch that has grown too large, what does not fit beside who runs is on the host.
+        room = (self._capacity_bytes - sizes.weights_bytes) / sizes.kv_bytes_per_token
+        wanted = min(_kv_tokens(batch), max(0, int(room) - more_tokens))
+        missing = max(0, wanted - holding.kv_tokens(batch))
+        own_s = max(0, holding.kv_tokens(batch) - wanted) * sizes.kv_s_per_token
+        holding.set_kv(batch, min(wanted, holding.kv_tokens(batch)))
         more_bytes = (missing + more_tokens) * sizes.kv_bytes_per_token
-        pushed_s = holding.make_room(batch, more_bytes, ())
-        holding.set_kv(batch, holding.kv_tokens(batch) + missing)
+        pushed_s = own_s + holding.make_room(batch, more_bytes, ())
+        holding.set_kv(batch, wanted)
         holding.used_bytes += more_tokens * sizes.kv_bytes_per_token
         self._note(holding)
         holding.used_bytes -= more_tokens * sizes.kv_bytes_per_token
