@@ -78,6 +78,12 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
 @click.option("--ttft-s", default=10.0, show_default=True, type=_ABOVE_ZERO, help="A goal.")
 @click.option("--tbt-s", default=0.1, show_default=True, type=_ABOVE_ZERO, help="A goal.")
 @click.option(
+    "--goals",
+    "goals_from",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Goals and weights by class of models, a TOML file (docs/simulate.md).",
+)
+@click.option(
     "--patience-s",
     type=_ABOVE_ZERO,
     help="Requests without a token after so long are given up.  [default: never]",
@@ -130,7 +136,9 @@ def simulate_command(trace: Path | None, policies: tuple[str, ...], **options: A
 def _results(
     trace: Path | None, policies: tuple[str, ...], options: dict[str, Any]
 ) -> list[Result]:
+    from gpupool.schedule.work import Goals
     from gpupool.simulate.assumptions import ASSUMPTIONS, with_patience
+    from gpupool.simulate.classes import load_classes
     from gpupool.simulate.profiles import fit_profiles
     from gpupool.simulate.simulation import Hardware, simulate
     from gpupool.simulate.synthetic import synthetic_trace
@@ -149,6 +157,9 @@ def _results(
             zipf=options["zipf"],
             seed=options["seed"],
         )
+    goals_from = options["goals_from"]
+    goals = Goals(options["ttft_s"], options["tbt_s"])
+    classes = [] if goals_from is None else load_classes(goals_from, goals)
     profiles = options["profiles"]
     fits = {} if profiles is None else fit_profiles(profiles)
     host_gb = options["host_gb"]
@@ -179,6 +190,7 @@ def _results(
                         ASSUMPTIONS[options["assumptions"]], options["patience_s"]
                     ),
                     fits=fits,
+                    classes=classes,
                     ttft_s=options["ttft_s"],
                     tbt_s=options["tbt_s"],
                     seed=options["seed"],

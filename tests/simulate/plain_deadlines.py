@@ -83,10 +83,14 @@ class View(NamedTuple):
         return min(TURN_S_MAX, max(TURN_S_MIN, loads_s * self.share(batch) / (1 - busy)))
 
     def choose(self, besides: Batch | None) -> Batch:
-        """Of the late ones who ran longest ago, else who is due first."""
+        """Of the late ones who ran longest ago, by weight, else who is due first."""
         others = self.others(besides)
         late = [b for b in others if self.due_s(b) - self.load_s(b) <= self.now_s]
-        return min(late, key=lambda batch: batch.ran_s) if late else others[0]
+
+        def age_s(batch: Batch) -> float:
+            return (self.now_s - batch.ran_s) * self.state.weight_of(batch.model)
+
+        return max(late, key=age_s) if late else others[0]
 
     def early(self, current: Batch) -> Batch | None:
         """A prefill before it is due."""

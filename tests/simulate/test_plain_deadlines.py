@@ -82,6 +82,7 @@ def states(draw: st.DrawFn) -> State:
         {model: draw(COSTS) for model in range(MODELS)},
         draw(GOALS),
         draw(st.dictionaries(st.integers(0, MODELS - 1), GOALS)),
+        draw(st.dictionaries(st.integers(0, MODELS - 1), st.sampled_from([0.1, 2.0, 5.0]))),
         patience_s=draw(st.none() | st.just(2.0)),
     )
     if draw(st.integers(0, 3)) == 0:

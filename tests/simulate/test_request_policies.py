@@ -105,6 +105,7 @@ def serve(
     devices: int,
     prefill_devices: int = 0,
     patience_s: float | None = None,
+    weights: dict[int, float] | None = None,
 ) -> tuple[Engine, ResidentLoader, list[Request]]:
     ordered = sorted(arrivals)
     requests = [Request(k, model, at_s, n) for k, (at_s, model, n, _) in enumerate(ordered)]
@@ -122,6 +123,7 @@ def serve(
         [Device(k, not split or k < split, k >= split) for k in range(devices)],
         costs,
         Goals(),
+        weights=weights or {},
         patience_s=patience_s,
     )
     checked = Checked(name)
@@ -177,40 +179,63 @@ def test_with_patience_a_request_is_served_or_given_up(
         assert tally.dropped != (tally.tokens == tally.output_tokens)
 
 
-@settings(max_examples=150)
-@given(REQUESTS, st.integers(1, 3))
-def test_nobody_waits_longer_than_the_stated_bound(
-    arrivals: list[tuple[float, int, int, int]], devices: int
-) -> None:
-    engine, _, requests = serve("deadlines", arrivals, devices)
-    models = len({model for _, model, *_ in arrivals})
-    bound_s = deadlines.wait_s_max(
-        Goals(), models, switch_s=SWITCH_S_MAX, step_s=PREFILL_S_MAX, ahead_s=0.0
+WEIGHTS = st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 1.0, 3.0]))
+
+
+def bound_s(models: int, weights: dict[int, float], model: int) -> float:
+    """How long a request may wait for its prefill."""
+    heaviest = max(weights.get(other, 1.0) for other in range(6))
+    return deadlines.wait_s_max(
+        Goals(),
+        models,
+        switch_s=SWITCH_S_MAX,
+        step_s=PREFILL_S_MAX,
+        ahead_s=0.0,
+        weight_ratio=heaviest / weights.get(model, 1.0),
     )
+
+
+@settings(max_examples=150)
+@given(REQUESTS, st.integers(1, 3), st.just({}) | WEIGHTS)
+def test_nobody_waits_longer_than_the_stated_bound(
+    arrivals: list[tuple[float, int, int, int]], devices: int, weights: dict[int, float]
+) -> None:
+    engine, _, requests = serve("deadlines", arrivals, devices, weights=weights)
+    models = len({model for _, model, *_ in arrivals})
     for request in requests:
         tally = engine.tallies[request.key]
         assert tally.first_s is not None
         # Who finds no room for its KV waits also for those of its own batch; here all fit.
         if sum(n + out for _, model, n, out in arrivals if model == request.model) <= KV_TOKENS:
-            assert tally.first_s - request.arrival_s <= bound_s
+            assert tally.first_s - request.arrival_s <= bound_s(models, weights, request.model)
 
 
-def test_nobody_starves_however_long_there_is_too_much_to_do() -> None:
+@settings(max_examples=8)
+@given(WEIGHTS)
+def test_nobody_starves_however_long_there_is_too_much_to_do(weights: dict[int, float]) -> None:
     # Models 0 to 4 have one endless answer after another, more than the device can do in time;
     # now and then somebody asks for model 5.
     arrivals = [(20.0 * turn, model, 10, 1200) for turn in range(6) for model in range(5)]
     arrivals += [(7.0 + 30 * turn, 5, 10, 5) for turn in range(5)]
-    engine, _, requests = serve("deadlines", arrivals, 1)
-    bound_s = deadlines.wait_s_max(
-        Goals(), 6, switch_s=SWITCH_S_MAX, step_s=PREFILL_S_MAX, ahead_s=0.0
-    )
+    engine, _, requests = serve("deadlines", arrivals, 1, weights=weights)
     waits_s = [
         (engine.tallies[r.key].first_s or float("inf")) - r.arrival_s
         for r in requests
         if r.model == 5
     ]
     assert engine.now_s > 150, "it had time enough for all"
-    assert 5 < max(waits_s) <= bound_s
+    assert 5 < max(waits_s) <= bound_s(6, weights, 5)
+
+
+@pytest.mark.parametrize("heavy", range(6))
+def test_where_not_all_can_be_on_time_more_weight_is_more_turns(heavy: int) -> None:
+    """Models k and k + 3 are alike, and a device cannot keep up with all six."""
+    arrivals = [(0.0, model, 10, 1500) for model in range(6)]
+    engine, _, requests = serve("deadlines", arrivals, 1, weights={heavy: 4.0})
+    tallies = {request.model: engine.tallies[request.key] for request in requests}
+    twin = (heavy + 3) % 6
+    assert tallies[heavy].last_s < tallies[twin].last_s
+    assert tallies[heavy].on_time > tallies[twin].on_time
 
 
 PREFILL_S_MAX = 0.03 + 2e-5 * KV_TOKENS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +15,11 @@ from gpupool.schedule.autoscaling import Scaling
 from gpupool.simulate.checkpoints import CHECKPOINTS, Checkpoint
 from gpupool.simulate.profiles import Fit, calibrated
 from gpupool.simulate.synthetic import synthetic_trace
+from gpupool.simulate.toml_file import Above, Name, explained, read_toml
 from gpupool.simulate.trace import Arrival, read_trace
 
-Above = Annotated[float, Meta(gt=0, le=1e9)]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 _REQUESTS_MAX = 5_000_000
-_Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class Goals(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +55,7 @@ class Autoscaling(Struct, frozen=True, forbid_unknown_fields=True):
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """One model, or ``count`` that are alike: a checkpoint, or sizes."""
 
-    name: _Name
+    name: Name
     count: Annotated[int, Meta(ge=1, le=100_000)] = 1
     rate: Above | None = None
     """Requests/s of each."""
@@ -80,7 +77,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
 class Pool(Struct, frozen=True, forbid_unknown_fields=True):
     """Devices of one kind, and the models that are for them."""
 
-    name: _Name
+    name: Name
     models: Annotated[list[Model], Meta(min_length=1)]
     gpu: str = "H100"
     gpu_gb: Above = 80.0
@@ -143,10 +140,7 @@ def load_market(path: Path) -> Market:
 
     Raises UsageError, with one sentence, and OSError.
     """
-    try:
-        market = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Market)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise UsageError(f"{path}: {_explained(str(error))}") from None
+    market = read_toml(path, Market)
     folder = path.parent
     names = [pool.name for pool in market.pools]
     if len(set(names)) < len(names):
@@ -171,7 +165,7 @@ def changed(market: Market, goals: Mapping[str, float | None], duration_s: float
             traffic=msgspec.convert(msgspec.structs.asdict(market.traffic) | duration, Traffic),
         )
     except msgspec.ValidationError as error:
-        raise UsageError(_explained(str(error))) from None
+        raise UsageError(explained(error)) from None
 
 
 def trace_of(pool: Pool, traffic: Traffic) -> list[Arrival]:
@@ -219,9 +213,3 @@ def _known(name: str) -> Checkpoint:
     if name not in CHECKPOINTS:
         raise UsageError(f"there is no checkpoint {name}; there are {', '.join(CHECKPOINTS)}")
     return CHECKPOINTS[name]
-
-
-def _explained(text: str) -> str:
-    """A message of msgspec's with the key in front, as one reads it."""
-    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", text, re.DOTALL)
-    return f"{found[2]}: {found[1]}" if found else text

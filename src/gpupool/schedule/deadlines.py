@@ -63,7 +63,13 @@ def decide(state: State, now_s: float) -> list[Action]:
 
 
 def wait_s_max(
-    goals: Goals, models: int, *, switch_s: float, step_s: float, ahead_s: float
+    goals: Goals,
+    models: int,
+    *,
+    switch_s: float,
+    step_s: float,
+    ahead_s: float,
+    weight_ratio: float = 1.0,
 ) -> float:
     """The longest that a request waits for its prefill on a device with so many models.
 
@@ -71,8 +77,14 @@ def wait_s_max(
     at most one turn of each other model comes before it, each a load of weights and KV, at most
     ``TURN_S_MAX``, and the step that is under way as it ends, which takes at most ``step_s``. Those
     of its own batch before it, when there was no room for its KV beside theirs, take ``ahead_s``.
+
+    Where no other model on the device has more than ``weight_ratio`` times its weight (at least 1),
+    all this takes at most so many times as long: when another is preferred to a batch that has been
+    late for t, the last turn of the other began t / ratio ago or longer. So of the time it is late
+    the last part, 1 / ratio of it, has at most one turn of each.
     """
-    return goals.ttft_s + (models + 1) * (switch_s + TURN_S_MAX + step_s) + ahead_s
+    turns_s = (models + 1) * (switch_s + TURN_S_MAX + step_s)
+    return goals.ttft_s + weight_ratio * turns_s + ahead_s
 
 
 def _place(state: State, request: Request) -> Action:
@@ -115,7 +127,7 @@ def _next(state: State, device: Device, now_s: float) -> Action:
     busy = sum([share for _, _, _, _, share in needs])
     batch = current
     if current is None or (not device.committed and _until_s(needs, current) <= now_s):
-        batch = _choose(needs, current, now_s)
+        batch = _choose(state, needs, current, now_s)
     elif not device.committed:
         batch = _early(current, needs, busy, now_s) or current
     assert batch is not None
@@ -203,17 +215,23 @@ def _until_s(needs: list[_Need], besides: Batch | None) -> float:
     return until_s
 
 
-def _choose(needs: list[_Need], besides: Batch | None, now_s: float) -> Batch:
-    """Of the others that are late whoever ran longest ago, else the first that is due."""
+def _choose(state: State, needs: list[_Need], besides: Batch | None, now_s: float) -> Batch:
+    """Of the others that are late whoever's turn is longest ago, by weight, else who is due first.
+
+    With a weight of 2 a second counts as two.
+    """
     first: Batch | None = None
     late: Batch | None = None
+    age_max_s = -_NEVER_S
     for batch, due_s, load_s, _, _ in needs:
         if batch is besides:
             continue
         if first is None:
             first = batch
-        if due_s - load_s <= now_s and (late is None or batch.ran_s < late.ran_s):
-            late = batch
+        if due_s - load_s <= now_s:
+            age_s = (now_s - batch.ran_s) * state.weight_of(batch.model)
+            if age_s > age_max_s:
+                late, age_max_s = batch, age_s
     chosen = first if late is None else late
     assert chosen is not None
     return chosen

@@ -111,6 +111,8 @@ class State:
     goals: Goals = Goals()
     goals_of: Mapping[int, Goals] = field(default_factory=dict)
     """Those of single models, where they differ."""
+    weights: Mapping[int, float] = field(default_factory=dict)
+    """How much single models count, above 0, where not all can be on time; 1 unless said."""
     patience_s: float | None = None
     """A request without a token after so long is given up; None: never."""
     arrived: deque[Request] = field(default_factory=deque)
@@ -123,6 +125,10 @@ class State:
     def goals_for(self, model: int) -> Goals:
         """The goals of one model."""
         return self.goals_of.get(model, self.goals)
+
+    def weight_of(self, model: int) -> float:
+        """How much one model counts."""
+        return self.weights.get(model, 1.0)
 
 
 class Turn(NamedTuple):

@@ -31,12 +31,34 @@ def describe(results: Sequence[Result]) -> str:
     ]
     cells = [["", *(_title(result) for result in results)]]
     cells += [[name, *(show(result) for result in results)] for name, show in _ROWS]
+    lines += _table(cells)
+    if first.classes:
+        lines += ["", *_table(_classes(results))]
+    return "\n".join(lines)
+
+
+def _classes(results: Sequence[Result]) -> list[list[str]]:
+    """A row for each class under each policy."""
+    rows = [["class", "policy", "goals (s)", "weight", "models", "requests"]]
+    rows[0] += ["attainment, tokens", "time", "TTFT p50 / p99 (s)"]
+    for place in range(len(results[0].classes)):
+        for result in results:
+            of = result.classes[place]
+            goals = f"{of.goal_ttft_s:g}, {of.goal_tbt_s:g}"
+            rows.append([of.name, _title(result), goals, f"{of.weight:g}", f"{of.models}"])
+            rows[-1] += [f"{of.requests}", f"{of.attainment_tokens:.3f}"]
+            rows[-1] += [f"{of.attainment_time:.3f}", f"{of.ttft_s_p50:.2f} / {of.ttft_s_p99:.2f}"]
+    return rows
+
+
+def _table(cells: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
     for row in cells:
         texts = [row[0].ljust(widths[0])]
         texts += [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(texts).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

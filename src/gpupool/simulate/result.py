@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import MappingProxyType
 
+from gpupool.simulate.classes import ModelClass
 from gpupool.simulate.engine import Engine
+from gpupool.simulate.tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """The requests for one class of models, measured against its own goals."""
+
+    name: str
+    goal_ttft_s: float
+    goal_tbt_s: float
+    weight: float
+    models: int
+    requests: int
+    attainment_tokens: float
+    attainment_time: float
+    ttft_s_p50: float
+    ttft_s_p99: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,8 @@ class Result:
     """Tokens in time."""
     goodput_requests_per_s: float
     """Requests of which at least 90% of the tokens came in time."""
+    classes: tuple[ClassResult, ...] = ()
+    """Where classes were given, each of them."""
     ttft_s: tuple[float, ...] = field(default=(), repr=False)
     """Of every request that began, in order: what plots are made of."""
 
@@ -56,14 +77,19 @@ def result_of(
     assumptions: str,
     devices: int,
     prefill_devices: int,
-    models: int,
+    models: Sequence[str],
+    classes: Mapping[str, ModelClass] = MappingProxyType({}),
 ) -> Result:
-    """The figures of engines that have run, one for each group of devices."""
-    tallies = [tally for engine in engines for tally in engine.tallies.values()]
+    """The figures of engines that have run, one for each group of devices.
+
+    ``models`` has the model of each request, by its key, and ``classes`` the class of each model,
+    if there are classes.
+    """
+    by_key = {key: tally for engine in engines for key, tally in engine.tallies.items()}
+    tallies = list(by_key.values())
     served = [tally for tally in tallies if not tally.dropped]
-    tokens = sum(tally.output_tokens for tally in tallies)
     on_time = sum(tally.on_time for tally in served)
-    ttft_s = sorted(t.first_s - t.arrival_s for t in served if t.first_s is not None)
+    ttft_s = _ttft_s(tallies)
     good = sum(tally.on_time >= 0.9 * tally.output_tokens for tally in served)
     duration_s = max(engine.now_s for engine in engines)
     refused = sum(engine.refused for engine in engines)
@@ -73,14 +99,14 @@ def result_of(
         assumptions=assumptions,
         devices=devices,
         prefill_devices=prefill_devices,
-        models=models,
+        models=len(set(models)),
         requests=len(tallies),
         finished=sum(tally.tokens == tally.output_tokens for tally in served),
         dropped=sum(tally.dropped for tally in tallies) - refused,
         refused=refused,
         duration_s=duration_s,
-        attainment_tokens=on_time / tokens,
-        attainment_time=sum(tally.time_on_schedule for tally in tallies) / len(tallies),
+        attainment_tokens=_attainment_tokens(tallies),
+        attainment_time=_attainment_time(tallies),
         ttft_s_mean=sum(ttft_s) / len(ttft_s) if ttft_s else 0.0,
         ttft_s_p50=quantile(ttft_s, 0.5),
         ttft_s_p90=quantile(ttft_s, 0.9),
@@ -93,7 +119,51 @@ def result_of(
         utilisation=sum(engine.busy_s for engine in engines) / (devices * duration_s),
         goodput_tokens_per_s=on_time / duration_s,
         goodput_requests_per_s=good / duration_s,
+        classes=_by_class(by_key, models, classes),
         ttft_s=tuple(ttft_s),
+    )
+
+
+def _by_class(
+    tallies: Mapping[int, Tally], models: Sequence[str], classes: Mapping[str, ModelClass]
+) -> tuple[ClassResult, ...]:
+    keys: dict[ModelClass, list[int]] = {of: [] for of in classes.values()}
+    for key, model in enumerate(models if classes else ()):
+        keys[classes[model]].append(key)
+    found: list[ClassResult] = []
+    for of, own in keys.items():
+        of_class = [tallies[key] for key in own]
+        ttft_s = _ttft_s(of_class)
+        found.append(
+            ClassResult(
+                name=of.name,
+                goal_ttft_s=of.goals.ttft_s,
+                goal_tbt_s=of.goals.tbt_s,
+                weight=of.weight,
+                models=len({models[key] for key in own}),
+                requests=len(own),
+                attainment_tokens=_attainment_tokens(of_class),
+                attainment_time=_attainment_time(of_class),
+                ttft_s_p50=quantile(ttft_s, 0.5),
+                ttft_s_p99=quantile(ttft_s, 0.99),
+            )
+        )
+    return tuple(found)
+
+
+def _attainment_tokens(tallies: Sequence[Tally]) -> float:
+    on_time = sum(tally.on_time for tally in tallies if not tally.dropped)
+    return on_time / sum(tally.output_tokens for tally in tallies)
+
+
+def _attainment_time(tallies: Sequence[Tally]) -> float:
+    return sum(tally.time_on_schedule for tally in tallies) / len(tallies)
+
+
+def _ttft_s(tallies: Sequence[Tally]) -> list[float]:
+    """Of those that began and were not given up, in order."""
+    return sorted(
+        t.first_s - t.arrival_s for t in tallies if t.first_s is not None and not t.dropped
     )
 
 

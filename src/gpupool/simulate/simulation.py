@@ -21,6 +21,7 @@ from gpupool.simulate.assumptions import (
     workload_of,
 )
 from gpupool.simulate.checkpoints import Checkpoint
+from gpupool.simulate.classes import ModelClass, classes_of
 from gpupool.simulate.engine import Engine, Policy
 from gpupool.simulate.holding import Sizes
 from gpupool.simulate.host_tier import HostTier
@@ -60,6 +61,7 @@ def simulate(
     fits: Mapping[tuple[str, str], Fit] = MappingProxyType({}),
     checkpoints: Mapping[str, Checkpoint] = MappingProxyType({}),
     scaling: Scaling = Scaling(),  # noqa: B008 - frozen
+    classes: Sequence[ModelClass] = (),
     ttft_s: float = 10.0,
     tbt_s: float = 0.1,
     seed: int = 0,
@@ -71,7 +73,8 @@ def simulate(
     is used; the artifact's assumptions bring their own. ``checkpoints`` says what models are, by
     name, that are not what ``checkpoints_of`` takes them for; ``scaling`` is for the policy
     ``autoscaling``. Tokens are due ``ttft_s`` after a request came and every ``tbt_s`` from then
-    on. ``progress`` is told how many requests have come. The same arguments give the same result.
+    on, but for models of ``classes``, which have goals of their own. ``progress`` is told how many
+    requests have come. The same arguments give the same result.
     """
     if policy not in POLICIES:
         raise UsageError(f"there is no policy {policy}; there are {', '.join(POLICIES)}")
@@ -88,6 +91,8 @@ def simulate(
     keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
     costs = {key: _costs(found[name], hardware, assumptions, fits) for name, key in keys.items()}
     sizes = {key: _sizes(found[name], costs[key], assumptions) for name, key in keys.items()}
+    goals = Goals(ttft_s, tbt_s)
+    class_of = classes_of(keys, classes, goals) if classes else {}
     outputs = [arrival.output_tokens for arrival in workload]
     requests: list[list[Request]] = [[] for _ in range(hardware.groups)]
     for key, arrival in enumerate(workload):
@@ -101,7 +106,9 @@ def simulate(
         state = State(
             _devices(policy, hardware, group),
             costs,
-            Goals(ttft_s, tbt_s),
+            goals,
+            {keys[name]: of.goals for name, of in class_of.items()},
+            {keys[name]: of.weight for name, of in class_of.items()},
             patience_s=assumptions.patience_s,
         )
         engine = Engine(
@@ -119,7 +126,8 @@ def simulate(
         assumptions=assumptions.name,
         devices=hardware.devices,
         prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
-        models=len(keys),
+        models=[arrival.model for arrival in workload],
+        classes=class_of,
     )
 
 
