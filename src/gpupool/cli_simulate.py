@@ -28,7 +28,7 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     "--policy",
     "policies",
     multiple=True,
-    type=click.Choice(["fcfs", "aegaeon", "deadlines"]),
+    type=click.Choice(["autoscaling", "fcfs", "aegaeon", "deadlines"]),
     help="May be given several times, to compare.  [default: deadlines]",
 )
 @click.option("--devices", default=16, show_default=True, type=click.IntRange(1, 100_000))
@@ -38,6 +38,27 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     show_default=True,
     type=click.IntRange(0),
     help="Under aegaeon so many prefill only, and the others decode only; 0: all do both.",
+)
+@click.option(
+    "--start-s",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 1e6),
+    help="Under autoscaling an engine takes requests so long after its start, load included,",
+)
+@click.option(
+    "--idle-s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0, 1e6),
+    help="gives its device back after so long without requests,",
+)
+@click.option(
+    "--requests-max",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="and with so many on each device of a model it gets another.",
 )
 @click.option(
     "--groups",
@@ -118,9 +139,10 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
 def simulate_command(trace: Path | None, policies: tuple[str, ...], **options: Any) -> None:
     """Simulate a pool of devices that serves TRACE, or a trace that is made up.
 
-    TRACE is a CSV file with the columns time, model, input and output (tokens). Policies: fcfs runs
-    whole requests as ServerlessLLM does, aegaeon is the paper's token-level scheduling, deadlines
-    is gpupool's own. Attainment is the share of tokens that meet the goals.
+    TRACE is a CSV file with the columns time, model, input and output (tokens). Policies:
+    autoscaling gives a model a device while it has requests, fcfs runs whole requests as
+    ServerlessLLM does, aegaeon is the paper's token-level scheduling, deadlines is gpupool's own.
+    Attainment is the share of tokens that meet the goals.
     """
     try:
         results = _results(trace, policies or ("deadlines",), options)
@@ -136,6 +158,7 @@ def simulate_command(trace: Path | None, policies: tuple[str, ...], **options: A
 def _results(
     trace: Path | None, policies: tuple[str, ...], options: dict[str, Any]
 ) -> list[Result]:
+    from gpupool.schedule.autoscaling import Scaling
     from gpupool.schedule.work import Goals
     from gpupool.simulate.assumptions import ASSUMPTIONS, with_patience
     from gpupool.simulate.classes import load_classes
@@ -190,6 +213,7 @@ def _results(
                         ASSUMPTIONS[options["assumptions"]], options["patience_s"]
                     ),
                     fits=fits,
+                    scaling=Scaling(options["start_s"], options["idle_s"], options["requests_max"]),
                     classes=classes,
                     ttft_s=options["ttft_s"],
                     tbt_s=options["tbt_s"],

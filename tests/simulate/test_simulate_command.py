@@ -42,6 +42,28 @@ def test_policies_are_compared(trace: str, tmp_path: Path) -> None:
     assert [figures["policy"] for figures in json.loads(path.read_text())] == ["fcfs", "deadlines"]
 
 
+@pytest.mark.parametrize(
+    ("options", "first_s", "starts"),
+    [
+        ((), 30.0, 2),
+        (("--start-s", "5"), 5.0, 2),
+        (("--start-s", "5", "--requests-max", "1"), 5.0, 3),
+        (("--start-s", "0.4", "--idle-s", "0"), 0.95, 3),
+    ],
+)
+def test_autoscaling_has_its_options(
+    tmp_path: Path, options: tuple[str, ...], first_s: float, starts: int
+) -> None:
+    """Two models with a request each, and another of the first, at once or when it is idle."""
+    later = 0.5 if "--idle-s" not in options else 20
+    path = tmp_path / "trace.csv"
+    path.write_text(f"time,model,input,output\n0,a,100,50\n0.1,b,100,50\n{later},a,50,50\n")
+    text = run(str(path), "--policy", "autoscaling", *options, "--json", "-")
+    found = json.loads(text)
+    assert (found["policy"], found["switches"]) == ("autoscaling", starts)
+    assert found["ttft_s_p99"] == pytest.approx(first_s, abs=0.1)
+
+
 def test_a_trace_is_made_up_where_none_is_given() -> None:
     arguments = ("--models", "4", "--duration-s", "60", "--cv", "2", "--zipf", "1", "--json", "-")
     first, again, other = (run(*arguments, "--seed", seed) for seed in ("1", "1", "2"))
@@ -62,6 +84,8 @@ def test_a_plot_is_drawn(trace: str, tmp_path: Path) -> None:
         (("--models", "4", "--gpu", "TPU"), "no times are known"),
         (("--models", "4", "--policy", "lru"), "lru"),
         (("--models", "4", "--link-gbps", "0"), "link-gbps"),
+        (("--models", "4", "--policy", "autoscaling", "--start-s", "-1"), "start-s"),
+        (("--models", "4", "--policy", "autoscaling", "--requests-max", "0"), "requests-max"),
         (("--models", "4", "--devices", "2", "--prefill-devices", "2"), "cannot prefill only"),
         (("--models", "4", "--json", "/nowhere/figures.json"), "No such file"),
     ],
