@@ -76,7 +76,8 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     default=16.0,
     show_default=True,
     type=_ABOVE_ZERO,
-    help="GB/s that a copy from host to device reaches.",
+    help="GB/s that a copy from host to device reaches, for models whose switches have not been "
+    "measured.",
 )
 @click.option(
     "--host-gb",
@@ -87,7 +88,8 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
 @click.option(
     "--profiles",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Measured times, a CSV file.  [default: fits that come with gpupool]",
+    help="What was measured, a CSV file as 'gpupool profile' writes it.  [default: fits that come "
+    "with gpupool]",
 )
 @click.option(
     "--assumptions",
@@ -162,7 +164,7 @@ def _results(
     from gpupool.schedule.work import Goals
     from gpupool.simulate.assumptions import ASSUMPTIONS, with_patience
     from gpupool.simulate.classes import load_classes
-    from gpupool.simulate.profiles import fit_profiles
+    from gpupool.simulate.profile_file import NOTHING_MEASURED, read_profiles
     from gpupool.simulate.simulation import Hardware, simulate
     from gpupool.simulate.synthetic import synthetic_trace
     from gpupool.simulate.trace import read_trace
@@ -184,7 +186,7 @@ def _results(
     goals = Goals(options["ttft_s"], options["tbt_s"])
     classes = [] if goals_from is None else load_classes(goals_from, goals)
     profiles = options["profiles"]
-    fits = {} if profiles is None else fit_profiles(profiles)
+    measured = NOTHING_MEASURED if profiles is None else read_profiles(profiles)
     host_gb = options["host_gb"]
     hardware = Hardware(
         devices=options["devices"],
@@ -212,9 +214,10 @@ def _results(
                     assumptions=with_patience(
                         ASSUMPTIONS[options["assumptions"]], options["patience_s"]
                     ),
-                    fits=fits,
                     scaling=Scaling(options["start_s"], options["idle_s"], options["requests_max"]),
                     classes=classes,
+                    fits=measured.fits,
+                    checkpoints=measured.checkpoints_of(arrivals, hardware.gpu),
                     ttft_s=options["ttft_s"],
                     tbt_s=options["tbt_s"],
                     seed=options["seed"],

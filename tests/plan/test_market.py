@@ -8,8 +8,9 @@ import pytest
 
 from gpupool.errors import UsageError
 from gpupool.plan.market import Market, Model, Pool, Traffic, load_market, trace_of
-from gpupool.simulate.checkpoints import CHECKPOINTS
-from gpupool.simulate.profiles import calibrated
+from gpupool.simulate.checkpoints import CHECKPOINTS, Checkpoint, SwitchTimes
+from gpupool.simulate.profile_file import Profiles
+from gpupool.simulate.profiles import Fit, known_fit
 
 POOL = '[[pools]]\nname = "p"\n'
 MODEL = '[[pools.models]]\nname = "a"\ncheckpoint = "qwen2_5_7b"\n'
@@ -37,7 +38,21 @@ def test_a_trace_is_taken_from_the_folder_of_the_market(tmp_path: Path) -> None:
 
 def test_a_checkpoint_has_the_times_that_were_measured() -> None:
     model = Model("a", checkpoint="qwen2_5_7b", rate=1.0)
-    assert Pool("p", [model]).fit_of(model, {})[:2] == calibrated("qwen2_5_7b", "H100")[:2]
+    assert Pool("p", [model]).fit_of(model)[:2] == known_fit("qwen2_5_7b", "H100", {})[:2]
+
+
+def test_a_checkpoint_may_be_one_that_was_measured_on_the_gpu_of_the_pool() -> None:
+    own = Checkpoint("own", 2e9, 1000, 512, SwitchTimes(0.5, 4e-9, 8e-9))
+    fit = Fit((0.01, 1e-5, 0.0), (0.01, 0.0, 1e-4))
+    measured = Profiles({("own", "g"): fit}, {("own", "g"): own})
+    model = Model("a", rate=1.0, checkpoint="own")
+    four = Pool("p", [model], gpu="g", gpus_per_device=4)
+    assert Pool("p", [model], gpu="g").fit_of(model, measured)[:2] == fit[:2]
+    assert four.checkpoint_of(model, measured) == Checkpoint(
+        "p/a", 2e9, 1000, 512, SwitchTimes(0.5, 1e-9, 2e-9)
+    )
+    with pytest.raises(UsageError, match="there is no checkpoint own"):
+        Pool("p", [model], gpu="other").checkpoint_of(model, measured)
 
 
 def test_times_go_by_weights_kv_and_gpus() -> None:
@@ -49,9 +64,9 @@ def test_times_go_by_weights_kv_and_gpus() -> None:
         kv_kb_per_token=known.kv_bytes_per_token * 4 / 1e3,
         times_of="llama2_13b_chat",
     )
-    measured = calibrated("llama2_13b_chat", "H100")
-    one = Pool("p", [model]).fit_of(model, {})
-    four = Pool("p", [model], gpus_per_device=4, parallel_efficiency=0.8).fit_of(model, {})
+    measured = known_fit("llama2_13b_chat", "H100", {})
+    one = Pool("p", [model]).fit_of(model)
+    four = Pool("p", [model], gpus_per_device=4, parallel_efficiency=0.8).fit_of(model)
     for place, factor in ((0, 2), (1, 4), (2, 2)):
         assert one.step_s[place] == pytest.approx(measured.step_s[place] * factor)
     assert one.prefill_s[1] == pytest.approx(measured.prefill_s[1] * 2)

@@ -40,7 +40,7 @@ markets = st.builds(
 def test_one_fewer_misses_the_goal_in_the_same_simulation(market: Market, strategy: str) -> None:
     (need,) = plan(market, [strategy]).pools[0].needs
     goal = market.goals.attainment
-    planner = PoolPlanner(market.pools[0], market, {})
+    planner = PoolPlanner(market.pools[0], market)
     again = planner.simulated(strategy, need.enough)
     assert again.attainment_tokens == need.attainment
     if need.devices is None:
@@ -96,7 +96,7 @@ def test_gpus_of_one_device_load_together(tmp_path: Path) -> None:
     model = Model("a", weights_gb=64.0, kv_kb_per_token=100.0, context_tokens=1000)
     for gpus, load_s in ((1, 4.0), (4, 1.0)):
         pool = Pool("p", [model], gpus_per_device=gpus, trace=str(trace))
-        found = PoolPlanner(pool, Market([pool]), {}).simulated("fcfs", 1)
+        found = PoolPlanner(pool, Market([pool])).simulated("fcfs", 1)
         assert found.ttft_s_p50 == pytest.approx(load_s, abs=0.1)
 
 

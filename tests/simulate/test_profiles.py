@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpupool.errors import UsageError
-from gpupool.simulate.profiles import calibrated, fit_profiles
+from gpupool.simulate.profile_file import read_profiles
+from gpupool.simulate.profiles import known_fit
 
 pytest.importorskip("numpy")
 HEAD = "model,gpu,input_tokens,batch_size,prefill_s,decode_step_s\n"
@@ -37,7 +38,7 @@ def test_a_fit_finds_what_the_points_were_made_of(
 ) -> None:
     path = tmp_path / "profiles.csv"
     path.write_text(rows(slip=slip, overloaded=overloaded))
-    fit = fit_profiles(path)["m", "g"]
+    fit = read_profiles(path).fits["m", "g"]
     assert fit.prefill_s[:2] == pytest.approx((0.007, 2e-5), rel=0.02)
     assert fit.step_s == pytest.approx((0.009, 1e-7, 7e-5), rel=0.02)
     assert (fit.left_out > 0) == (overloaded or slip > 1)
@@ -57,10 +58,10 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str, says: str) -> 
     path = tmp_path / "profiles.csv"
     path.write_text(text)
     with pytest.raises(UsageError, match=says):
-        fit_profiles(path)
+        read_profiles(path)
 
 
 def test_what_was_never_measured_is_named() -> None:
-    assert calibrated("qwen2_5_7b", "H100").step_s[0] > 0
+    assert known_fit("qwen2_5_7b", "H100", {}).step_s[0] > 0
     with pytest.raises(UsageError, match="qwen2_5_7b on TPU"):
-        calibrated("qwen2_5_7b", "TPU")
+        known_fit("qwen2_5_7b", "TPU", {})

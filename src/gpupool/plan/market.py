@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from msgspec import Meta, Struct
 from gpupool.errors import UsageError
 from gpupool.schedule.autoscaling import Scaling
 from gpupool.simulate.checkpoints import CHECKPOINTS, Checkpoint
-from gpupool.simulate.profiles import Fit, calibrated
+from gpupool.simulate.profile_file import NOTHING_MEASURED, Profiles
+from gpupool.simulate.profiles import Fit, known_fit
 from gpupool.simulate.synthetic import synthetic_trace
 from gpupool.simulate.toml_file import Above, Name, explained, read_toml
 from gpupool.simulate.trace import Arrival, read_trace
@@ -88,15 +90,14 @@ class Pool(Struct, frozen=True, forbid_unknown_fields=True):
     trace: str | None = None
     """A CSV file of requests for the models by name, instead of rates."""
 
-    def checkpoint_of(self, model: Model) -> Checkpoint:
+    def checkpoint_of(self, model: Model, measured: Profiles = NOTHING_MEASURED) -> Checkpoint:
         """What a model of this pool is, under a name of its own. Raises UsageError."""
         name = f"{self.name}/{model.name}"
         sizes = (model.weights_gb, model.kv_kb_per_token)
         if model.checkpoint is not None and sizes == (None, None):
-            known = _known(model.checkpoint)
-            return Checkpoint(
-                name, known.weights_bytes, known.kv_bytes_per_token, known.context_tokens_max
-            )
+            known = self._known(model.checkpoint, measured)
+            switch = None if known.switch is None else known.switch.over(self.gpus_per_device)
+            return replace(known, name=name, switch=switch)
         if model.checkpoint is not None or model.weights_gb is None:
             raise UsageError(f"{name} needs either checkpoint, or weights_gb and kv_kb_per_token")
         if model.kv_kb_per_token is None:
@@ -104,16 +105,15 @@ class Pool(Struct, frozen=True, forbid_unknown_fields=True):
         kv_bytes = max(1, round(model.kv_kb_per_token * 1e3))
         return Checkpoint(name, model.weights_gb * 1e9, kv_bytes, model.context_tokens)
 
-    def fit_of(self, model: Model, fits: dict[tuple[str, str], Fit]) -> Fit:
+    def fit_of(self, model: Model, measured: Profiles = NOTHING_MEASURED) -> Fit:
         """Times of a model on a device of this pool: measured ones, scaled. Raises UsageError.
 
         In proportion to the weights, what each token of context adds to a step in proportion to its
         KV, and over several GPUs divided by their number times ``parallel_efficiency``.
         """
-        source = _known(model.times_of or model.checkpoint or "qwen2_5_7b")
-        key = source.name, self.gpu
-        fit = fits[key] if key in fits else calibrated(*key)
-        checkpoint = self.checkpoint_of(model)
+        source = self._known(model.times_of or model.checkpoint or "qwen2_5_7b", measured)
+        fit = known_fit(source.name, self.gpu, measured.fits)
+        checkpoint = self.checkpoint_of(model, measured)
         apart = self.gpus_per_device * self.parallel_efficiency if self.gpus_per_device > 1 else 1.0
         weights = checkpoint.weights_bytes / source.weights_bytes / apart
         kv = checkpoint.kv_bytes_per_token / source.kv_bytes_per_token / apart
@@ -122,6 +122,12 @@ class Pool(Struct, frozen=True, forbid_unknown_fields=True):
             (prefill[0] * weights, prefill[1] * weights, prefill[2] * weights),
             (step[0] * weights, step[1] * kv, step[2] * weights),
         )
+
+    def _known(self, name: str, measured: Profiles) -> Checkpoint:
+        known = CHECKPOINTS | measured.on(self.gpu)
+        if name not in known:
+            raise UsageError(f"there is no checkpoint {name}; there are {', '.join(known)}")
+        return known[name]
 
 
 class Market(Struct, frozen=True, forbid_unknown_fields=True):
@@ -207,9 +213,3 @@ def _check(path: Path, pool: Pool) -> None:
             raise UsageError(
                 f"{path}: {pool.name}/{model.name} needs a rate, or its pool a trace, and not both"
             )
-
-
-def _known(name: str) -> Checkpoint:
-    if name not in CHECKPOINTS:
-        raise UsageError(f"there is no checkpoint {name}; there are {', '.join(CHECKPOINTS)}")
-    return CHECKPOINTS[name]

@@ -13,7 +13,8 @@ from gpupool.plan.market import Goals, Market, Pool, trace_of
 from gpupool.plan.search import smallest
 from gpupool.schedule.autoscaling import Scaling
 from gpupool.simulate.checkpoints import Checkpoint
-from gpupool.simulate.profiles import Fit, fit_profiles
+from gpupool.simulate.profile_file import NOTHING_MEASURED, Profiles, read_profiles
+from gpupool.simulate.profiles import Fit
 from gpupool.simulate.result import Result, quantile
 from gpupool.simulate.simulation import Hardware, simulate
 from gpupool.simulate.trace import Arrival
@@ -84,7 +85,7 @@ class PoolPlanner:
         self,
         pool: Pool,
         market: Market,
-        fits: dict[tuple[str, str], Fit],
+        measured: Profiles = NOTHING_MEASURED,
         progress: Progress | None = None,
     ) -> None:
         self.trace = trace_of(pool, market.traffic)
@@ -96,8 +97,8 @@ class PoolPlanner:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._fits: dict[tuple[str, str], Fit] = {}
         for model in pool.models:
-            checkpoint = pool.checkpoint_of(model)
-            self._fits[checkpoint.name, pool.gpu] = pool.fit_of(model, fits)
+            checkpoint = pool.checkpoint_of(model, measured)
+            self._fits[checkpoint.name, pool.gpu] = pool.fit_of(model, measured)
             self._checkpoints |= dict.fromkeys(model.names, checkpoint)
 
     def plan(self, strategies: Sequence[str]) -> PoolPlan:
@@ -235,9 +236,10 @@ def plan(
 
     The same arguments give the same plan.
     """
-    fits = {} if market.profiles is None else fit_profiles(Path(market.profiles))
+    path = market.profiles
+    measured = NOTHING_MEASURED if path is None else read_profiles(Path(path))
     pools = tuple(
-        PoolPlanner(pool, market, fits, progress).plan(strategies) for pool in market.pools
+        PoolPlanner(pool, market, measured, progress).plan(strategies) for pool in market.pools
     )
     gpus: dict[str, int | None] = {}
     for place, strategy in enumerate(strategies):

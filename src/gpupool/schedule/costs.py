@@ -18,11 +18,17 @@ class Costs:
     prefill_s: tuple[float, float, float]
     step_s: tuple[float, float, float]
     switch_s: float
-    """To bring all of the weights in."""
+    """A switch that brings all of the weights in."""
     kv_s_per_token: float
     """To bring the KV of one token in."""
     kv_tokens_max: int
     """As much context as one device can hold beside the weights."""
+    switch_fixed_s: float = 0.0
+    """Of ``switch_s`` what every switch takes, also if all of the weights are there."""
+
+    def load_s(self, there: float) -> float:
+        """Seconds of a switch to the model, of whose weights such a share is on the device."""
+        return self.switch_fixed_s + (1 - there) * (self.switch_s - self.switch_fixed_s)
 
     def prefill(self, lengths: Sequence[int]) -> float:
         """Seconds to prefill prompts of these lengths together."""

@@ -105,8 +105,7 @@ def _place(state: State, request: Request) -> Action:
             load += step_s / state.goals_for(batch.model).tbt_s
         if joined is None:
             load += costs.step(request.context_tokens, 1) / tbt_s
-            missing = 1 - device.resident.get(request.model, 0.0)
-            load += missing * costs.switch_s / _LOAD_HORIZON_S
+            load += costs.load_s(device.resident.get(request.model, 0.0)) / _LOAD_HORIZON_S
         elif joined.context_tokens + request.context_tokens > KV_FULL * costs.kv_tokens_max:
             load += 1.0
         else:
@@ -195,7 +194,7 @@ def _needs(state: State, device: Device) -> list[_Need]:
                 due_s = next_s
             if not request.prefilled:
                 fresh.append(length)
-        load_s = (1 - resident.get(model, 0.0)) * costs.switch_s
+        load_s = costs.load_s(resident.get(model, 0.0))
         if fresh:
             load_s += costs.prefill(fresh)
         share = costs.step(tokens, len(requests)) / tbt_s

@@ -10,6 +10,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchTimes:
+    """What a switch took where it was measured, as a fit of switches that copied more and less."""
+
+    fixed_s: float
+    """Of every switch, however much of the weights is there."""
+    s_per_byte: float
+    """Of weights that are not there."""
+    copy_s_per_byte: float
+    """Of a copy from the host alone, for what is moved besides: KV."""
+
+    def over(self, links: int) -> SwitchTimes:
+        """On a device that has so many of the links that they were measured on."""
+        return SwitchTimes(self.fixed_s, self.s_per_byte / links, self.copy_s_per_byte / links)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One checkpoint, by the name that profiles have for it."""
 
@@ -17,6 +33,8 @@ class Checkpoint:
     weights_bytes: float
     kv_bytes_per_token: int
     context_tokens_max: int
+    switch: SwitchTimes | None = None
+    """Measured; None: bytes over the link."""
 
 
 CHECKPOINTS = {

@@ -17,6 +17,10 @@ class Sizes:
     """Of device memory, with what fragmentation wastes."""
     kv_s_per_token: float
     """To bring the KV of one token in, or out."""
+    switch_fixed_s: float | None = None
+    """What every switch to it takes beside its load, where that was measured."""
+    load_s_per_byte: float | None = None
+    """Of its weights, where that was measured; None: the link's."""
 
 
 class Holding:

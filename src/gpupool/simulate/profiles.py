@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpupool.errors import UsageError
@@ -12,12 +10,25 @@ from gpupool.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-_COLUMNS = ("model", "gpu", "input_tokens", "batch_size", "prefill_s", "decode_step_s")
+POINTS_MIN = 4
+"""A fit needs so many prefills of one step, and as many decode steps."""
 _PREFILL_TOKENS_MAX = 4096
-"""Measured batches of more prompt tokens took several steps, each a part of the prompts: their
-times to the first token are of the first step, and their decode steps have prefills in them."""
+"""Measured batches of more prompt tokens, where it is not said how many steps they took, took
+several, each a part of the prompts: their times to the first token are of the first step, and their
+decode steps have prefills in them."""
 _OUTLIER = 0.1
 """Points this far off, and four times as far as is usual, are left out and the fit made anew."""
+
+
+class Point(NamedTuple):
+    """A batch of so many prompts of that length was prefilled, and then decoded."""
+
+    input_tokens: int
+    batch_size: int
+    prefill_s: float
+    decode_step_s: float
+    prefill_steps: int | None = None
+    """Decode steps were timed after the last of them; None: not known."""
 
 
 class Fit(NamedTuple):
@@ -27,8 +38,20 @@ class Fit(NamedTuple):
     step_s: tuple[float, float, float]
     points: int = 0
     left_out: int = 0
+    """Points of which the prefill, the step, or both were not used."""
     error_median: float = 0.0
-    """Of all relative errors, prefills and steps, also of points that were left out."""
+    """Of all relative errors, prefills and steps, also of outliers."""
+    error_worst: float = 0.0
+    """Of those that were used."""
+
+
+class Verdict(NamedTuple):
+    """How a fit stands to one time of a point."""
+
+    error: float | None
+    """Relative: what the fit says over what was measured, less 1; None: not compared."""
+    left_out: str = ""
+    """Why it was not used; empty if it was."""
 
 
 _CALIBRATED: dict[tuple[str, str], Fit] = {
@@ -47,84 +70,102 @@ _CALIBRATED: dict[tuple[str, str], Fit] = {
     ("yi1_5_9b_chat", "H20"): Fit((1.0479e-2, 1.3035e-4, 1.0e-9), (1.4193e-2, 0.0, 1.573e-4)),
     ("llama2_13b_chat", "H20"): Fit((1.4807e-2, 1.9373e-4, 0.0), (2.1503e-2, 2.623e-7, 2.718e-4)),
 }
-"""Fits by ``fit_profiles`` of the measurements published with the artifact of Aegaeon (SOSP 2025,
+"""Fits by ``fit_points`` of the measurements published with the artifact of Aegaeon (SOSP 2025,
 Apache-2.0): vLLM in 16 bits on one GPU, 16 to 4096 prompt tokens, 1 to 200 requests."""
 
 
-def calibrated(model: str, gpu: str) -> Fit:
-    """The fit that comes with gpupool. Raises UsageError."""
-    try:
-        return _CALIBRATED[model, gpu]
-    except KeyError:
-        known = ", ".join(f"{a} on {b}" for a, b in _CALIBRATED)
-        raise UsageError(
-            f"no times are known of {model} on {gpu}; give a file of profiles, or use {known}"
-        ) from None
+def known_fit(model: str, gpu: str, measured: Mapping[tuple[str, str], Fit]) -> Fit:
+    """What was measured, or else the fit that comes with gpupool. Raises UsageError."""
+    found = measured.get((model, gpu)) or _CALIBRATED.get((model, gpu))
+    if found is None:
+        known = ", ".join(f"{a} on {b}" for a, b in {**measured, **_CALIBRATED})
+        raise UsageError(f"no times are known of {model} on {gpu}; measure them, or use {known}")
+    return found
 
 
-def fit_profiles(path: Path) -> dict[tuple[str, str], Fit]:
-    """Fits of a CSV file, by model and GPU. Raises UsageError, OSError, ModuleNotFoundError.
+def fit_points(points: Sequence[Point]) -> tuple[Fit, list[tuple[Verdict, Verdict]]]:
+    """The fit, and of each point the verdicts on its prefill and its decode step.
 
-    Its columns are model, gpu, input_tokens, batch_size, prefill_s and decode_step_s: a batch of so
-    many prompts of that length was prefilled in one step, and then decoded. Least squares of
-    relative errors, without negative coefficients.
+    Least squares of relative errors, without negative coefficients. Raises UsageError for too few
+    points, and ModuleNotFoundError.
     """
-    points: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
-            raise UsageError(f"{path}: it has no column {', '.join(sorted(missing))}")
-        for row in reader:
-            try:
-                point = tuple(float(row[name]) for name in _COLUMNS[2:])
-            except (TypeError, ValueError):
-                raise UsageError(f"{path}, line {reader.line_num}: not all are numbers") from None
-            if not all(0 < value < 1e9 for value in point):
-                raise UsageError(f"{path}, line {reader.line_num}: not all are above zero")
-            points.setdefault((row["model"], row["gpu"]), []).append(point)
-    return {key: _fit(found) for key, found in points.items()}
-
-
-def _fit(points: Iterable[tuple[float, ...]]) -> Fit:
     import numpy as np
 
-    all_of = np.array(list(points))
-    whole = all_of[all_of[:, 0] * all_of[:, 1] <= _PREFILL_TOKENS_MAX]
-    if len(whole) < 4:
-        raise UsageError("a profile needs at least 4 points of at most 4096 prompt tokens together")
-    length, batch, prefill_s, step_s = whole.T
+    prefill_skips = [_not_one_prefill(point) for point in points]
+    step_skips = [_not_one_step(point) for point in points]
+    length, batch, prefill_s, step_s = np.array([point[:4] for point in points], dtype=float).T
     one = np.ones_like(length)
-    prefill, errors_p, used_p = _least(
-        np.stack([one, length * batch, length**2 * batch], 1), prefill_s
-    )
-    step, errors_s, used_s = _least(np.stack([one, length * batch, batch], 1), step_s)
-    return Fit(
+    squares = np.stack([one, length * batch, length**2 * batch], 1)
+    prefill, of_prefills = _fit(squares, prefill_s, prefill_skips)
+    step, of_steps = _fit(np.stack([one, length * batch, batch], 1), step_s, step_skips)
+    verdicts = list(zip(of_prefills, of_steps, strict=True))
+    both = [*of_prefills, *of_steps]
+    fit = Fit(
         prefill,
         step,
-        points=len(all_of),
-        left_out=len(all_of) - min(used_p, used_s),
-        error_median=float(np.median(np.concatenate([errors_p, errors_s]))),
+        points=len(points),
+        left_out=sum(bool(a.left_out or b.left_out) for a, b in verdicts),
+        error_median=float(np.median([abs(v.error) for v in both if v.error is not None])),
+        error_worst=max(abs(v.error) for v in both if v.error is not None and not v.left_out),
     )
+    return fit, verdicts
 
 
-def _least(
+def _not_one_prefill(point: Point) -> str:
+    if point.prefill_steps is None:
+        return _not_one_step(point)
+    return "" if point.prefill_steps == 1 else "several steps"
+
+
+def _not_one_step(point: Point) -> str:
+    unknown = point.prefill_steps is None
+    long = point.input_tokens * point.batch_size > _PREFILL_TOKENS_MAX
+    return f"over {_PREFILL_TOKENS_MAX} tokens" if unknown and long else ""
+
+
+def _fit(
+    terms: np.ndarray, times_s: np.ndarray, skips: Sequence[str]
+) -> tuple[tuple[float, float, float], list[Verdict]]:
+    import numpy as np
+
+    chosen = np.array([not skip for skip in skips])
+    if chosen.sum() < POINTS_MIN:
+        raise UsageError(
+            f"a profile needs at least {POINTS_MIN} points that were prefilled in one step, of at"
+            f" most {_PREFILL_TOKENS_MAX} prompt tokens together where prefill_steps is not given"
+        )
+    found, errors, kept = least_squares(terms[chosen], times_s[chosen])
+    judged = iter(
+        Verdict(float(error), "" if used else "outlier")
+        for error, used in zip(errors, kept, strict=True)
+    )
+    verdicts = [Verdict(None, skip) if skip else next(judged) for skip in skips]
+    return (found[0], found[1], found[2]), verdicts
+
+
+def least_squares(
     terms: np.ndarray, times_s: np.ndarray
-) -> tuple[tuple[float, float, float], np.ndarray, int]:
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Coefficients of the columns of ``terms``, none negative, errors, and what was used.
+
+    Of relative errors; what is far off is left out, and the fit made anew.
+    """
     import numpy as np
 
     kept = np.ones(len(times_s), dtype=bool)
-    found = np.zeros(3)
+    found = np.zeros(terms.shape[1])
     errors = np.zeros(len(times_s))
     for _ in range(3):
         scaled = terms[kept] / times_s[kept, None]
-        columns = [0, 1, 2]
+        columns = list(range(terms.shape[1]))
         while True:
             part = np.linalg.lstsq(scaled[:, columns], np.ones(int(kept.sum())), rcond=None)[0]
             if (part >= 0).all():
                 break
             columns = [c for c, value in zip(columns, part, strict=True) if value >= 0]
-        found = np.zeros(3)
+        found = np.zeros(terms.shape[1])
         found[columns] = part
-        errors = np.abs(terms @ found - times_s) / times_s
-        kept = errors <= max(_OUTLIER, 4 * float(np.median(errors[kept])))
-    return (float(found[0]), float(found[1]), float(found[2])), errors, int(kept.sum())
+        errors = terms @ found / times_s - 1
+        used, far = kept, np.abs(errors)
+        kept = far <= max(_OUTLIER, 4 * float(np.median(far[used])))
+    return [float(value) for value in found], errors, used

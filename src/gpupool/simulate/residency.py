@@ -15,7 +15,8 @@ class ResidentLoader:
     While a turn lasts, the link fetches the weights of the models that the policy named, in that
     order, into room that neither the running batch nor those before them need. KV that is pushed
     out goes the other way on a link that is full duplex, so a load takes the longer of both.
-    Without ``warm`` nothing stays through a switch but what the policy names.
+    Without ``warm`` nothing stays through a switch but what the policy names. Models whose switches
+    were measured take the time that was, the others no less than ``switch_s_min``.
     """
 
     def __init__(
@@ -47,9 +48,12 @@ class ResidentLoader:
         pushed_s += holding.make_room(batch, missing, keep)
         holding.set_weights(batch.model, whole)
         self._note(holding)
-        load_s = missing / self._link_bytes_per_s
+        load_s = missing * self._slower(batch.model) / self._link_bytes_per_s
         if self._host is not None and missing > 0:
             load_s = max(load_s, self._host.read_s(batch.model, whole))
+        fixed_s = self._sizes[batch.model].switch_fixed_s
+        if fixed_s is not None:
+            return fixed_s + max(load_s, pushed_s)
         return max(self._switch_s_min, load_s, pushed_s)
 
     def kv_s(self, device: Device, batch: Batch, *, more_tokens: int, new_turn: bool) -> float:
@@ -86,12 +90,14 @@ class ResidentLoader:
             if self._host is not None:
                 read_s = self._host.read_s(model, self._sizes[model].weights_bytes)
                 left_bytes -= read_s * self._link_bytes_per_s
-            wanted = min(wanted, left_bytes)
-            if wanted <= 0:
+            if left_bytes <= 0:
                 break
+            slower = self._slower(model)
+            if wanted * slower > left_bytes:
+                wanted = left_bytes / slower
             got = holding.spare(wanted, (batch.model, *then[: place + 1]))
             holding.set_weights(model, have + got)
-            left_bytes -= got
+            left_bytes -= got * slower
             if got < wanted:
                 break
         self._note(holding)
@@ -99,6 +105,11 @@ class ResidentLoader:
     def left(self, device: Device, batch: Batch) -> None:
         """See Loader."""
         self._holding(device).set_kv(batch, 0)
+
+    def _slower(self, model: int) -> float:
+        """How many times longer than over the link a byte of its weights takes."""
+        s_per_byte = self._sizes[model].load_s_per_byte
+        return 1.0 if s_per_byte is None else s_per_byte * self._link_bytes_per_s
 
     def _holding(self, device: Device) -> Holding:
         holding = self._holdings.get(device.key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -26,7 +26,7 @@ from gpupool.simulate.engine import Engine, Policy
 from gpupool.simulate.holding import Sizes
 from gpupool.simulate.host_tier import HostTier
 from gpupool.simulate.loading import ArtifactLoader, Loader
-from gpupool.simulate.profiles import Fit, calibrated
+from gpupool.simulate.profiles import Fit, known_fit
 from gpupool.simulate.residency import ResidentLoader
 from gpupool.simulate.result import Result, result_of
 from gpupool.simulate.trace import Arrival
@@ -90,7 +90,11 @@ def simulate(
         raise UsageError("no request of the trace counts")
     keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
     costs = {key: _costs(found[name], hardware, assumptions, fits) for name, key in keys.items()}
-    sizes = {key: _sizes(found[name], costs[key], assumptions) for name, key in keys.items()}
+    starts = policy == "autoscaling"
+    sizes = {
+        key: _sizes(found[name], costs[key], assumptions, starts=starts)
+        for name, key in keys.items()
+    }
     goals = Goals(ttft_s, tbt_s)
     class_of = classes_of(keys, classes, goals) if classes else {}
     outputs = [arrival.output_tokens for arrival in workload]
@@ -168,10 +172,13 @@ def _costs(
     fits: Mapping[tuple[str, str], Fit],
 ) -> Costs:
     if assumptions.name == ARTIFACT.name:
+        if checkpoint.name not in ARTIFACT_FITS:
+            raise UsageError(
+                f"{ARTIFACT.name} has no times of {checkpoint.name}: use {HONEST.name} assumptions"
+            )
         fit = ARTIFACT_FITS[checkpoint.name]
     else:
-        key = checkpoint.name, hardware.gpu
-        fit = fits[key] if key in fits else calibrated(*key)
+        fit = known_fit(checkpoint.name, hardware.gpu, fits)
     room = hardware.device_bytes * assumptions.memory_share - checkpoint.weights_bytes
     kv_tokens_max = int(room * assumptions.kv_share / checkpoint.kv_bytes_per_token)
     if kv_tokens_max < checkpoint.context_tokens_max:
@@ -179,18 +186,33 @@ def _costs(
             f"{checkpoint.name} does not fit a device with {checkpoint.context_tokens_max} tokens"
         )
     kv_s = checkpoint.kv_bytes_per_token / hardware.link_bytes_per_s
+    load_s, fixed_s = checkpoint.weights_bytes / hardware.link_bytes_per_s, 0.0
+    if (measured := checkpoint.switch) is not None:
+        kv_s = checkpoint.kv_bytes_per_token * measured.copy_s_per_byte
+        load_s, fixed_s = checkpoint.weights_bytes * measured.s_per_byte, measured.fixed_s
     return Costs(
         prefill_s=fit.prefill_s,
         step_s=fit.step_s,
-        switch_s=checkpoint.weights_bytes / hardware.link_bytes_per_s,
+        switch_s=fixed_s + load_s,
         kv_s_per_token=assumptions.kv_s_per_token or kv_s,
         kv_tokens_max=kv_tokens_max,
+        switch_fixed_s=fixed_s,
     )
 
 
-def _sizes(checkpoint: Checkpoint, costs: Costs, assumptions: Assumptions) -> Sizes:
+def _sizes(
+    checkpoint: Checkpoint, costs: Costs, assumptions: Assumptions, *, starts: bool
+) -> Sizes:
+    """``starts``: a switch is the start of an engine, which has its own least time."""
     held = checkpoint.kv_bytes_per_token / assumptions.kv_share
-    return Sizes(checkpoint.weights_bytes, held, costs.kv_s_per_token)
+    sizes = Sizes(checkpoint.weights_bytes, held, costs.kv_s_per_token)
+    if (measured := checkpoint.switch) is None:
+        return sizes
+    return replace(
+        sizes,
+        switch_fixed_s=None if starts else measured.fixed_s,
+        load_s_per_byte=measured.s_per_byte,
+    )
 
 
 def _loader(
