@@ -30,6 +30,7 @@ BUDGETS_MIN = {
     "kernels": 6,
     "kv": 3,
     "plan": 2,
+    "profile": 3,
     "serve": 3,
     "sharing": 3,
     "simulate": 2,

@@ -12,6 +12,7 @@ from gpupool import __version__
 from gpupool.cli_daemon import daemon, prefetch, status
 from gpupool.cli_images import images
 from gpupool.cli_plan import plan_command
+from gpupool.cli_profile import profile_command
 from gpupool.cli_replay import replay
 from gpupool.cli_simulate import simulate_command
 from gpupool.errors import GpupoolError
@@ -116,3 +117,4 @@ main.add_command(images)
 main.add_command(replay)
 main.add_command(simulate_command)
 main.add_command(plan_command)
+main.add_command(profile_command)

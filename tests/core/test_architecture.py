@@ -41,6 +41,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "schedule": (set(), set()),
     "simulate": ({"errors", "schedule"}, {"matplotlib", "msgspec", "numpy"}),
     "plan": ({"errors", "schedule", "simulate"}, {"matplotlib", "msgspec"}),
+    "profile": ({"errors", "serve", "simulate"}, {"msgspec", "numpy"}),
     "session": (CORE | {"sharing"}, set()),
     "leases": (CORE | {"schedule"}, set()),
     "sharing": (CORE | {"host_images"}, {"blake3"}),
@@ -79,7 +80,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "live": ({"leases", "schedule"}, set()),
     "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
     "vllm": (
-        LIBRARY | {"adopt", "daemon", "images", "kernels", "kv"},
+        LIBRARY | {"adopt", "daemon", "images", "kernels", "kv", "profile"},
         {"vllm", "torch", "msgspec", "huggingface_hub"},
     ),
     "serve": (
@@ -88,7 +89,8 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {
-            *("", "cli_daemon", "cli_images", "cli_plan", "cli_replay", "cli_simulate"),
+            *("", "cli_daemon", "cli_images", "cli_plan", "cli_profile", "cli_replay"),
+            "cli_simulate",
             *("errors", "kv", "serve"),
         },
         {"click", "msgspec"},
@@ -96,6 +98,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "cli_daemon": ({"daemon", "errors", "schedule"}, {"click", "msgspec"}),
     "cli_simulate": ({"errors", "schedule", "simulate"}, {"click", "msgspec"}),
     "cli_replay": ({"live", "schedule"}, {"click", "msgspec"}),
+    "cli_profile": ({"errors", "profile", "serve", "simulate"}, {"click", "msgspec"}),
     "cli_plan": ({"errors", "plan"}, {"click", "msgspec"}),
     "cli_images": ({"errors", "images"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),

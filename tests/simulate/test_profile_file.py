@@ -21,7 +21,7 @@ from gpupool.simulate.simulation import Hardware, simulate
 from gpupool.simulate.trace import Arrival
 
 pytest.importorskip("numpy")
-SIZES = Checkpoint("own", 2e9, 1000, 512, SwitchTimes(0.5, 1e-9, 1e-9))
+SIZES = Checkpoint("own", 2e9, 1000, 512, SwitchTimes(0.5, 1e-9, 2e-9))
 FIT = Fit((0.01, 1e-5, 0.0), (0.01, 0.0, 1e-4))
 LINK = float(1 << 34)  # of which multiples and fractions are exact
 
@@ -131,6 +131,7 @@ def test_an_outlier_is_named_and_does_not_count(place: int, slip: float) -> None
         ({"weights_bytes": ""}, "line 2: it has .* and not weights_bytes"),
         ({"switch_fixed_s": ""}, "line 2: it has no switch_fixed_s"),
         ({"switch_fixed_s": "-1"}, "line 2: switch_fixed_s is -1 and not at least 0"),
+        ({"prefill_s": "0"}, "line 2: prefill_s is 0 and not above 0"),
         ({"copy_s_per_byte": "0"}, "line 2: copy_s_per_byte is 0 and not above 0"),
         ({"context_tokens_max": "1.5"}, "line 2: context_tokens_max is 1.5 and not a whole"),
         ({"prefill_steps": "x"}, "line 2: prefill_steps is no number"),

@@ -16,9 +16,9 @@ class SwitchTimes:
     fixed_s: float
     """Of every switch, however much of the weights is there."""
     s_per_byte: float
-    """Of weights that are not there."""
+    """Of weights that are not there, beside all else that a switch does."""
     copy_s_per_byte: float
-    """Of a copy from the host alone, for what is moved besides: KV."""
+    """Of copies for which a device waits, or has time: KV, and weights that are fetched ahead."""
 
     def over(self, links: int) -> SwitchTimes:
         """On a device that has so many of the links that they were measured on."""

@@ -20,7 +20,9 @@ class Sizes:
     switch_fixed_s: float | None = None
     """What every switch to it takes beside its load, where that was measured."""
     load_s_per_byte: float | None = None
-    """Of its weights, where that was measured; None: the link's."""
+    """Of its weights at a switch, where that was measured; None: the link's."""
+    fetch_s_per_byte: float | None = None
+    """The same while a batch runs."""
 
 
 class Holding:

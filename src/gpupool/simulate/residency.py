@@ -48,7 +48,8 @@ class ResidentLoader:
         pushed_s += holding.make_room(batch, missing, keep)
         holding.set_weights(batch.model, whole)
         self._note(holding)
-        load_s = missing * self._slower(batch.model) / self._link_bytes_per_s
+        load_s = missing * self._slower(self._sizes[batch.model].load_s_per_byte)
+        load_s /= self._link_bytes_per_s
         if self._host is not None and missing > 0:
             load_s = max(load_s, self._host.read_s(batch.model, whole))
         fixed_s = self._sizes[batch.model].switch_fixed_s
@@ -92,7 +93,7 @@ class ResidentLoader:
                 left_bytes -= read_s * self._link_bytes_per_s
             if left_bytes <= 0:
                 break
-            slower = self._slower(model)
+            slower = self._slower(self._sizes[model].fetch_s_per_byte)
             if wanted * slower > left_bytes:
                 wanted = left_bytes / slower
             got = holding.spare(wanted, (batch.model, *then[: place + 1]))
@@ -106,9 +107,8 @@ class ResidentLoader:
         """See Loader."""
         self._holding(device).set_kv(batch, 0)
 
-    def _slower(self, model: int) -> float:
-        """How many times longer than over the link a byte of its weights takes."""
-        s_per_byte = self._sizes[model].load_s_per_byte
+    def _slower(self, s_per_byte: float | None) -> float:
+        """How many times longer than over the link a byte takes."""
         return 1.0 if s_per_byte is None else s_per_byte * self._link_bytes_per_s
 
     def _holding(self, device: Device) -> Holding:

@@ -212,6 +212,7 @@ def _sizes(
         sizes,
         switch_fixed_s=None if starts else measured.fixed_s,
         load_s_per_byte=measured.s_per_byte,
+        fetch_s_per_byte=measured.copy_s_per_byte,
     )
 
 
