@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 
 from gpupool.cli import main
 from gpupool.errors import UsageError
+from gpupool.schedule.costs import Costs
+from gpupool.schedule.work import Batch, Device
 from gpupool.simulate.assumptions import HONEST
 from gpupool.simulate.checkpoints import CHECKPOINTS, Checkpoint, SwitchTimes
+from gpupool.simulate.holding import Sizes
 from gpupool.simulate.profile_file import COLUMNS, add_to_profiles, read_profiles
 from gpupool.simulate.profiles import Fit, Point, fit_points
+from gpupool.simulate.residency import ResidentLoader
 from gpupool.simulate.simulation import Hardware, simulate
 from gpupool.simulate.trace import Arrival
 
@@ -196,6 +200,21 @@ def test_measured_as_the_link_is_as_it_is_by_the_link(trace: list[Arrival], poli
         for one in (by_link, measured)
     )
     assert found == expected
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_policy_expects_a_switch_to_take_what_it_takes(
+    fixed_s: float, s_per_byte: float, there: float
+) -> None:
+    costs = Costs((0, 0, 0), (0, 0, 0), fixed_s + 100 * s_per_byte, 0, 1, fixed_s)
+    sizes = {0: Sizes(100.0, 1.0, 0.0, fixed_s, s_per_byte, s_per_byte)}
+    loader = ResidentLoader(sizes, capacity_bytes=1e6, link_bytes_per_s=7.0, switch_s_min=9.0)
+    device, batch = Device(0), Batch(0)
+    fetched = Batch(1)
+    sizes[1] = Sizes(1.0, 1.0, 0.0)
+    loader.computed(device, fetched, there * 100 * s_per_byte, 0, (0,))
+    expected_s = costs.load_s(device.resident.get(0, 0.0))
+    assert loader.switch_s(device, batch, ()) == pytest.approx(expected_s)
 
 
 def test_models_are_those_of_the_file_or_get_them_in_turn(tmp_path: Path) -> None:

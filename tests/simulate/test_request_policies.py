@@ -44,10 +44,26 @@ REQUESTS = st.lists(
 )
 
 
-def costs_of(model: int) -> Costs:
+# Of model 2, some of whose requests cannot run beside the others.
+MORE_KV_THAN_FITS = [
+    *((0.0, 0, 160, 243), (0.0, 0, 362, 243), (0.0, 0, 425, 222), (0.0, 0, 428, 177)),
+    *((0.0, 1, 1, 243), (0.0, 2, 1, 244), (0.0, 2, 236, 244), (0.0, 2, 319, 244)),
+    *((14.0, 1, 1, 111), (16.0, 2, 446, 76), (5.5, 0, 133, 300), (16.25, 2, 389, 13)),
+    (0.25, 0, 274, 117),
+]
+
+
+def costs_of(model: int, fixed_s: float = 0.0) -> Costs:
     """Larger models are slower."""
     size = 1 + model % 3
-    return Costs((0.01 * size, 2e-5, 0.0), (0.008 * size, 1e-7, 5e-5), 0.3 * size, 1e-5, KV_TOKENS)
+    return Costs(
+        (0.01 * size, 2e-5, 0.0),
+        (0.008 * size, 1e-7, 5e-5),
+        0.3 * size + fixed_s,
+        1e-5,
+        KV_TOKENS,
+        fixed_s,
+    )
 
 
 class Checked:
@@ -106,11 +122,15 @@ def serve(
     prefill_devices: int = 0,
     patience_s: float | None = None,
     weights: dict[int, float] | None = None,
+    fixed_s: float | None = None,
 ) -> tuple[Engine, ResidentLoader, list[Request]]:
     ordered = sorted(arrivals)
     requests = [Request(k, model, at_s, n) for k, (at_s, model, n, _) in enumerate(ordered)]
-    costs = {model: costs_of(model) for model in range(6)}
-    sizes = {model: Sizes(15.0 * (1 + model % 3), 0.025, 1e-5) for model in range(6)}
+    costs = {model: costs_of(model, fixed_s or 0.0) for model in range(6)}
+    sizes = {
+        model: Sizes(15.0 * (1 + model % 3), 0.025, 1e-5, fixed_s, fixed_s and 0.02)
+        for model in range(6)
+    }
     loader = ResidentLoader(
         sizes,
         capacity_bytes=CAPACITY,
@@ -141,6 +161,7 @@ OUTGROW = [(0.1 * place, 5, 300, 300) for place in range(5)]
 @pytest.mark.parametrize("name", DECIDES)
 @settings(max_examples=150)
 @example(OUTGROW, 1, 0)
+@example(MORE_KV_THAN_FITS, 1, 0)
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 1))
 def test_every_request_ends_and_memory_is_never_over_committed(
     name: str, arrivals: list[tuple[float, int, int, int]], devices: int, split: int
@@ -182,13 +203,13 @@ def test_with_patience_a_request_is_served_or_given_up(
 WEIGHTS = st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 1.0, 3.0]))
 
 
-def bound_s(models: int, weights: dict[int, float], model: int) -> float:
+def bound_s(models: int, weights: dict[int, float], model: int, fixed_s: float = 0.0) -> float:
     """How long a request may wait for its prefill."""
     heaviest = max(weights.get(other, 1.0) for other in range(6))
     return deadlines.wait_s_max(
         Goals(),
         models,
-        switch_s=SWITCH_S_MAX,
+        switch_s=SWITCH_S_MAX + fixed_s,
         step_s=PREFILL_S_MAX,
         ahead_s=0.0,
         weight_ratio=heaviest / weights.get(model, 1.0),
@@ -196,18 +217,22 @@ def bound_s(models: int, weights: dict[int, float], model: int) -> float:
 
 
 @settings(max_examples=150)
-@given(REQUESTS, st.integers(1, 3), st.just({}) | WEIGHTS)
+@given(REQUESTS, st.integers(1, 3), st.just({}) | WEIGHTS, st.none() | st.floats(0.01, 3))
 def test_nobody_waits_longer_than_the_stated_bound(
-    arrivals: list[tuple[float, int, int, int]], devices: int, weights: dict[int, float]
+    arrivals: list[tuple[float, int, int, int]],
+    devices: int,
+    weights: dict[int, float],
+    fixed_s: float | None,
 ) -> None:
-    engine, _, requests = serve("deadlines", arrivals, devices, weights=weights)
+    engine, _, requests = serve("deadlines", arrivals, devices, weights=weights, fixed_s=fixed_s)
     models = len({model for _, model, *_ in arrivals})
     for request in requests:
         tally = engine.tallies[request.key]
         assert tally.first_s is not None
         # Who finds no room for its KV waits also for those of its own batch; here all fit.
         if sum(n + out for _, model, n, out in arrivals if model == request.model) <= KV_TOKENS:
-            assert tally.first_s - request.arrival_s <= bound_s(models, weights, request.model)
+            most_s = bound_s(models, weights, request.model, fixed_s or 0.0)
+            assert tally.first_s - request.arrival_s <= most_s
 
 
 @settings(max_examples=8)
