@@ -580,6 +580,8 @@ void bind_swap(py::module_& m) {
                               a.verified_bytes + b.verified_bytes,
                               a.recopied_bytes + b.recopied_bytes,
                               a.shared_bytes + b.shared_bytes,
+                              a.audited_bytes + b.audited_bytes,
+                              a.unmarked_bytes + b.unmarked_bytes,
                               a.pages + b.pages};
           },
           "Of one after the other.")
@@ -588,6 +590,10 @@ void bind_swap(py::module_& m) {
       .def_readonly("verified_bytes", &SwapReport::verified_bytes)
       .def_readonly("recopied_bytes", &SwapReport::recopied_bytes)
       .def_readonly("shared_bytes", &SwapReport::shared_bytes)
+      .def_readonly("audited_bytes", &SwapReport::audited_bytes,
+                    "That nobody said were written, and a swap-out looked at.")
+      .def_readonly("unmarked_bytes", &SwapReport::unmarked_bytes,
+                    "Of those, in pieces that were written all the same.")
       .def_readonly("pages", &SwapReport::pages);
   py::class_<ImageBuffer>(m, "ImageBuffer", py::buffer_protocol(), "A region's host image.")
       .def_buffer([](ImageBuffer& self) {

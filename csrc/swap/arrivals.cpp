@@ -68,6 +68,7 @@ SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& 
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = report.total_ns - report.map_ns;
   as_left_ = 0;
+  distrusted_ = false;
   return report;
 }
 

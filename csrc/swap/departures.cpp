@@ -78,12 +78,13 @@ SwapReport ModelMemory::swap_out(std::size_t keep) {
   std::lock_guard lock(mutex_);
   if (state_ != State::torn) require(State::resident, "swap_out needs a resident model");
   SwapReport report;
+  Place audit_next = audit_from_;
   const std::int64_t start = driver_->now_ns();
   if (state_ == State::resident) {
     // Kernels of others, torch's among them, may still write what is about to be saved.
     GPUPOOL_CALL(driver_, context_synchronize);
     try {
-      save(report);
+      audit_next = save(report);
     } catch (...) {
       try {
         out_.synchronize();
@@ -103,6 +104,9 @@ SwapReport ModelMemory::swap_out(std::size_t keep) {
   as_left_ = pages_mapped();
   report.pages -= as_left_;
   state_ = State::out;
+  // Not before: what a swap-out that failed has found the next one finds too, and reports.
+  audit_from_ = audit_next;
+  distrusted_ = distrusted_ || report.unmarked_bytes > 0;
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = saved - start;
   report.map_ns = report.total_ns - report.copy_ns;

@@ -7,7 +7,6 @@
 namespace gpupool {
 namespace {
 
-constexpr std::size_t sampled_one_in = 16;
 // Copies are cut so that each stream has some, however small the model.
 constexpr std::size_t loads_a_stream = 4;
 
@@ -44,6 +43,24 @@ std::uint64_t* ModelMemory::sums(std::size_t count) {
   return sums_ ? reinterpret_cast<std::uint64_t*>(sums_->data()) : nullptr;
 }
 
+// One load for pieces that follow upon one another, of which only the last may be short: so the
+// sums of a load are those of its pieces. It must not go from one registration of the image into
+// another, as where it has grown.
+void ModelMemory::join(std::vector<Load>& loads, const Region& region, Run piece, bool is_there,
+                       std::size_t most) const {
+  Run* const last =
+      loads.empty() || loads.back().region != &region || loads.back().is_there != is_there
+          ? nullptr
+          : &loads.back().run;
+  if (last != nullptr && last->end == piece.begin && last->begin % piece_bytes_ == 0 &&
+      last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most &&
+      region.image_->cut({last->begin, piece.end}).size() == 1) {
+    last->end = piece.end;
+  } else {
+    loads.push_back({&region, piece, nullptr, is_there});
+  }
+}
+
 // Of what is saved, the pieces that will be there in full and are not yet, and those of pages that
 // are as the model left them, or shared: sealed regions have no piece on two pages.
 std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, const Shares& shares) {
@@ -61,20 +78,7 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, cons
       const bool is_there = is_shared || piece.end <= region->pages_mapped() * page_bytes_;
       const bool is_known = !is_shared && piece.begin >= as_left[i] * page_bytes_;
       if (is_there && (verify_ == Verify::off || is_known)) continue;
-      // One copy for pieces that follow upon one another, of which only the last may be short: so
-      // the sums of a copy are those of its pieces. It must not go from one registration of the
-      // image into another, as where it has grown.
-      Run* const last =
-          loads.empty() || loads.back().region != region.get() || loads.back().is_there != is_there
-              ? nullptr
-              : &loads.back().run;
-      if (last != nullptr && last->end == piece.begin && last->begin % piece_bytes_ == 0 &&
-          last->end % piece_bytes_ == 0 && last->bytes() + piece.bytes() <= most &&
-          region->image_->cut({last->begin, piece.end}).size() == 1) {
-        last->end = piece.end;
-      } else {
-        loads.push_back({region.get(), piece, nullptr, is_there});
-      }
+      join(loads, *region, piece, is_there, most);
     }
   }
   if (verify_ == Verify::off) return loads;
@@ -83,7 +87,8 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, cons
   std::uint64_t* next = sums(count);
   const std::size_t turn = swap_ins_;
   for (std::size_t i = 0; i < loads.size(); ++i) {
-    if (verify_ == Verify::sample && (i + turn) % sampled_one_in != 0) continue;
+    const bool is_due = (i + turn) % sampled_one_in == 0 || (distrusted_ && loads[i].is_there);
+    if (verify_ == Verify::sample && !is_due) continue;
     loads[i].sums = next;
     next += pieces_in(loads[i].run, piece_bytes_);
   }

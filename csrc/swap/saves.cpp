@@ -5,17 +5,15 @@
 
 namespace gpupool {
 
-void ModelMemory::save(SwapReport& report) {
+ModelMemory::Place ModelMemory::save(SwapReport& report) {
   for (const RegionPtr& region : regions_) {
     if (region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph) {
       region->written_.add({0, region->bytes()});
     }
   }
-  if (verify_ == Verify::off) {
-    save_written(report);
-  } else {
-    save_changed(report);
-  }
+  if (verify_ != Verify::off) return save_changed(report);
+  save_written(report);
+  return audit_from_;
 }
 
 void ModelMemory::save_written(SwapReport& report) {
@@ -37,9 +35,10 @@ void ModelMemory::save_written(SwapReport& report) {
 }
 
 // The digests are of what the device has: a copy that goes wrong is found, whichever way it went.
-void ModelMemory::save_changed(SwapReport& report) {
+ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
   std::vector<Save> saves;
-  std::size_t count = 0;
+  Audit audit = plan_audit();
+  std::size_t count = audit.pieces;
   for (const RegionPtr& region : regions_) {
     if (region->written_.empty()) continue;
     Save save{region.get(), region->saved_, region->digests_, {}};
@@ -53,7 +52,7 @@ void ModelMemory::save_changed(SwapReport& report) {
     count += save.pieces.size();
     saves.push_back(std::move(save));
   }
-  if (count == 0) return;
+  if (count == 0) return audit.next;
   std::uint64_t* const is = sums(count);
   std::uint64_t* sum = is;
   for (const Save& save : saves) {
@@ -61,8 +60,14 @@ void ModelMemory::save_changed(SwapReport& report) {
       out_.digest(save.region->address() + piece.begin, piece.bytes(), sum++);
     }
   }
+  for (Load& load : audit.loads) {
+    load.sums = sum;
+    out_.digest(load.region->address() + load.run.begin, load.run.bytes(), sum);
+    sum += in_pieces({&load.run, 1}, piece_bytes_).size();
+  }
   out_.synchronize();
 
+  audited(audit, report);
   sum = is;
   for (Save& save : saves) {
     const std::vector<Run> written = save.region->written_.runs();
@@ -86,6 +91,7 @@ void ModelMemory::save_changed(SwapReport& report) {
     save.region->digests_ = std::move(save.digests);
     save.region->written_.clear();
   }
+  return audit.next;
 }
 
 }  // namespace gpupool

@@ -25,9 +25,11 @@ namespace gpupool {
 // Which copies of a swap-in are held against the digests made when the image was.
 enum class Verify {
   off,
-  sample,  // one in 16, each in turn
+  sample,  // one in so many, each in turn
   always,
 };
+
+inline constexpr std::size_t sampled_one_in = 16;
 
 // An image does not have the bytes that it had when it was saved, or copies of it do not arrive.
 class DamagedImage final : public std::runtime_error {
@@ -44,6 +46,8 @@ struct SwapReport {
   std::size_t verified_bytes = 0;  // found to be what they should be, copied or there already
   std::size_t recopied_bytes = 0;  // that were not at first, and were at a second attempt
   std::size_t shared_bytes = 0;    // on pages that others have as well
+  std::size_t audited_bytes = 0;   // that nobody said were written, and a swap-out looked at
+  std::size_t unmarked_bytes = 0;  // of those, in pieces that were written all the same
   std::size_t pages = 0;
 };
 
@@ -145,9 +149,11 @@ class ModelMemory {
   // all are warm as before then, or the model is torn.
   std::vector<PagePtr> cool(std::size_t count);
   // Saves what the images lack and unmaps all but the first `keep` pages that can be warm, or all
-  // of those: where it verifies, of what was written only pieces that are not what they were. No
-  // step may be running. On an error the model is resident as before, or torn if the driver does
-  // not let it go back. Of a torn model it unmaps everything; on an error that stays torn.
+  // of those: where it verifies, of what was written only pieces that are not what they were, and
+  // it audits some of the others, in turn. What is another there is reported and not saved: the
+  // next arrivals verify all that stayed. No step may be running. On an error the model is resident
+  // as before, or torn if the driver does not let it go back. Of a torn model it unmaps everything;
+  // on an error that stays torn.
   SwapReport swap_out(std::size_t keep = 0);
 
   // The device bytes [begin, end) of a resident region are newer than its image.
@@ -209,6 +215,16 @@ class ModelMemory {
     std::uint64_t* sums;  // of its pieces; null: not verified
     bool is_there;        // on a warm or shared page, to be verified alone
   };
+  // Where in the regions the next audit goes on.
+  struct Place {
+    std::size_t region = 0, byte = 0;
+  };
+  // What of it a swap-out looks at although nobody said that it was written.
+  struct Audit {
+    std::vector<Load> loads;
+    std::size_t pieces = 0;
+    Place next;
+  };
   // What a swap-out saves of a region.
   struct Save {
     Region* region;
@@ -220,9 +236,13 @@ class ModelMemory {
   void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
                const std::stop_token& stop, SwapReport& report);
   void verify(const std::vector<Load>& loads, SwapReport& report);
-  void save(SwapReport& report);
+  void join(std::vector<Load>& loads, const Region& region, Run piece, bool is_there,
+            std::size_t most) const;
+  Place save(SwapReport& report);
   void save_written(SwapReport& report);
-  void save_changed(SwapReport& report);
+  Place save_changed(SwapReport& report);
+  [[nodiscard]] Audit plan_audit() const;
+  void audited(const Audit& audit, SwapReport& report) const;
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
   [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
   [[nodiscard]] PieceDigests digests_in_one(const Region& region) const;
@@ -245,6 +265,8 @@ class ModelMemory {
   std::vector<RegionPtr> regions_;
   // Of the warm pages the first so many are as the model left them, not looked at since.
   std::size_t as_left_ = 0;
+  bool distrusted_ = false;  // of what stayed, all is verified: some of it was written unmarked
+  Place audit_from_;
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);
   const std::shared_ptr<std::atomic<std::size_t>> gone_shared_bytes_ =

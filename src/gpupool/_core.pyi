@@ -391,6 +391,11 @@ class SwapReport:
         Of nothing.
         """
     @property
+    def audited_bytes(self) -> int:
+        """
+        That nobody said were written, and a swap-out looked at.
+        """
+    @property
     def copied_bytes(self) -> int: ...
     @property
     def copy_s(self) -> float: ...
@@ -406,6 +411,11 @@ class SwapReport:
     def shared_bytes(self) -> int: ...
     @property
     def total_s(self) -> float: ...
+    @property
+    def unmarked_bytes(self) -> int:
+        """
+        Of those, in pieces that were written all the same.
+        """
     @property
     def verified_bytes(self) -> int: ...
 

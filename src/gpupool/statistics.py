@@ -59,6 +59,10 @@ class SwapStatistics:
     filled_bytes: int
     recopied_bytes: int = 0
     """Of the copied, what did not arrive as it should at first, and did at a second attempt."""
+    audited_bytes: int = 0
+    """What swap-outs looked at although nobody said that it was written."""
+    unmarked_bytes: int = 0
+    """Of it, what had been written all the same."""
 
 
 class SwapCount:
@@ -76,6 +80,8 @@ class SwapCount:
             copied_bytes=total.copied_bytes + report.copied_bytes,
             filled_bytes=total.filled_bytes + report.filled_bytes,
             recopied_bytes=total.recopied_bytes + report.recopied_bytes,
+            audited_bytes=total.audited_bytes + report.audited_bytes,
+            unmarked_bytes=total.unmarked_bytes + report.unmarked_bytes,
         )
 
     def statistics(self) -> SwapStatistics:

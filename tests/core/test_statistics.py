@@ -114,17 +114,28 @@ def test_failures_are_counted_by_call(seed: int) -> None:
 def test_swaps_add_up_figure_by_figure() -> None:
     count = SwapCount()
     assert count.statistics() == SwapStatistics(0, 0.0, 0, 0)
-    for total_s, copied_bytes, filled_bytes, recopied_bytes in ((0.5, 10, 3, 1), (0.25, 20, 4, 0)):
+    for total_s, copied_bytes, filled_bytes, recopied_bytes, audited_bytes, unmarked_bytes in (
+        (0.5, 10, 3, 1, 40, 5),
+        (0.25, 20, 4, 0, 50, 6),
+    ):
         report = SimpleNamespace(
             total_s=total_s,
             copied_bytes=copied_bytes,
             filled_bytes=filled_bytes,
             recopied_bytes=recopied_bytes,
+            audited_bytes=audited_bytes,
+            unmarked_bytes=unmarked_bytes,
             copy_s=99.0,
         )
         count.add(cast(SwapReport, report))
     assert count.statistics() == SwapStatistics(
-        swaps=2, seconds=0.75, copied_bytes=30, filled_bytes=7, recopied_bytes=1
+        swaps=2,
+        seconds=0.75,
+        copied_bytes=30,
+        filled_bytes=7,
+        recopied_bytes=1,
+        audited_bytes=90,
+        unmarked_bytes=11,
     )
 
 

@@ -82,6 +82,30 @@ def test_weights_that_only_might_have_been_written_are_not_saved() -> None:
     pool.close()
 
 
+@pytest.mark.parametrize("verify", ["always", "sample", "off"])
+def test_what_was_written_through_no_door_is_found(verify: str) -> None:
+    """Each piece in turn; the image is the truth, and a swap-out moves nothing."""
+    pool = pool_of()
+    model, _ = with_weights(pool, verify)
+    pieces = 3 if verify == "sample" else 1  # swap-outs until all have had their turn
+    unmarked = 0
+    for _ in range(pieces):
+        with model.resident():
+            assert ctypes.string_at(model.regions("weights")[0].address, 7) == b"weights"
+            ctypes.memset(model.regions("weights")[0].address, 5, 7)
+        model.swap_out()
+        assert model.last_swap_out is not None
+        assert model.last_swap_out.copied_bytes == 0
+        unmarked += model.last_swap_out.unmarked_bytes
+    expected = 0 if verify == "off" else PAGE_BYTES
+    outs = pool.statistics().models[0].swap_outs
+    assert unmarked == outs.unmarked_bytes == expected
+    assert outs.audited_bytes == (0 if verify == "off" else 3 * PAGE_BYTES - 100)
+    with model.resident():
+        assert ctypes.string_at(model.regions("weights")[0].address, 7) == b"weights"
+    pool.close()
+
+
 def test_another_word_is_refused() -> None:
     pool = pool_of()
     with pytest.raises(UsageError, match="'always', 'sample' or 'off'"):

@@ -62,6 +62,38 @@ def test_what_was_put_right_is_counted(daemon: Daemon) -> None:
     a.close()
 
 
+@pytest.mark.parametrize("stays", [True, False])
+def test_what_was_written_through_no_door_is_told_and_lost(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture, stays: bool
+) -> None:
+    a = Model("a", client.DaemonSession(daemon.socket_path, "a"))
+    weights = a.region("weights", 3 * PAGE_BYTES)
+    with a.resident(writes=True):
+        ctypes.memset(weights.address, 3, 3 * PAGE_BYTES)
+    a.swap_out()
+    for _ in range(2):  # found in each, and nothing where there is nothing
+        with a.resident():
+            ctypes.memset(weights.address + PAGE_BYTES, 4, 1)
+        if stays:
+            b = daemon.model("b", kv_cache=2 * PAGE_BYTES)
+            b.do("enter")
+            b.do("leave")
+            b.do("close")
+            assert a.warm_bytes == 2 * PAGE_BYTES
+        else:
+            a.swap_out()
+        with a.resident():
+            assert ctypes.string_at(weights.address, 3 * PAGE_BYTES) == b"\x03" * 3 * PAGE_BYTES
+        a.swap_out()
+    assert a.last_swap_out is not None
+    assert a.last_swap_out.audited_bytes == 3 * PAGE_BYTES
+    until(lambda: daemon.status().models[0].unmarked_bytes == 2 * PAGE_BYTES)
+    told = [r.getMessage() for r in caplog.records if "though nobody said" in r.getMessage()]
+    assert len(told) == 2
+    assert f"model 'a': {PAGE_BYTES} bytes" in told[0]
+    a.close()
+
+
 def test_warm_pages_are_given_up_before_a_model_is(daemon: Daemon) -> None:
     a = daemon.model("a", weights=2 * PAGE_BYTES)
     b = daemon.model("b", weights=3 * PAGE_BYTES)

@@ -149,6 +149,22 @@ def test_metrics_tell_what_is_parked() -> None:
     assert 'gpupool_read_back_seconds_total{model="a"} 1.0' in text
 
 
+def test_metrics_tell_what_was_wrong_in_memory() -> None:
+    metrics = Metrics()
+    for pid, recopied, unmarked, damaged in ((1, 10, 100, 1), (1, 30, 700, 1), (2, 4, 5, 2)):
+        status = msgspec.structs.replace(
+            model_status("a", pid),
+            recopied_bytes=recopied,
+            unmarked_bytes=unmarked,
+            damaged=damaged,
+        )
+        metrics.take_status(make_status([status]))
+    text = metrics.render([]).decode()
+    assert 'gpupool_recopied_bytes_total{model="a"} 34.0' in text
+    assert 'gpupool_unmarked_bytes_total{model="a"} 705.0' in text
+    assert 'gpupool_damaged_swap_ins_total{model="a"} 3.0' in text
+
+
 def test_status_page_escapes_names() -> None:
     page = status_page.render(
         make_status([model_status("<a>", 1, [0.001, 0.003])]), [report("<a>"), report("b")]

@@ -275,4 +275,10 @@ class DaemonSession:
 
 
 def _figures(report: SwapReport) -> p.SwapFigures:
-    return p.SwapFigures(report.total_s, report.copy_s, report.copied_bytes, report.recopied_bytes)
+    return p.SwapFigures(
+        report.total_s,
+        report.copy_s,
+        report.copied_bytes,
+        report.recopied_bytes,
+        report.unmarked_bytes,
+    )

@@ -251,7 +251,7 @@ class Desk:
                 self._conducting.arrived(key, message.swap, lease, self._pages.page_bytes)
             case p.Yielded():
                 self._arbiter.yielded(key, now_s, message.keeps)
-                worker.gave_back(message.swap is not None)
+                worker.gave_back(message.swap)
             case p.Cooled():
                 self._arbiter.cooled(key, now_s)
                 worker.kill_at_s = None

@@ -67,6 +67,8 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     copied_bytes: Count
     recopied_bytes: Count = 0
     """Of it, what did not arrive as it should at first, and did at a second attempt."""
+    unmarked_bytes: Count = 0
+    """What a swap-out found written although nobody had said so."""
 
 
 # From a client; those from the daemon are in `answers`.

@@ -28,6 +28,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     lease_wait_s: list[float]
     recopied_bytes: int = 0
     """What arrived wrong in swap-ins, and right at a second attempt."""
+    unmarked_bytes: int = 0
+    """What swap-outs found written on the device although nobody had said so."""
     damaged: int = 0
     """Swap-ins that were refused, for memory was not what was saved."""
     parked_bytes: int = 0

@@ -78,6 +78,7 @@ class Worker:
     swap_ins: int = 0
     swap_outs: int = 0
     recopied_bytes: int = 0
+    unmarked_bytes: int = 0
     damaged: int = 0
     total_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -94,11 +95,13 @@ class Worker:
         self.copy_s.append(swap.copy_s)
         self.lease_wait_s.append(self.waited_s)
 
-    def gave_back(self, swapped: bool) -> None:
-        """It holds no page any more."""
+    def gave_back(self, swap: SwapFigures | None) -> None:
+        """It holds no page any more; without figures nothing was swapped."""
         self.arriving = False
         self.kill_at_s = None
-        self.swap_outs += swapped
+        if swap is not None:
+            self.swap_outs += 1
+            self.unmarked_bytes += swap.unmarked_bytes
 
     def status(self, lease: Lease, page_bytes: int) -> ModelStatus:
         """What the daemon tells of it."""
@@ -114,6 +117,7 @@ class Worker:
             swap_ins=self.swap_ins,
             swap_outs=self.swap_outs,
             recopied_bytes=self.recopied_bytes,
+            unmarked_bytes=self.unmarked_bytes,
             damaged=self.damaged,
             parked_bytes=self.images.parked_bytes,
             parked_file_bytes=self.images.file_bytes,

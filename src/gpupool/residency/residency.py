@@ -18,7 +18,7 @@ from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
-from gpupool.residency.figures import figures_of
+from gpupool.residency.figures import figures_of, figures_of_leaving, warn_of_unmarked
 from gpupool.residency.footprint import Footprint
 from gpupool.residency.parking import Parking
 from gpupool.residency.warm_pages import WarmPages
@@ -70,8 +70,7 @@ class Residency:
     @property
     def pages_needed(self) -> int:
         """To be resident."""
-        kept = 0 if self._kept is None else self._kept.pages_needed
-        return self.saved.pages_needed + kept
+        return self.saved.pages_needed + (0 if self._kept is None else self._kept.pages_needed)
 
     @property
     def warm_pages(self) -> int:
@@ -254,7 +253,7 @@ class Residency:
         values: Values = {}
         with span(self._session.driver, f"swap out {self._name}", values):
             report = self._unmap(keep, for_good=for_good)
-            values.update(pages=report.pages, bytes=report.copied_bytes)
+            values.update(figures_of_leaving(report))
         self.last_swap_out = report
         self.return_images()
         # The memory is given up all the same; the next acquire says what is wrong.
@@ -275,6 +274,7 @@ class Residency:
             except GpupoolError:
                 self._parted = parted
                 raise
+            warn_of_unmarked(self._name, report)
             if keeps or self.warm_pages > 0:
                 stay = set(self._mapped(self.saved))
                 gone = [page for page in had if page not in stay]

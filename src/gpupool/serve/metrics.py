@@ -59,6 +59,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._unmarked_bytes = Counter(
+            "gpupool_unmarked_bytes",
+            "What swap-outs found written on the device although nobody had said so",
+            ["model"],
+            registry=registry,
+        )
         self._damaged = Counter(
             "gpupool_damaged_swap_ins",
             "Swap-ins refused because memory was not what was saved",
@@ -152,6 +158,10 @@ class Metrics:
                 seen.recopied_bytes if seen else 0, model.recopied_bytes, ()
             )
             self._recopied_bytes.labels(model.name).inc(wrong_bytes)
+            unmarked_bytes, _ = new_samples(
+                seen.unmarked_bytes if seen else 0, model.unmarked_bytes, ()
+            )
+            self._unmarked_bytes.labels(model.name).inc(unmarked_bytes)
             damaged, _ = new_samples(seen.damaged if seen else 0, model.damaged, ())
             self._damaged.labels(model.name).inc(damaged)
             back = (seen.read_back_bytes, seen.read_back_s) if seen else (0, 0.0)

@@ -20,15 +20,15 @@ plant(what_arrived_wrong_twice_is_let_in swap/loads.cpp
   [[true]]
   verify)
 plant(the_same_sample_is_taken_each_time swap/loads.cpp
-  [[(i + turn) % sampled_one_in != 0]]
-  [[i % sampled_one_in != 0]]
+  [[(i + turn) % sampled_one_in == 0]]
+  [[i % sampled_one_in == 0]]
   verify)
 plant(the_sums_of_a_copy_are_those_of_the_one_before swap/loads.cpp
   [[next += pieces_in(loads[i].run, piece_bytes_);]]
   [[]]
   verify)
 plant(a_copy_goes_from_one_registration_into_another swap/loads.cpp
-  [[region->image_->cut({last->begin, piece.end}).size() == 1]]
+  [[region.image_->cut({last->begin, piece.end}).size() == 1]]
   [[true]]
   large_loads)
 plant(the_second_piece_of_a_copy_is_held_against_the_first swap/loads.cpp
@@ -37,7 +37,7 @@ plant(the_second_piece_of_a_copy_is_held_against_the_first swap/loads.cpp
   large_loads)
 plant(pieces_are_never_copied_together swap/loads.cpp
   [[last->end = piece.end;]]
-  [[loads.push_back({region.get(), piece, nullptr, is_there});]]
+  [[loads.push_back({&region, piece, nullptr, is_there});]]
   large_loads)
 plant(a_copy_begins_within_a_piece swap/loads.cpp
   [[last->begin % piece_bytes_ == 0]]
