@@ -567,6 +567,22 @@ void bind_swap(py::module_& m) {
       .def(py::init<>(), "Of nothing.")
       .def_property_readonly("map_s", [](const SwapReport& r) { return 1e-9 * double(r.map_ns); })
       .def_property_readonly("copy_s", [](const SwapReport& r) { return 1e-9 * double(r.copy_ns); })
+      .def_property_readonly(
+          "moving_s", [](const SwapReport& r) { return 1e-9 * double(r.moving_ns); },
+          "Of copy_s, the part in which bytes went over the link.")
+      .def_property_readonly(
+          "ahead_s", [](const SwapReport& r) { return 1e-9 * double(r.ahead_ns); },
+          "Of moving_s, what took copies that nobody waited for.")
+      .def_readonly("ahead_bytes", &SwapReport::ahead_bytes,
+                    "Of the copied, what nobody waited for.")
+      .def(
+          "as_ahead",
+          [](SwapReport report) {
+            report.ahead_bytes = report.copied_bytes;
+            report.ahead_ns = report.moving_ns;
+            return report;
+          },
+          "The same, of copies that nobody waited for.")
       .def_property_readonly("total_s",
                              [](const SwapReport& r) { return 1e-9 * double(r.total_ns); })
       .def(
@@ -574,6 +590,7 @@ void bind_swap(py::module_& m) {
           [](const SwapReport& a, const SwapReport& b) {
             return SwapReport{a.map_ns + b.map_ns,
                               a.copy_ns + b.copy_ns,
+                              a.moving_ns + b.moving_ns,
                               a.total_ns + b.total_ns,
                               a.copied_bytes + b.copied_bytes,
                               a.filled_bytes + b.filled_bytes,
@@ -582,7 +599,9 @@ void bind_swap(py::module_& m) {
                               a.shared_bytes + b.shared_bytes,
                               a.audited_bytes + b.audited_bytes,
                               a.unmarked_bytes + b.unmarked_bytes,
-                              a.pages + b.pages};
+                              a.pages + b.pages,
+                              a.ahead_bytes + b.ahead_bytes,
+                              a.ahead_ns + b.ahead_ns};
           },
           "Of one after the other.")
       .def_readonly("copied_bytes", &SwapReport::copied_bytes)

@@ -97,6 +97,7 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, cons
 
 void ModelMemory::restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
                           const std::stop_token& stop, SwapReport& report) {
+  const std::int64_t start = driver_->now_ns();
   {
     std::optional<CopyLanes::Window> window;
     if (stop.stop_possible()) window.emplace(driver_, in_, stop);
@@ -118,6 +119,7 @@ void ModelMemory::restore(const std::vector<Load>& loads, const std::vector<Plac
     }
   }
   in_.synchronize();
+  if (report.copied_bytes > 0) report.moving_ns = driver_->now_ns() - start;
   verify(loads, report);
 }
 
@@ -139,12 +141,14 @@ void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
     report.verified_bytes += load.run.bytes();
   }
   if (wrong.empty()) return;
+  const std::int64_t start = driver_->now_ns();
   for (const Load& load : wrong) {
     in_.to_device(load.region->address() + load.run.begin,
                   load.region->image_->data() + load.run.begin, load.run.bytes(), load.sums);
     report.recopied_bytes += load.run.bytes();
   }
   in_.synchronize();
+  report.moving_ns += driver_->now_ns() - start;
   for (const Load& load : wrong) {
     if (*load.sums == load.region->digests_.of(load.run)) continue;
     throw damaged(*load.region, load.run, ", also when they are copied again");

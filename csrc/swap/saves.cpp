@@ -17,6 +17,7 @@ ModelMemory::Place ModelMemory::save(SwapReport& report) {
 }
 
 void ModelMemory::save_written(SwapReport& report) {
+  const std::int64_t start = driver_->now_ns();
   for (const RegionPtr& region : regions_) {
     if (!region->written_.empty()) ++region->image_changes_;
     for (const Run& written : region->written_.runs()) {
@@ -28,6 +29,7 @@ void ModelMemory::save_written(SwapReport& report) {
     }
   }
   out_.synchronize();
+  if (report.copied_bytes > 0) report.moving_ns = driver_->now_ns() - start;
   for (const RegionPtr& region : regions_) {
     region->saved_.add(region->written_);
     region->written_.clear();
@@ -68,6 +70,7 @@ ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
   out_.synchronize();
 
   audited(audit, report);
+  const std::int64_t start = driver_->now_ns();
   sum = is;
   for (Save& save : saves) {
     const std::vector<Run> written = save.region->written_.runs();
@@ -86,6 +89,7 @@ ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
     }
   }
   out_.synchronize();
+  if (report.copied_bytes > 0) report.moving_ns += driver_->now_ns() - start;
   for (Save& save : saves) {
     save.region->saved_ = std::move(save.saved);
     save.region->digests_ = std::move(save.digests);

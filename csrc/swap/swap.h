@@ -38,8 +38,9 @@ class DamagedImage final : public std::runtime_error {
 };
 
 struct SwapReport {
-  std::int64_t map_ns = 0;   // mapping and setting access, or unmapping
-  std::int64_t copy_ns = 0;  // copies and fills, from the first enqueued to all complete
+  std::int64_t map_ns = 0;     // mapping and setting access, or unmapping
+  std::int64_t copy_ns = 0;    // copies and fills, from the first enqueued to all complete
+  std::int64_t moving_ns = 0;  // of those the part in which bytes went over the link
   std::int64_t total_ns = 0;
   std::size_t copied_bytes = 0;
   std::size_t filled_bytes = 0;
@@ -49,6 +50,8 @@ struct SwapReport {
   std::size_t audited_bytes = 0;   // that nobody said were written, and a swap-out looked at
   std::size_t unmarked_bytes = 0;  // of those, in pieces that were written all the same
   std::size_t pages = 0;
+  std::size_t ahead_bytes = 0;  // of the copied, what nobody waited for
+  std::int64_t ahead_ns = 0;    // of moving_ns, what that took
 };
 
 // A page with the bytes that a model's image has for one of its pages, of which it is the `index`th

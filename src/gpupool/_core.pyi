@@ -390,6 +390,20 @@ class SwapReport:
         """
         Of nothing.
         """
+    def as_ahead(self) -> SwapReport:
+        """
+        The same, of copies that nobody waited for.
+        """
+    @property
+    def ahead_bytes(self) -> int:
+        """
+        Of the copied, what nobody waited for.
+        """
+    @property
+    def ahead_s(self) -> float:
+        """
+        Of moving_s, what took copies that nobody waited for.
+        """
     @property
     def audited_bytes(self) -> int:
         """
@@ -403,6 +417,11 @@ class SwapReport:
     def filled_bytes(self) -> int: ...
     @property
     def map_s(self) -> float: ...
+    @property
+    def moving_s(self) -> float:
+        """
+        Of copy_s, the part in which bytes went over the link.
+        """
     @property
     def pages(self) -> int: ...
     @property

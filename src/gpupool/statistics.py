@@ -63,6 +63,12 @@ class SwapStatistics:
     """What swap-outs looked at although nobody said that it was written."""
     unmarked_bytes: int = 0
     """Of it, what had been written all the same."""
+    moving_seconds: float = 0.0
+    """While bytes went over the link: with ``copied_bytes`` how fast."""
+    ahead_bytes: int = 0
+    """Of the copied, what nobody waited for."""
+    ahead_seconds: float = 0.0
+    """Of the time in which bytes went over the link, what those took."""
 
 
 class SwapCount:
@@ -82,6 +88,9 @@ class SwapCount:
             recopied_bytes=total.recopied_bytes + report.recopied_bytes,
             audited_bytes=total.audited_bytes + report.audited_bytes,
             unmarked_bytes=total.unmarked_bytes + report.unmarked_bytes,
+            moving_seconds=total.moving_seconds + report.moving_s,
+            ahead_bytes=total.ahead_bytes + report.ahead_bytes,
+            ahead_seconds=total.ahead_seconds + report.ahead_s,
         )
 
     def statistics(self) -> SwapStatistics:

@@ -54,6 +54,26 @@ def test_a_step_hurries_what_is_fetched_ahead() -> None:
         come(a)
         assert fetching.result()
     assert a.swap_ins == 1
+    # Of the copies, those of the first batch were for nobody yet.
+    seen = pool.statistics().models[0].swap_ins
+    assert 0 < seen.ahead_bytes < seen.copied_bytes
+    assert 0 < seen.ahead_seconds < seen.moving_seconds <= seen.seconds
+    pool.close()
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_nobody_waited_for_is_counted_apart(ahead: bool) -> None:
+    pool = pool_of(LARGE)
+    a = loaded(pool, "a", LARGE)
+    assert a.prefetch() if ahead else come(a) is None
+    seen = pool.statistics().models[0].swap_ins
+    assert seen.copied_bytes == LARGE * PAGE_BYTES
+    assert seen.ahead_bytes == ahead * seen.copied_bytes
+    assert seen.ahead_seconds == pytest.approx(ahead * seen.moving_seconds)
+    assert seen.moving_seconds > 0
+    a.swap_out()
+    out = pool.statistics().models[0].swap_outs
+    assert (out.copied_bytes, out.moving_seconds, out.ahead_bytes) == (0, 0.0, 0)
     pool.close()
 
 

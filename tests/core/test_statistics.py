@@ -114,19 +114,13 @@ def test_failures_are_counted_by_call(seed: int) -> None:
 def test_swaps_add_up_figure_by_figure() -> None:
     count = SwapCount()
     assert count.statistics() == SwapStatistics(0, 0.0, 0, 0)
-    for total_s, copied_bytes, filled_bytes, recopied_bytes, audited_bytes, unmarked_bytes in (
-        (0.5, 10, 3, 1, 40, 5),
-        (0.25, 20, 4, 0, 50, 6),
+    names = "total_s copied_bytes filled_bytes recopied_bytes audited_bytes unmarked_bytes "
+    names += "moving_s ahead_bytes ahead_s"
+    for figures in (
+        (0.5, 10, 3, 1, 40, 5, 0.125, 7, 0.0625),
+        (0.25, 20, 4, 0, 50, 6, 0.25, 8, 0.03125),
     ):
-        report = SimpleNamespace(
-            total_s=total_s,
-            copied_bytes=copied_bytes,
-            filled_bytes=filled_bytes,
-            recopied_bytes=recopied_bytes,
-            audited_bytes=audited_bytes,
-            unmarked_bytes=unmarked_bytes,
-            copy_s=99.0,
-        )
+        report = SimpleNamespace(copy_s=99.0, **dict(zip(names.split(), figures, strict=True)))
         count.add(cast(SwapReport, report))
     assert count.statistics() == SwapStatistics(
         swaps=2,
@@ -136,6 +130,9 @@ def test_swaps_add_up_figure_by_figure() -> None:
         recopied_bytes=1,
         audited_bytes=90,
         unmarked_bytes=11,
+        moving_seconds=0.375,
+        ahead_bytes=15,
+        ahead_seconds=0.09375,
     )
 
 

@@ -126,7 +126,9 @@ TEST(what_is_copied_again_is_waited_for) {
     hooked->before = [&](DriverCall call) {
       if (call == DriverCall::copy_to_device_digest && ++copies == 4) byte ^= std::byte{1};
     };
-    CHECK_EQ(memory.swap_in(pages).recopied_bytes, small_page);
+    const SwapReport report = memory.swap_in(pages);
+    CHECK_EQ(report.recopied_bytes, small_page);
+    CHECK(report.moving_ns >= static_cast<std::int64_t>(4 * small_page / 16));
     hooked->before = [](DriverCall) {};
     CHECK_EQ(machine.device->pending(), 0);
     memory.swap_out();
@@ -142,6 +144,10 @@ TEST(a_report_counts_the_copies_whole) {
     model.write();
     const SwapReport out = model.swap_out();
     CHECK(out.copy_ns >= static_cast<std::int64_t>(out.copied_bytes / 16));
+    for (const SwapReport& report : {in, out}) {
+      CHECK(report.moving_ns >= static_cast<std::int64_t>(report.copied_bytes / 16));
+      CHECK(report.moving_ns <= report.copy_ns);
+    }
   });
 }
 

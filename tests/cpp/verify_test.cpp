@@ -57,6 +57,7 @@ TEST(what_comes_in_is_verified) {
   CHECK_EQ(report.copied_bytes, scene.weights->bytes());
   CHECK_EQ(report.verified_bytes, scene.weights->bytes());
   CHECK_EQ(report.recopied_bytes, 0);
+  CHECK(report.moving_ns > 0);
   CHECK(scene.on_device() == scene.content);
 }
 
@@ -124,13 +125,17 @@ TEST(pages_written_with_what_they_had_are_not_saved_again) {
   Scene scene;
   scene.memory.swap_in(scene.pages);
   scene.memory.mark_written(*scene.weights, {{0, scene.weights->bytes()}});
-  CHECK_EQ(scene.memory.swap_out().copied_bytes, 0);
+  const SwapReport same = scene.memory.swap_out();
+  CHECK_EQ(same.copied_bytes, 0);
+  CHECK_EQ(same.moving_ns, 0);
   scene.check();
   // Of one that changed, what is marked.
   scene.memory.swap_in(scene.pages);
   scene.write(2 * mib + 100, {1, 2, 3});
   scene.memory.mark_written(*scene.weights, {{mib, 3 * mib}});
-  CHECK_EQ(scene.memory.swap_out().copied_bytes, mib);
+  const SwapReport changed = scene.memory.swap_out();
+  CHECK_EQ(changed.copied_bytes, mib);
+  CHECK(changed.moving_ns > 0);
   scene.check();
 }
 
@@ -253,10 +258,14 @@ TEST(nothing_is_digested_where_that_is_switched_off) {
   scene.memory.swap_in(scene.pages);
   scene.write(1, {5});
   scene.memory.mark_written(*scene.weights, {{0, 2 * mib}});
-  CHECK_EQ(scene.memory.swap_out().copied_bytes, 2 * mib);
+  const SwapReport saved = scene.memory.swap_out();
+  CHECK_EQ(saved.copied_bytes, 2 * mib);
+  CHECK(saved.moving_ns > 0);
   scene.check();
   scene.memory.swap_in(scene.pages);
-  CHECK_EQ(scene.memory.swap_out().copied_bytes, 0);
+  const SwapReport clean = scene.memory.swap_out();
+  CHECK_EQ(clean.copied_bytes, 0);
+  CHECK_EQ(clean.moving_ns, 0);
   CHECK_EQ(digests, 0);
 }
 

@@ -210,6 +210,10 @@ def test_a_model_is_there_before_it_is_used(start_daemon: StartDaemon) -> None:
     models["a"].do("leave")
     models["a"].do("set_idle", True)
     daemon.until_state("b", "resident")
+    a_status, b_status = daemon.status().models[:2]
+    assert a_status.moved_ahead.bytes == b_status.moved_ahead.bytes == 2 * PAGE_BYTES
+    assert a_status.moved_out.bytes == 2 * PAGE_BYTES  # once: nobody wrote to it again
+    assert a_status.moved_ahead.seconds > 0 and a_status.moved_out.seconds > 0
     found = subprocess.run([*command, "nobody"], capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert "no model named 'nobody' is in the pool" in found.stderr

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from gpupool.daemon.status import Moved
 from gpupool.serve import lifecycle, logs, status_page
 from gpupool.serve.events import EventAligner
 from gpupool.serve.forward import end_to_end
@@ -163,6 +164,28 @@ def test_metrics_tell_what_was_wrong_in_memory() -> None:
     assert 'gpupool_recopied_bytes_total{model="a"} 34.0' in text
     assert 'gpupool_unmarked_bytes_total{model="a"} 705.0' in text
     assert 'gpupool_damaged_swap_ins_total{model="a"} 3.0' in text
+
+
+def test_metrics_tell_what_went_over_the_link_and_how_fast() -> None:
+    metrics = Metrics()
+    # The last is of the same process, which has joined anew.
+    moved = (1, 10, 1, 0), (1, 30, 5, 0), (2, 4, 5, 2), (2, 4, 6, 2), (2, 1, 0, 0)
+    for pid, moved_in, ahead, out in moved:
+        status = msgspec.structs.replace(
+            model_status("a", pid),
+            moved_in=Moved(moved_in, moved_in / 8),
+            moved_ahead=Moved(ahead, ahead / 4),
+            moved_out=Moved(out, out / 2),
+        )
+        metrics.take_status(make_status([status]))
+    text = metrics.render([]).decode()
+    for way, moved_bytes, moving_s in (
+        ("in", 35.0, 4.375),
+        ("ahead", 11.0, 2.75),
+        ("out", 2.0, 1.0),
+    ):
+        assert f'gpupool_moved_bytes_total{{model="a",way="{way}"}} {moved_bytes}' in text
+        assert f'gpupool_moving_seconds_total{{model="a",way="{way}"}} {moving_s}' in text
 
 
 def test_status_page_escapes_names() -> None:

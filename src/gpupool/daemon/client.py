@@ -281,4 +281,7 @@ def _figures(report: SwapReport) -> p.SwapFigures:
         report.copied_bytes,
         report.recopied_bytes,
         report.unmarked_bytes,
+        report.moving_s,
+        report.ahead_bytes,
+        report.ahead_s,
     )

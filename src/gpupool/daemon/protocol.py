@@ -45,6 +45,7 @@ from gpupool.daemon.limits import TEXT_BYTES_MAX as TEXT_BYTES_MAX
 from gpupool.daemon.limits import Count, PageNumber, Pages, Seconds
 from gpupool.daemon.limits import one_line as one_line
 from gpupool.daemon.status import ModelStatus as ModelStatus
+from gpupool.daemon.status import Moved as Moved
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
 from gpupool.daemon.work_messages import REQUEST_ID_CHARACTERS_MAX as REQUEST_ID_CHARACTERS_MAX
@@ -69,6 +70,12 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of it, what did not arrive as it should at first, and did at a second attempt."""
     unmarked_bytes: Count = 0
     """What a swap-out found written although nobody had said so."""
+    moving_s: Seconds = 0.0
+    """Of ``total_s``, the part in which bytes went over the link."""
+    ahead_bytes: Count = 0
+    """Of the copied, what nobody waited for."""
+    ahead_s: Seconds = 0.0
+    """Of ``moving_s``, what those took."""
 
 
 # From a client; those from the daemon are in `answers`.

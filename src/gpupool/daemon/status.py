@@ -5,6 +5,17 @@ from __future__ import annotations
 import msgspec
 
 
+class Moved(msgspec.Struct, frozen=True):
+    """What went over the link one way, and the time in which it did: so how fast."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def more(self, moved_bytes: int, seconds: float) -> Moved:
+        """With so much more."""
+        return Moved(self.bytes + moved_bytes, self.seconds + seconds)
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
     """One model in the daemon's status. The lists go together, oldest first."""
 
@@ -30,6 +41,12 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """What arrived wrong in swap-ins, and right at a second attempt."""
     unmarked_bytes: int = 0
     """What swap-outs found written on the device although nobody had said so."""
+    moved_in: Moved = Moved()
+    """By swap-ins that somebody waited for."""
+    moved_ahead: Moved = Moved()
+    """By those ahead of use, until somebody waited."""
+    moved_out: Moved = Moved()
+    """By swap-outs."""
     damaged: int = 0
     """Swap-ins that were refused, for memory was not what was saved."""
     parked_bytes: int = 0

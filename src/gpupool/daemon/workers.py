@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gpupool.daemon.peers import Peer
-from gpupool.daemon.protocol import HISTORY, ModelStatus, SwapFigures
+from gpupool.daemon.protocol import HISTORY, ModelStatus, Moved, SwapFigures
 from gpupool.leases import Lease
 
 
@@ -79,6 +79,9 @@ class Worker:
     swap_outs: int = 0
     recopied_bytes: int = 0
     unmarked_bytes: int = 0
+    moved_in: Moved = field(default_factory=Moved)
+    moved_ahead: Moved = field(default_factory=Moved)
+    moved_out: Moved = field(default_factory=Moved)
     damaged: int = 0
     total_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -90,6 +93,9 @@ class Worker:
         self.arriving = False
         self.swap_ins += 1
         self.recopied_bytes += swap.recopied_bytes
+        self.moved_ahead = self.moved_ahead.more(swap.ahead_bytes, swap.ahead_s)
+        awaited_s = max(0.0, swap.moving_s - swap.ahead_s)
+        self.moved_in = self.moved_in.more(max(0, swap.copied_bytes - swap.ahead_bytes), awaited_s)
         self.total_s.append(swap.total_s)
         self.copied_bytes.append(swap.copied_bytes)
         self.copy_s.append(swap.copy_s)
@@ -102,6 +108,7 @@ class Worker:
         if swap is not None:
             self.swap_outs += 1
             self.unmarked_bytes += swap.unmarked_bytes
+            self.moved_out = self.moved_out.more(swap.copied_bytes, swap.moving_s)
 
     def status(self, lease: Lease, page_bytes: int) -> ModelStatus:
         """What the daemon tells of it."""
@@ -118,6 +125,9 @@ class Worker:
             swap_outs=self.swap_outs,
             recopied_bytes=self.recopied_bytes,
             unmarked_bytes=self.unmarked_bytes,
+            moved_in=self.moved_in,
+            moved_ahead=self.moved_ahead,
+            moved_out=self.moved_out,
             damaged=self.damaged,
             parked_bytes=self.images.parked_bytes,
             parked_file_bytes=self.images.file_bytes,

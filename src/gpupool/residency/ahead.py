@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gpupool._core import ModelMemory, Page, SwapReport
 from gpupool.errors import SwapCancelledError
@@ -41,12 +42,17 @@ class Ahead:
             self._stopped = not self._hurries
         self._awake.set()
 
+    @property
+    def hurries(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._hurries
+
     def is_wanted(self) -> bool:
         """Whether it was not stopped."""
         return not self._stopped
 
     def warm(
-        self, memory: ModelMemory, pages: list[Page], clean: int, page_bytes: int
+        self, memory: ModelMemory, pages: list[Page], clean: int
     ) -> tuple[SwapReport, list[Page], int]:
         """Fill what can be warm, of ``pages`` of which the first ``clean`` read as zeros.
 
@@ -55,13 +61,20 @@ class Ahead:
         """
         report = SwapReport()
         first = len(pages) - min(len(pages), memory.warmable_pages - memory.warm_pages)
-        batch = max(1, _BATCH_BYTES // page_bytes)
+        batch = max(1, _BATCH_BYTES // pages[0].bytes) if pages else 1
         for begin in range(first, len(pages), batch):
             if self._stopped:
                 raise SwapCancelledError("what was fetched ahead is not wanted any more")
             end = min(begin + batch, len(pages))
-            begun_s = time.monotonic()
-            report += memory.warm(pages[begin:end], max(0, min(clean, end) - begin))
+            begun_s, part = time.monotonic(), pages[begin:end]
+            report += counted(self, partial(memory.warm, part, max(0, min(clean, end) - begin)))
             taken_s = time.monotonic() - begun_s
             self._awake.wait(min(taken_s * (1 / self._share - 1), threading.TIMEOUT_MAX))
         return report, pages[:first], min(clean, first)
+
+
+def counted(ahead: Ahead | None, arrive: Callable[[], SwapReport]) -> SwapReport:
+    """What it took to ``arrive``: ahead of use, unless somebody waited for it as it began."""
+    is_ahead = ahead is not None and not ahead.hurries
+    report = arrive()
+    return report.as_ahead() if is_ahead else report

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gpupool._core import ModelMemory, Page, SwapReport
 from gpupool.errors import GpupoolError
+from gpupool.residency.ahead import Ahead, counted
 
 
 class EarlyArrival:
     """Pages of one model that are warm before it has its lease."""
 
-    def __init__(self, memory: ModelMemory, *, shares: bool = False) -> None:
-        """For what can be warm of ``memory``; of one that ``shares`` nothing is used early."""
+    def __init__(
+        self, memory: ModelMemory, ahead: Ahead | None = None, *, shares: bool = False
+    ) -> None:
+        """For what can be warm of ``memory``; of one that ``shares`` nothing is used early.
+
+        With ``ahead`` nobody waits for it yet, or somebody does by now.
+        """
         self._memory = memory
+        self._ahead = ahead
         self._shares = shares
         self.report = SwapReport()
         """Of what was filled."""
@@ -24,7 +33,7 @@ class EarlyArrival:
             return 0  # what comes may belong behind pages of others, which come later
         count = min(len(pages), self._memory.warmable_pages - self._memory.warm_pages)
         if count > 0:
-            self.report += self._memory.warm(pages[:count])
+            self.report += counted(self._ahead, partial(self._memory.warm, pages[:count]))
         return count
 
     def undo(self) -> bool:

@@ -11,11 +11,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
 from gpupool.keeper import Keeper
-from gpupool.residency.ahead import Ahead
+from gpupool.residency.ahead import Ahead, counted
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.early import EarlyArrival
 from gpupool.residency.figures import figures_of, figures_of_leaving, warn_of_unmarked
@@ -117,7 +118,7 @@ class Residency:
         wanted = None if ahead is None else ahead.is_wanted
         # Before its lease: who waits for host memory has no pages that others wait for.
         self.parking.bring_back(self.saved, timeout_s, wanted)
-        early = EarlyArrival(self.saved, shares=bool(self.sharing))
+        early = EarlyArrival(self.saved, ahead, shares=bool(self.sharing))
         with span(self._session.driver, f"lease wait {self._name}", {}):
             try:
                 left_s = max(0.0, deadline_s - time.monotonic())
@@ -226,19 +227,19 @@ class Residency:
         # The clean ones first for what is zeroed throughout.
         count = self.pages_needed - self.saved.pages_needed
         needed = self.pages_needed - self.warm_pages - len(grant.shared)
-        report = early.report
         if len(grant.pages) != needed:
             raise UsageError(f"{len(grant.pages)} pages were granted and {needed} asked")
+        report = early.report
         try:
             if count > 0:
                 report += self.kept.swap_in(grant.pages[:count], min(grant.clean, count))
             if self.saved.pages_needed > 0:
                 rest, clean = grant.pages[count:], max(0, grant.clean - count)
                 if ahead is not None and not grant.shared:
-                    page_bytes = self._session.page_bytes
-                    came, rest, clean = ahead.warm(self.saved, rest, clean, page_bytes)
+                    came, rest, clean = ahead.warm(self.saved, rest, clean)
                     report += came
-                report += self.saved.swap_in(rest, clean, shared=list(grant.shared))
+                arrive = partial(self.saved.swap_in, rest, clean, shared=list(grant.shared))
+                report += counted(ahead, arrive)
             for keeper in self.keepers:
                 keeper.arrived()
             return report
@@ -252,9 +253,8 @@ class Residency:
     def _leave(self, keep: int = 0, *, for_good: bool = False) -> SwapReport:
         values: Values = {}
         with span(self._session.driver, f"swap out {self._name}", values):
-            report = self._unmap(keep, for_good=for_good)
+            report = self.last_swap_out = self._unmap(keep, for_good=for_good)
             values.update(figures_of_leaving(report))
-        self.last_swap_out = report
         self.return_images()
         # The memory is given up all the same; the next acquire says what is wrong.
         with contextlib.suppress(DaemonUnavailableError):

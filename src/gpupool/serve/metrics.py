@@ -65,6 +65,18 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._moved_bytes = Counter(
+            "gpupool_moved_bytes",
+            "What swaps copied: in, in ahead of use, or out",
+            ["model", "way"],
+            registry=registry,
+        )
+        self._moving_s = Counter(
+            "gpupool_moving_seconds",
+            "Time in which they did, so that both tell how fast",
+            ["model", "way"],
+            registry=registry,
+        )
         self._damaged = Counter(
             "gpupool_damaged_swap_ins",
             "Swap-ins refused because memory was not what was saved",
@@ -162,6 +174,7 @@ class Metrics:
                 seen.unmarked_bytes if seen else 0, model.unmarked_bytes, ()
             )
             self._unmarked_bytes.labels(model.name).inc(unmarked_bytes)
+            self._take_moved(model, seen)
             damaged, _ = new_samples(seen.damaged if seen else 0, model.damaged, ())
             self._damaged.labels(model.name).inc(damaged)
             back = (seen.read_back_bytes, seen.read_back_s) if seen else (0, 0.0)
@@ -171,6 +184,15 @@ class Metrics:
             self._parked.labels(model.name).set(model.parked_bytes)
             self._footprint.labels(model.name).set(model.footprint_bytes)
             self._held.labels(model.name).set(model.held_bytes)
+
+    def _take_moved(self, model: ModelStatus, seen: ModelStatus | None) -> None:
+        for way in ("in", "ahead", "out"):
+            now, was = (getattr(status, f"moved_{way}", None) for status in (model, seen))
+            assert now is not None
+            goes_on = was is not None and was.bytes <= now.bytes and was.seconds <= now.seconds
+            was_bytes, was_s = (was.bytes, was.seconds) if was and goes_on else (0, 0.0)
+            self._moved_bytes.labels(model.name, way).inc(now.bytes - was_bytes)
+            self._moving_s.labels(model.name, way).inc(now.seconds - was_s)
 
     def render(self, reports: Iterable[EngineReport]) -> bytes:
         """The text that Prometheus reads."""

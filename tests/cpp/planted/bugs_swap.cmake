@@ -231,3 +231,19 @@ plant(a_closed_model_comes_in_again swap/regions.cpp
   [[state_ = State::closed;]]
   [[]]
   model_memory)
+plant(a_swap_in_moves_in_no_time swap/loads.cpp
+  [[report.moving_ns = driver_->now_ns() - start;]]
+  [[]]
+  schedules@host/stepped)
+plant(what_is_copied_again_takes_no_time swap/loads.cpp
+  [[report.moving_ns += driver_->now_ns() - start;]]
+  [[]]
+  schedules@host/stepped)
+plant(a_save_of_what_changed_moves_in_no_time swap/saves.cpp
+  [[report.moving_ns += driver_->now_ns() - start;]]
+  [[]]
+  verify)
+plant(a_save_of_what_was_written_moves_in_no_time swap/saves.cpp
+  [[report.moving_ns = driver_->now_ns() - start;]]
+  [[]]
+  verify)
