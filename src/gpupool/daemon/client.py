@@ -252,9 +252,9 @@ class DaemonSession:
         """What steps did. Of use only where the daemon ``follows_requests``."""
         self._link.send(work)
 
-    def set_goals(self, ttft_s: float, tbt_s: float) -> None:
-        """When this model's tokens are due, where that is not as for all."""
-        self._link.send(p.WorkGoals(ttft_s, tbt_s))
+    def set_goals(self, ttft_s: float | None, tbt_s: float | None, weight: float = 1.0) -> None:
+        """When this model's tokens are due, None as for all, and how much it counts."""
+        self._link.send(p.WorkGoals(ttft_s, tbt_s, weight))
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

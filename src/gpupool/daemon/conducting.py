@@ -8,7 +8,6 @@ from gpupool.daemon.workers import Worker
 from gpupool.errors import ProtocolError
 from gpupool.leases import Lease
 from gpupool.live import Conductor
-from gpupool.schedule.work import Goals
 
 
 class Conducting:
@@ -41,7 +40,8 @@ class Conducting:
         if self.conductor is None:
             return True
         if isinstance(message, p.WorkGoals):
-            self.conductor.set_goals(key, Goals(message.ttft_s, message.tbt_s))
+            given = message.ttft_s, message.tbt_s, message.weight
+            self.conductor.set_goals(key, *given)
             return True
         numbers = [number for number, *_ in message.began]
         if len(set(numbers)) < len(numbers):

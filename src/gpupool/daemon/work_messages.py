@@ -14,6 +14,7 @@ REQUEST_ID_CHARACTERS_MAX = 256
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=REQUEST_ID_CHARACTERS_MAX)]
 ModelName = Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)]
+Goal = Annotated[float, Meta(gt=0, le=1e6)]
 Some = Meta(max_length=WORKING_MAX)
 
 
@@ -37,10 +38,12 @@ class Over(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkGoals(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """When tokens of this worker's model are due, where that is not as for all."""
+    """When tokens of this worker's model are due, and how much it counts where not all can be."""
 
-    ttft_s: Annotated[float, Meta(gt=0, le=1e6)]
-    tbt_s: Annotated[float, Meta(gt=0, le=1e6)]
+    ttft_s: Goal | None = None
+    """None: as for all."""
+    tbt_s: Goal | None = None
+    weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
 
 
 class Working(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

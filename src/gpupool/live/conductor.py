@@ -86,7 +86,10 @@ class Conductor:
         self._resident: dict[int, float] = {}
         self._device = Device(0, resident=self._resident)
         self._goals_of: dict[int, Goals] = {}
-        self.state = State([self._device], self.measured.costs, goals, self._goals_of)
+        self._weights: dict[int, float] = {}
+        self.state = State(
+            [self._device], self.measured.costs, goals, self._goals_of, self._weights
+        )
         self._places = Places(self.state, self._device)
         self._rest_until_s: float | None = None
         self._why: deque[tuple[float, str]] = deque(maxlen=_WHY_MAX)
@@ -105,14 +108,21 @@ class Conductor:
         self._standing_for.pop(key, None)
         self._resident.pop(key, None)
         self._goals_of.pop(key, None)
+        self._weights.pop(key, None)
         self._there.discard(key)
         self._telling.discard(key)
         self._left(key)
         self.measured.forget(key)
 
-    def set_goals(self, key: int, goals: Goals) -> None:
-        """A model has goals of its own."""
-        self._goals_of[key] = goals
+    def set_goals(
+        self, key: int, ttft_s: float | None, tbt_s: float | None, weight: float = 1.0
+    ) -> None:
+        """Goals of a model's own, None as for all, and what it counts where not all can be met."""
+        of_all = self.state.goals
+        self._goals_of[key] = Goals(
+            of_all.ttft_s if ttft_s is None else ttft_s, of_all.tbt_s if tbt_s is None else tbt_s
+        )
+        self._weights[key] = weight
 
     def tells(self, key: int) -> None:
         """A model's engine tells of its requests: where it has none, there are none."""

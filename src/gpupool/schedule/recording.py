@@ -83,6 +83,7 @@ def encode(
         "costs": [[model, list(astuple(costs))] for model, costs in state.costs.items()],
         "goals": list(astuple(state.goals)),
         "goals_of": [[model, list(astuple(goals))] for model, goals in state.goals_of.items()],
+        "weights": [[model, weight] for model, weight in state.weights.items()],
         "patience_s": state.patience_s,
         "arrived": [places[id(request)] for request in state.arrived],
         "prefilled": [places[id(request)] for request in state.prefilled],
@@ -107,10 +108,11 @@ def decode(plain: dict[str, Any]) -> State:
         {model: _costs(fields) for model, fields in plain["costs"]},
         Goals(*plain["goals"]),
         {model: Goals(*fields) for model, fields in plain["goals_of"]},
-        plain["patience_s"],
-        deque(requests[place] for place in plain["arrived"]),
-        deque(requests[place] for place in plain["prefilled"]),
-        [devices[place] for place in plain["ready"]],
+        weights=dict(plain["weights"]),
+        patience_s=plain["patience_s"],
+        arrived=deque(requests[place] for place in plain["arrived"]),
+        prefilled=deque(requests[place] for place in plain["prefilled"]),
+        ready=[devices[place] for place in plain["ready"]],
     )
 
 

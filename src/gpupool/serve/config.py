@@ -87,6 +87,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """When the first token of its requests is due, where that is not as for all."""
     tbt_ms: Milliseconds | None = None
     """How long after that each further one is."""
+    weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
+    """What it counts beside others where not all can be on time."""
     args: dict[str, ArgValue] = {}
 
     @property
@@ -221,8 +223,6 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
                 f"{key}.kv_cache: needs {model.kv_cache_bytes} bytes and pool.budget has"
                 f" {config.pool.budget_bytes} bytes; lower kv_cache or raise pool.budget"
             )
-        if (model.ttft_ms is None) != (model.tbt_ms is None):
-            raise ValueError(f"{key}: has one of ttft_ms and tbt_ms; write both or none")
         _check_args(key, model.args)
         try:
             directory = checkpoint.locate(model.model, base)

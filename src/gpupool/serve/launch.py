@@ -89,8 +89,10 @@ def engine_command(
         pooled["verify"] = model.verify
     if model.share:
         pooled["share"] = True
-    if model.ttft_ms is not None and model.tbt_ms is not None:
-        pooled |= {"ttft_ms": model.ttft_ms, "tbt_ms": model.tbt_ms}
+    own = {"ttft_ms": model.ttft_ms, "tbt_ms": model.tbt_ms}
+    pooled |= {name: value for name, value in own.items() if value is not None}
+    if model.weight != 1.0:
+        pooled["weight"] = model.weight
     if images is not None and images.folder is not None:
         pooled["image_cache"] = images.folder
     if images is not None and images.limit_bytes is not None:

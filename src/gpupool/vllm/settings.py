@@ -26,9 +26,9 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
     whether pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
-    ``image_cache_bytes`` the room that they may take there. ``ttft_ms`` and ``tbt_ms``, both or
-    none, are when the first token of a request is due and how long after that each further one, for
-    a daemon whose policy goes by that.
+    ``image_cache_bytes`` the room that they may take there. ``ttft_ms`` and ``tbt_ms``
+    are when the first token of a request is due and how long after that each further one, and
+    ``weight`` what the model counts where not all can be on time, for a daemon that goes by that.
     """
 
     socket: str
@@ -40,6 +40,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
     ttft_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     tbt_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,10 +72,7 @@ def parse(additional_config: Any) -> DaemonSettings | EmbeddedSettings:
         )
     try:
         if "socket" in given:
-            settings = msgspec.convert(given, DaemonSettings)
-            if (settings.ttft_ms is None) != (settings.tbt_ms is None):
-                raise UsageError("additional_config['gpupool']: give both ttft_ms and tbt_ms")
-            return settings
+            return msgspec.convert(given, DaemonSettings)
         return msgspec.convert(given, EmbeddedSettings)
     except msgspec.ValidationError as error:
         raise UsageError(f"additional_config['gpupool']: {error}") from None
@@ -130,8 +128,9 @@ def reporter(settings: DaemonSettings | EmbeddedSettings, session: Session) -> R
     assert isinstance(session, DaemonSession)
     if not session.follows_requests:
         return None
-    if settings.ttft_ms is not None and settings.tbt_ms is not None:
-        session.set_goals(settings.ttft_ms / 1000, settings.tbt_ms / 1000)
+    ttft_s = None if settings.ttft_ms is None else settings.ttft_ms / 1000
+    tbt_s = None if settings.tbt_ms is None else settings.tbt_ms / 1000
+    session.set_goals(ttft_s, tbt_s, settings.weight)
 
     def tell(work: Working) -> None:
         # An engine that has its memory goes on without the daemon for as long as it can.
