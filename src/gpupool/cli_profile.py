@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,9 +227,9 @@ def _measure(job: Job, name: str, gpu: str | None, output: Path) -> Measured:
 
 
 def _show(found: Measured, output: Path, json_to: str | None) -> None:
-    from gpupool.profile.report import describe
+    from gpupool.profile.report import describe, figures
 
-    text = msgspec.json.format(msgspec.json.encode(asdict(found)))
+    text = msgspec.json.format(msgspec.json.encode(figures(found)))
     if json_to == "-":
         click.echo(text)
     else:

@@ -18,7 +18,7 @@ from gpupool.schedule.work import Batch, Device
 from gpupool.simulate.assumptions import HONEST
 from gpupool.simulate.checkpoints import CHECKPOINTS, Checkpoint, SwitchTimes
 from gpupool.simulate.holding import Sizes
-from gpupool.simulate.profile_file import COLUMNS, add_to_profiles, read_profiles
+from gpupool.simulate.profile_file import COLUMNS, NOTHING_MEASURED, add_to_profiles, read_profiles
 from gpupool.simulate.profiles import Fit, Point, fit_points
 from gpupool.simulate.residency import ResidentLoader
 from gpupool.simulate.simulation import Hardware, simulate
@@ -233,7 +233,9 @@ def test_models_are_those_of_the_file_or_get_them_in_turn(tmp_path: Path) -> Non
         "z": "own",
     }
     assert "qwen2_5_7b" in CHECKPOINTS
-    assert profiles.checkpoints_of(trace, "other") == {}
+    with pytest.raises(UsageError, match=r"nothing was measured on other: the profiles are of g$"):
+        profiles.checkpoints_of(trace, "other")
+    assert NOTHING_MEASURED.checkpoints_of(trace, "other") == {}
 
 
 def test_the_command_simulates_a_model_that_only_the_file_knows(tmp_path: Path) -> None:
@@ -245,4 +247,4 @@ def test_the_command_simulates_a_model_that_only_the_file_knows(tmp_path: Path) 
     assert done.exit_code == 0, done.output
     other = CliRunner().invoke(main, [*arguments, "--gpu", "TPU"])
     assert other.exit_code != 0
-    assert "on TPU; measure them, or use own on g," in other.stderr
+    assert "nothing was measured on TPU: the profiles are of g" in other.stderr

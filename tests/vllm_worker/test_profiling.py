@@ -61,11 +61,13 @@ def measured(checkpoint: Path, output: Path) -> dict[str, Any]:
 
 def test_every_batch_is_measured_and_what_cannot_be_is_named(measured: dict[str, Any]) -> None:
     points = [batch["point"] for batch in measured["batches"]]
-    assert [point[:2] for point in points] == [[n, b] for n in LENGTHS for b in BATCHES]
-    assert [point[4] for point in points] == [1] * 8 + [2]
-    assert all(point[2] > 0 and point[3] > 0 for point in points)
+    assert [(point["input_tokens"], point["batch_size"]) for point in points] == [
+        (n, b) for n in LENGTHS for b in BATCHES
+    ]
+    assert [point["prefill_steps"] for point in points] == [1] * 8 + [2]
+    assert all(point["prefill_s"] > 0 and point["decode_step_s"] > 0 for point in points)
     assert [one["batch_size"] for one in measured["left_out"]] == [1000] * 3
-    assert measured["batches"][-1]["prefill"][1] == "several steps"
+    assert measured["batches"][-1]["prefill"]["left_out"] == "several steps"
 
 
 def test_switches_copy_what_was_not_kept(measured: dict[str, Any]) -> None:
@@ -88,7 +90,7 @@ def test_the_file_says_the_same_and_is_simulated(measured: dict[str, Any], outpu
     assert found.weights_bytes == measured["checkpoint"]["weights_bytes"]
     assert found.switch is not None
     assert found.switch.s_per_byte == measured["checkpoint"]["switch"]["s_per_byte"]
-    assert list(profiles.fits["tiny", "mine"].step_s) == measured["fit"][1]
+    assert list(profiles.fits["tiny", "mine"].step_s) == measured["fit"]["step_s"]
     arguments = ("--models", "3", "--devices", "1", "--gpu", "mine", "--profiles", str(output))
     done = CliRunner().invoke(main, ["simulate", *arguments, "--json", "-"], catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from msgspec import Struct, structs
 
 from gpupool.profile.measured import Measured
 from gpupool.simulate.profiles import Verdict
@@ -39,6 +43,21 @@ def describe(found: Measured) -> str:
         *_switches(found),
     ]
     return "\n".join(lines)
+
+
+def figures(found: object) -> Any:
+    """All of it for machines, every figure by its name."""
+    if isinstance(found, Struct):
+        named = structs.asdict(found)
+    elif isinstance(found, tuple) and hasattr(found, "_asdict"):
+        named = found._asdict()
+    elif is_dataclass(found):
+        named = {field.name: getattr(found, field.name) for field in fields(found)}
+    elif isinstance(found, tuple):
+        return [figures(one) for one in found]
+    else:
+        return found
+    return {name: figures(one) for name, one in named.items()}
 
 
 def _fit(found: Measured) -> list[str]:

@@ -42,8 +42,14 @@ class Profiles:
         """What the models of a trace are, as ``simulate`` takes it.
 
         Those that have the name of a checkpoint of the file are that one. Where the file has sizes
-        at all, models whose names say nothing get its checkpoints in turn.
+        at all, models whose names say nothing get its checkpoints in turn. Raises UsageError where
+        the file has nothing of that GPU.
         """
+        gpus = dict.fromkeys(on for _, on in self.fits)
+        if gpus and gpu not in gpus:
+            raise UsageError(
+                f"nothing was measured on {gpu}: the profiles are of {', '.join(gpus)}"
+            )
         measured = self.on(gpu)
         in_turn = list(measured.values())
         found: dict[str, Checkpoint] = {}
