@@ -11,6 +11,9 @@ from click.testing import CliRunner
 from gpupool.cli import main
 from gpupool.cli_plan import _STRATEGIES
 from gpupool.plan.planner import STRATEGIES
+from gpupool.simulate.checkpoints import Checkpoint, SwitchTimes
+from gpupool.simulate.profile_file import add_to_profiles
+from gpupool.simulate.profiles import Point
 
 MARKET = """
 [traffic]
@@ -91,3 +94,16 @@ def test_a_model_that_no_device_holds(tmp_path: Path) -> None:
     path.write_text(MARKET.replace('name = "p"', 'name = "p"\ngpu_gb = 16'))
     done = CliRunner().invoke(main, ["plan", str(path)])
     assert done.exit_code == 1 and "p/a does not fit a device with 32768 tokens" in done.stderr
+
+
+def test_a_model_that_was_measured_need_not_be_known(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    points = [Point(16 * n, n, 0.001 * n, 0.01, 1) for n in range(1, 6)]
+    own = Checkpoint("own", 2e9, 1000, 512, SwitchTimes(0.5, 1e-9, 1e-9))
+    add_to_profiles(tmp_path / "measured.csv", "mine", own, points)
+    path = tmp_path / "market.toml"
+    text = MARKET.replace("qwen2_5_7b", "own").replace('"p"\n', '"p"\ngpu = "mine"\n')
+    path.write_text(f'profiles = "measured.csv"\n{text}')
+    found = json.loads(run(str(path), "--strategy", "deadlines", "--json", "-"))
+    assert found["gpus"]["deadlines"] >= 1
+    assert any("measured.csv has was measured" in line for line in found["assumptions"])

@@ -27,6 +27,11 @@ def assumptions_of(market: Market) -> tuple[str, ...]:
         "90% of a device's memory is for weights and KV; what else is assumed is in"
         " docs/simulate.md, honest.",
     ]
+    if market.profiles is not None:
+        found.append(
+            f"What {market.profiles} has was measured: times, and where it has sizes of a model,"
+            " its switches."
+        )
     if any(pool.trace is None for pool in market.pools):
         found.append(
             f"Requests are made up: {traffic.duration_s:g} s at the rates given, gaps with a"
