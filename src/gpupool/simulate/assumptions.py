@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +31,10 @@ class Assumptions:
     whether or not anybody knew what came next, and whatever room there was; its KV comes in anew at
     each turn."""
     arrivals_before_s: float | None = None
-    """Later requests do not count."""
+    """Later requests do not count, and lengths are drawn anew."""
+    cut_more_tokens: int = 0
+    cut_from_tokens: int = 0
+    """A request that is too long is cut as if it had so many more tokens, and so many at least."""
 
 
 HONEST = Assumptions("honest")
@@ -44,6 +46,8 @@ ARTIFACT = Assumptions(
     kv_s_per_token=0.0005 / 16,
     prefetches_anything=True,
     arrivals_before_s=120.0,
+    cut_more_tokens=32,
+    cut_from_tokens=16384,
 )
 ASSUMPTIONS = {found.name: found for found in (HONEST, ARTIFACT)}
 
@@ -81,22 +85,44 @@ def workload_of(
 ) -> list[Arrival]:
     """The requests that are served: each cut to what its checkpoint can take.
 
-    The artifact draws lengths anew, with replacement, from those of the trace.
+    Raises ModuleNotFoundError under assumptions that draw lengths anew, where numpy is missing.
     """
-    rng = random.Random(seed)  # noqa: S311 - no secret
     found = list(trace)
     if assumptions.arrivals_before_s is not None:
         found = [arrival for arrival in trace if arrival.at_s < assumptions.arrivals_before_s]
-        pairs = rng.choices([arrival[2:] for arrival in found], k=len(found)) if found else []
-        found = [Arrival(*arrival[:2], *pair) for arrival, pair in zip(found, pairs, strict=True)]
-    return [_cut(arrival, checkpoints[arrival.model].context_tokens_max) for arrival in found]
+        found = _drawn_anew(found, seed)
+    return [
+        _cut(arrival, checkpoints[arrival.model].context_tokens_max, assumptions)
+        for arrival in found
+    ]
 
 
-def _cut(arrival: Arrival, tokens_max: int) -> Arrival:
+def _drawn_anew(trace: Sequence[Arrival], seed: int) -> list[Arrival]:
+    """Lengths drawn from those of the trace, with replacement, by the artifact's own generator.
+
+    They are dealt out model by model, in order of first appearance, as it does: so a seed gives the
+    draw that it has with that seed, and 0 the published one.
+    """
+    if not trace:
+        return []
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).choice(len(trace), size=len(trace)).tolist()
+    of_model: dict[str, list[int]] = {}
+    for place, arrival in enumerate(trace):
+        of_model.setdefault(arrival.model, []).append(place)
+    found = list(trace)
+    places = (place for own in of_model.values() for place in own)
+    for place, other in zip(places, drawn, strict=True):
+        found[place] = Arrival(*trace[place][:2], *trace[other][2:])
+    return found
+
+
+def _cut(arrival: Arrival, tokens_max: int, assumptions: Assumptions) -> Arrival:
     whole = arrival.input_tokens + arrival.output_tokens
     if whole <= tokens_max:
         return arrival
-    share = tokens_max / whole
+    share = tokens_max / max(whole + assumptions.cut_more_tokens, assumptions.cut_from_tokens)
     return arrival._replace(
         input_tokens=max(1, int(arrival.input_tokens * share)),
         output_tokens=max(1, int(arrival.output_tokens * share)),
