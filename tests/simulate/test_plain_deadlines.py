@@ -96,7 +96,7 @@ def states(draw: st.DrawFn) -> State:
 def test_every_decision_is_that_of_the_plain_version() -> None:
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=1000)
+    @settings(max_examples=600)
     @given(states() | calm_states())
     def compare(state: State) -> None:
         actions = deadlines.decide(state, NOW_S)
