@@ -30,6 +30,7 @@ BUDGETS_MIN = {
     "kernels": 6,
     "kv": 3,
     "plan": 3,
+    "probe": 3,
     "profile": 3,
     "serve": 3,
     "sharing": 3,

@@ -24,6 +24,7 @@ using CUmodule = gpupool::cuda::Module;
 using CUfunction = gpupool::cuda::Function;
 using CUdeviceptr = std::uint64_t;
 using CUstreamCaptureMode = int;
+using CUdevice_attribute = int;
 using CUmemGenericAllocationHandle = std::uint64_t;
 using CUmemAllocationHandleType = int;
 using CUmemAllocationGranularity_flags = int;
@@ -43,6 +44,9 @@ namespace gpupool::cuda {
 #define GPUPOOL_DECLARE_CUDA_CALL(name, version, params) Result name params;
 GPUPOOL_CUDA_SYMBOLS(GPUPOOL_DECLARE_CUDA_CALL)
 #undef GPUPOOL_DECLARE_CUDA_CALL
+Result cuDriverGetVersion(int* version);
+Result cuDeviceGetName(char* name, int bytes, Device device);
+Result cuDeviceGetAttribute(int* value, int attribute, Device device);
 Result cuMemcpyBatchAsync(std::uint64_t* destinations, std::uint64_t* sources, std::size_t* sizes,
                           std::size_t count, CopyAttributes* attributes,
                           std::size_t* attributes_from, std::size_t attributes_count,

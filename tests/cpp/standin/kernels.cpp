@@ -1,5 +1,5 @@
 // Modules and launches, as far as gpupool asks for them: its one kernel, which runs as the same C++
-// that nvcc compiles for a device.
+// that nvcc compiles for a device, and those of its probe.
 #include <algorithm>
 #include <cstring>
 #include <iterator>
@@ -9,6 +9,7 @@
 #include "driver/digest_kernel.h"
 #include "driver/host.h"
 #include "standin/cuda_names.h"
+#include "standin/probe.h"
 #include "standin/state.h"
 
 using namespace gpupool;
@@ -62,6 +63,10 @@ CUresult CUDAAPI cuModuleUnload(CUmodule module) {
 CUresult CUDAAPI cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   ENTER("cuModuleGetFunction");
   if (module != reinterpret_cast<CUmodule>(&the_module)) return answer(Status::invalid_handle);
+  if (void* const found = standin::probe_kernel(name); found != nullptr) {
+    *function = static_cast<CUfunction>(found);
+    return answer(Status::success);
+  }
   const std::string entry = ".entry " + std::string(name) + "(";
   if (std::strstr(cuda::digest_kernel_ptx, entry.c_str()) == nullptr) {
     return answer(Status::not_found);
@@ -75,6 +80,13 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction function, unsigned int grid_x, unsign
                                 unsigned int block_z, unsigned int shared_bytes, CUstream stream,
                                 void** parameters, void** extra) {
   ENTER("cuLaunchKernel");
+  if (standin::is_probe_kernel(function)) {
+    if (grid_x == 0 || block_x == 0 || parameters == nullptr || extra != nullptr) {
+      return answer(Status::invalid_value);
+    }
+    return answer(
+        standin::launch_probe_kernel(function, reinterpret_cast<StreamHandle>(stream), parameters));
+  }
   if (function != reinterpret_cast<CUfunction>(&the_function)) {
     return answer(Status::invalid_handle);
   }

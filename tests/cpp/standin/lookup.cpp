@@ -44,6 +44,9 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress(const char* symbol, void** function, 
   // Of a call in several forms the newest comes last.
   static const Entry entries[] = {
       GPUPOOL_CUDA_SYMBOLS(ENTRY)  //
+      {"cuDriverGetVersion", 2020, reinterpret_cast<void*>(&::cuDriverGetVersion)},
+      {"cuDeviceGetName", 2000, reinterpret_cast<void*>(&::cuDeviceGetName)},
+      {"cuDeviceGetAttribute", 2000, reinterpret_cast<void*>(&::cuDeviceGetAttribute)},
       {"cuMemcpyBatchAsync", 12080, reinterpret_cast<void*>(&::gpupool_standin_copy_batch_12080)},
       {"cuMemcpyBatchAsync", 13000, reinterpret_cast<void*>(&::cuMemcpyBatchAsync)},
   };

@@ -1,0 +1,1 @@
+"""What a GPU's driver does where cuda.h leaves it open; see ``benchmarks/probe_gpu.py``."""
