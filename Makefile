@@ -65,9 +65,8 @@ GPU_SUBJECTS := conformance page_pool mapping host_memory transfer transfer_batc
 gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contract, torch and CuPy
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target $(addsuffix _test,$(GPU_SUBJECTS))
-	set -e; for subject in $(GPU_SUBJECTS); do \
-		GPUPOOL_TEST_DRIVER=cuda build/cpp/tests/cpp/$${subject}_test; done
-	GPUPOOL_REQUIRE_GPU=1 $(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) -m gpupool.check --parts conformance,gpu,embedded,kernels,vllm \
+		--build build/cpp --out build/gpu-check
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest

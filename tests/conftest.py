@@ -21,6 +21,7 @@ with contextlib.suppress(ModuleNotFoundError):  # what runs on a GPU machine doe
 # Minutes on two slow cores with nothing else to do, several times what is needed. Tests that take
 # a group further than this belong in a target of their own (see `make help`).
 BUDGETS_MIN = {
+    "check": 2,
     "core": 4,
     "daemon": 6,
     "demo": 1,

@@ -83,6 +83,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         LIBRARY | {"adopt", "daemon", "images", "kernels", "kv", "profile"},
         {"vllm", "torch", "msgspec", "huggingface_hub"},
     ),
+    "check": ({"", "errors", "pool"}, {"click"}),
     "serve": (
         {"errors", "daemon"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},

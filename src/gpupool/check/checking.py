@@ -1,0 +1,70 @@
+"""The parts in turn, one report of them all, and the same for people."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpupool.check.parts import Part
+from gpupool.check.running import FAILED, PASSED, SKIPPED, Outcome, Runner
+
+REPORT = "report.json"
+LEFT_LINES = 12  # of the output of a part that failed
+
+
+def check(
+    parts: Iterable[Part],
+    machine: dict[str, str],
+    tree: Path,
+    out: Path,
+    run: Runner,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run them, and have the report in its file after each, for who is cut off."""
+    report: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "parts": {},
+    }
+    for part in parts:
+        if part.skip:
+            outcome = Outcome(SKIPPED, part.skip)
+        else:
+            outcome = run(part, tree, out / f"{part.name}.log")
+        report["parts"][part.name] = {"what": part.what} | asdict(outcome)
+        say(_line(part.name, outcome))
+        (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def failed(report: dict[str, Any]) -> bool:
+    """Whether some part did."""
+    return any(part["status"] == FAILED for part in report["parts"].values())
+
+
+def readable(report: dict[str, Any], out: Path) -> str:
+    """What was run where, what came of it, and the end of what failed."""
+    lines = [f"gpupool on a GPU, {report['date']}"]
+    lines += [f"  {name}: {value}" for name, value in report["machine"].items()]
+    for name, part in report["parts"].items():
+        if part["status"] == FAILED:
+            lines += ["", f"== {name} ({part['what']}) failed; the end of {out / name}.log:"]
+            lines += [f"  {line}" for line in part["said"].splitlines()[-LEFT_LINES:]]
+    lines.append("")
+    for name, part in report["parts"].items():
+        lines.append(_line(name, Outcome(part["status"], part["why"], part["took_s"])))
+    counts = dict.fromkeys((PASSED, FAILED, SKIPPED), 0)
+    for part in report["parts"].values():
+        counts[part["status"]] += 1
+    lines.append(", ".join(f"{count} {status}" for status, count in counts.items()))
+    lines.append(f"the report is {out / REPORT}")
+    return "\n".join(lines)
+
+
+def _line(name: str, outcome: Outcome) -> str:
+    took = f" in {outcome.took_s:.0f} s" if outcome.status != SKIPPED else ""
+    return f"{name:12} {outcome.status}{took}{': ' + outcome.why if outcome.why else ''}"

@@ -1,0 +1,142 @@
+"""What there is to check on a machine with a GPU, and how each part is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+#: C++ tests that ask for nothing but a driver; `make gpu-check` builds them.
+SUBJECTS = (
+    "conformance",
+    "page_pool",
+    "mapping",
+    "host_memory",
+    "transfer",
+    "transfer_batch",
+    "scrub",
+    "model_memory",
+    "warm",
+    "sharing",
+    "verify",
+    "large_loads",
+    "no_image",
+    "resize",
+    "arena_slots",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Commands that must all succeed within a time, or why they are not run."""
+
+    name: str
+    what: str
+    limit_s: float
+    commands: tuple[tuple[str, ...], ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the sources, the built C++ tests and the results are."""
+
+    tree: Path
+    build: Path
+    out: Path
+
+
+#: With their limits; those of all but the probe, which is asked for by name, make eight minutes.
+PARTS = {
+    "conformance": ("the seam's contract and the C++ tests of the core, on cuda", 75.0),
+    "gpu": ("tests/gpu: torch and CuPy over regions, CUDA graphs, KV blocks", 80.0),
+    "embedded": ("torch models that take turns in a pool", 40.0),
+    "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
+    "core": ("tests/core, on the host device", 75.0),
+    "vllm": ("vLLM engines that take turns in a pool", 100.0),
+    "benchmarks": ("swaps and KV blocks on cuda, calls from Python", 50.0),
+    "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
+}
+BY_NAME_ALONE = ("probe",)
+DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
+
+_TESTS = {
+    "gpu": (
+        "tests/gpu/test_gpu_torch.py",
+        "tests/gpu/test_gpu_cupy.py",
+        "tests/gpu/test_gpu_paged.py",
+    ),
+    "embedded": ("tests/gpu/test_gpu_models.py",),
+    "kernels": ("tests/gpu/test_gpu_kernels.py", "tests/kernels/test_compile_kernels.py"),
+    "core": ("tests/core",),
+}
+
+
+def planned(names: tuple[str, ...], places: Places) -> list[Part]:
+    """The parts of those names, in that order."""
+    return [_planned(name, places) for name in names]
+
+
+def _planned(name: str, places: Places) -> Part:
+    what, limit_s = PARTS[name]
+    skip = _why_not(name, places)
+    commands = () if skip else _commands(name, places)
+    environment = {"GPUPOOL_REQUIRE_GPU": "1", "PYTHONUNBUFFERED": "1"}
+    if name == "conformance":
+        environment["GPUPOOL_TEST_DRIVER"] = "cuda"
+    if not skip and name != "conformance":
+        # Tests and benchmarks import from the tree; gpupool itself is the one that runs this.
+        own = str(Path(__file__).resolve().parents[2])
+        paths = [own, str(places.tree), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(each for each in paths if each)
+    return Part(name, what, limit_s, commands, environment, skip)
+
+
+def _why_not(name: str, places: Places) -> str:
+    """Why a part cannot be run here, or nothing."""
+    if name == "conformance":
+        missing = [subject for subject in SUBJECTS if not _program(places, subject).exists()]
+        if len(missing) == len(SUBJECTS):
+            return f"there are no C++ tests in {places.build}: make gpu-check builds them"
+        return ""
+    if not (places.tree / "tests" / "gpu").is_dir():
+        return f"{places.tree} is not gpupool's source tree: name it with --tree"
+    wanted = {"kernels": ("triton", "torch"), "embedded": ("torch",), "vllm": ("vllm",)}
+    if name == "benchmarks":
+        wanted["benchmarks"] = ("torch", "click")
+    if name in _TESTS or name == "vllm":
+        wanted[name] = (*wanted.get(name, ()), "pytest")
+    for module in wanted.get(name, ()):
+        if find_spec(module) is None:
+            return f"{module} is not installed"
+    return ""
+
+
+def _program(places: Places, subject: str) -> Path:
+    return places.build / "tests" / "cpp" / f"{subject}_test"
+
+
+def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
+    python = sys.executable
+    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
+    if name in _TESTS:
+        return ((*pytest, *_TESTS[name]),)
+    if name == "conformance":
+        return tuple((str(_program(places, subject)),) for subject in SUBJECTS)
+    if name == "vllm":
+        return ((*pytest, "tests/gpu/test_gpu_vllm.py"),)
+
+    def benchmark(script: str, *arguments: str) -> tuple[str, ...]:
+        into = places.out / f"{Path(script).stem}.json"
+        return (python, f"benchmarks/{script}", *arguments, "--json", str(into))
+
+    if name == "probe":
+        return (benchmark("probe_gpu.py"),)
+    return (
+        benchmark("bench_swap.py", "--device", "cuda", "--mib", "1024", "--runs", "5"),
+        benchmark("bench_kv.py", "--device", "cuda", "--runs", "3"),
+        benchmark("bench_calls.py", "--rounds", "5"),
+    )

@@ -1,0 +1,81 @@
+"""Runs a part: its commands in turn, with one limit for all, their output in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from gpupool.check.parts import Part
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+SAID_BYTES = 3000  # of its output that go into the report
+SKIPPED_ITSELF = 77  # of a C++ test, where it finds no device
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a part came to."""
+
+    status: str
+    why: str = ""
+    took_s: float = 0.0
+    said: str = ""
+
+
+#: Runs a part of a source tree, with a file for its output.
+Runner = Callable[[Part, Path, Path], Outcome]
+
+
+def run_part(part: Part, tree: Path, log: Path) -> Outcome:
+    """Run it; what it started is ended when it returns. One that fails does not keep the next."""
+    began = time.monotonic()
+    failures: list[str] = []
+    with log.open("w+b") as output:
+        for command in part.commands:
+            left_s = part.limit_s - (time.monotonic() - began)
+            if left_s <= 0:
+                failures.append(f"no time was left for {shlex.join(command)}")
+            elif why := _run(command, part, tree, output, left_s):
+                failures.append(why)
+        output.seek(max(0, output.tell() - SAID_BYTES))
+        said = output.read().decode(errors="replace")
+    status = FAILED if failures else PASSED
+    return Outcome(status, "; ".join(failures), round(time.monotonic() - began, 2), said)
+
+
+def _run(command: tuple[str, ...], part: Part, tree: Path, output: IO[bytes], left_s: float) -> str:
+    """Why it failed, or nothing. Leaves the file at its end."""
+    shown = shlex.join(command)
+    output.write(f"$ {shown}\n".encode())
+    output.flush()
+    process = subprocess.Popen(
+        command,
+        cwd=tree if tree.is_dir() else None,
+        env=os.environ | part.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        code = process.wait(timeout=left_s)
+    except subprocess.TimeoutExpired:
+        return f"over its {part.limit_s:.0f} s, in {shown}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        output.seek(0, os.SEEK_END)
+    if code == SKIPPED_ITSELF and part.name == "conformance":
+        return f"{shown} found no device"
+    if code < 0:
+        return f"{shown} was ended by {signal.Signals(-code).name}"
+    return f"{shown} ended with {code}" if code else ""

@@ -1,0 +1,115 @@
+"""``python -m gpupool.check`` as a command: what it plans, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpupool
+from gpupool.check.parts import BY_NAME_ALONE, DEFAULT, PARTS, SUBJECTS, Places, planned
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = Path(
+    os.environ.get(
+        "GPUPOOL_STANDIN_LIBRARY", ROOT / "build/cpp/tests/cpp/standin/whole/libcuda.so.1"
+    )
+)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    package = str(Path(gpupool.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "gpupool.check", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": package} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_all_but_the_probe_fit_in_eight_minutes() -> None:
+    assert sum(PARTS[name][1] for name in DEFAULT) <= 480
+    assert set(PARTS) - set(DEFAULT) == set(BY_NAME_ALONE)
+
+
+def test_make_builds_what_is_run() -> None:
+    makefile = re.sub(r"\\\n", "", (ROOT / "Makefile").read_text())
+    listed = re.search(r"^GPU_SUBJECTS := (.*)$", makefile, re.MULTILINE)
+    assert listed is not None and tuple(listed[1].split()) == SUBJECTS
+
+
+def test_every_file_that_a_part_names_is_there(tmp_path: Path) -> None:
+    programs = tmp_path / "tests" / "cpp"
+    programs.mkdir(parents=True)
+    for subject in SUBJECTS:
+        (programs / f"{subject}_test").touch()
+    named: set[str] = set()
+    for part in planned(tuple(PARTS), Places(ROOT, tmp_path, tmp_path)):
+        for words in part.commands:
+            named.update(word for word in words if word.startswith(("tests/", "benchmarks/")))
+    assert all((ROOT / name).exists() for name in named), named
+    # No test for a GPU is left out.
+    files = {f"tests/gpu/{path.name}" for path in (ROOT / "tests/gpu").glob("test_*.py")}
+    assert files <= named
+
+
+def test_a_tree_of_something_else(tmp_path: Path) -> None:
+    for part in planned(DEFAULT, Places(tmp_path, tmp_path, tmp_path)):
+        assert part.commands == ()
+        assert "--tree" in part.skip or "make gpu-check" in part.skip
+
+
+def test_without_a_gpu() -> None:
+    done = command(CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stderr.startswith("there is no GPU to check: ")
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+
+
+@pytest.mark.parametrize("parts", ["gpu,nonsense", "", "gpu,gpu"])
+def test_parts_that_there_are_not(parts: str) -> None:
+    done = command("--parts", parts)
+    assert done.returncode == 2 and "--parts" in done.stderr
+
+
+def test_help_names_every_part() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for name, (what, _) in PARTS.items():
+        assert name in done.stdout and what in done.stdout
+
+
+@pytest.mark.parametrize("broken", [None, "verify"])
+def test_parts_are_run_where_there_is_a_device(broken: str | None, tmp_path: Path) -> None:
+    if not STAND_IN.exists():
+        pytest.skip(f"no stand-in driver at {STAND_IN}: make test-cpp builds it")
+    programs = tmp_path / "tests" / "cpp"
+    programs.mkdir(parents=True)
+    for subject in SUBJECTS:
+        program = programs / f"{subject}_test"
+        code = 1 if subject == broken else 0
+        program.write_text(f"#!/bin/sh\necho $GPUPOOL_TEST_DRIVER {subject}\nexit {code}\n")
+        program.chmod(0o755)
+    out = tmp_path / "out"
+    arguments = ("--parts", "conformance", "--build", str(tmp_path), "--out", str(out))
+    done = command(*arguments, "--commit", "abc", LD_LIBRARY_PATH=str(STAND_IN.parent))
+    report = json.loads((out / "report.json").read_text())
+    part, log = report["parts"]["conformance"], (out / "conformance.log").read_text()
+    assert report["machine"]["commit"] == "abc"
+    assert "cuda conformance" in log
+    if broken is None:
+        assert done.returncode == 0 and part["status"] == "passed"
+        assert [line.split()[1] for line in log.splitlines() if line.startswith("cuda")] == list(
+            SUBJECTS
+        )
+    else:
+        assert done.returncode == 1 and part["status"] == "failed"
+        assert part["why"].endswith(f"{broken}_test ended with 1")
+        assert f"cuda {broken}" in log and "cuda arena_slots" in log

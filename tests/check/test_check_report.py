@@ -1,0 +1,64 @@
+"""What a check reports, with parts that are run by a fake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpupool.check.checking import check, failed, readable
+from gpupool.check.parts import Part
+from gpupool.check.running import FAILED, PASSED, SKIPPED, Outcome
+
+OUTCOMES = st.one_of(
+    st.builds(Outcome, st.just(PASSED), took_s=st.floats(0, 100), said=st.text()),
+    st.builds(
+        Outcome,
+        st.just(FAILED),
+        why=st.text("abc", min_size=1),
+        took_s=st.floats(0, 100),
+        said=st.text("ab \n"),
+    ),
+)
+
+
+@given(
+    drawn=st.lists(st.one_of(OUTCOMES, st.just("not here")), min_size=1, max_size=6),
+)
+def test_each_part_is_in_the_report_as_it_came_out(
+    drawn: list[Outcome | str], tmp_path_factory: object
+) -> None:
+    out = Path(tmp_path_factory.mktemp("out"))  # type: ignore[attr-defined]
+    parts = [
+        Part(f"p{index}", "what", 1.0, skip=each if isinstance(each, str) else "")
+        for index, each in enumerate(drawn)
+    ]
+    ran: list[str] = []
+    lines: list[str] = []
+
+    def run(part: Part, tree: Path, log: Path) -> Outcome:
+        # What is done so far is in the file, in case this one takes the machine down.
+        if ran:
+            kept = json.loads((out / "report.json").read_text())["parts"]
+            assert set(ran) <= kept.keys()
+        ran.append(part.name)
+        assert log == out / f"{part.name}.log"
+        outcome = drawn[int(part.name[1:])]
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    report = check(parts, {"gpu": "none"}, out, out, run, lines.append)
+    assert json.loads((out / "report.json").read_text()) == report
+    assert list(report["parts"]) == [part.name for part in parts]
+    assert ran == [part.name for part in parts if not part.skip]
+    text = readable(report, out)
+    for part, each, line in zip(parts, drawn, lines, strict=True):
+        entry = report["parts"][part.name]
+        expected = Outcome(SKIPPED, each) if isinstance(each, str) else each
+        assert (entry["status"], entry["why"]) == (expected.status, expected.why)
+        assert line in text and expected.status in line and expected.why in line
+    statuses = [entry["status"] for entry in report["parts"].values()]
+    assert failed(report) == (FAILED in statuses)
+    assert f"{statuses.count(FAILED)} failed" in text

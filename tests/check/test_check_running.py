@@ -1,0 +1,72 @@
+"""Parts as they are really run: processes that pass, fail, die, and go on for ever."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpupool.check.parts import Part
+from gpupool.check.running import FAILED, PASSED, run_part
+
+
+def shell(*lines: str, limit_s: float = 60.0, name: str = "gpu", **environment: str) -> Part:
+    commands = tuple(("sh", "-c", line) for line in lines)
+    return Part(name, "what", limit_s, commands, environment)
+
+
+def test_what_passes_leaves_its_output(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    part = shell("echo one $WORD; pwd", "echo two >&2", WORD="said")
+    outcome = run_part(part, tmp_path, log)
+    assert outcome.status == PASSED and outcome.why == ""
+    assert outcome.said == log.read_text()
+    assert [line for line in outcome.said.splitlines() if not line.startswith("$")] == [
+        "one said",
+        str(tmp_path),
+        "two",
+    ]
+
+
+def test_what_fails_does_not_keep_the_next(tmp_path: Path) -> None:
+    part = shell("echo one", "exit 3", "touch third", "exit 4")
+    outcome = run_part(part, tmp_path, tmp_path / "log")
+    assert outcome.status == FAILED
+    assert outcome.why == "sh -c 'exit 3' ended with 3; sh -c 'exit 4' ended with 4"
+    assert (tmp_path / "third").exists()
+
+
+def test_a_signal_is_named(tmp_path: Path) -> None:
+    outcome = run_part(shell("kill -SEGV $$"), tmp_path, tmp_path / "log")
+    assert outcome.status == FAILED and outcome.why.endswith("was ended by SIGSEGV")
+
+
+def test_at_its_limit_all_that_it_started_is_ended(tmp_path: Path) -> None:
+    # The first says who it is and who its child is, and then neither ends by itself.
+    line = "sleep 600 & echo $! $$ >pids; echo before; wait"
+    part = shell(line, "touch second", limit_s=2.0)
+    outcome = run_part(part, tmp_path, tmp_path / "log")
+    assert outcome.status == FAILED and outcome.why.startswith("over its 2 s, in sh -c")
+    assert outcome.why.endswith("no time was left for sh -c 'touch second'")
+    assert not (tmp_path / "second").exists()
+    assert "before" in outcome.said
+    for pid in (tmp_path / "pids").read_text().split():
+        state = Path(f"/proc/{pid}/stat")
+        # Gone, or dead and not yet waited for by whoever adopted it.
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize(("name", "why"), [("conformance", "found no device"), ("gpu", "with 77")])
+def test_a_test_that_skips_itself_has_not_passed(name: str, why: str, tmp_path: Path) -> None:
+    outcome = run_part(shell("exit 77", name=name), tmp_path, tmp_path / "log")
+    assert outcome.status == FAILED and outcome.why.endswith(why)
+
+
+def test_only_the_end_of_much_output_is_in_the_report(tmp_path: Path) -> None:
+    code = "print('x' * 100000); print('the end')"
+    part = Part("gpu", "what", 60.0, ((sys.executable, "-c", code),), dict(os.environ))
+    outcome = run_part(part, tmp_path, tmp_path / "log")
+    assert len(outcome.said) == 3000 and outcome.said.endswith("the end\n")
+    assert (tmp_path / "log").stat().st_size > 100000
