@@ -60,11 +60,9 @@ soak: test-cpp $(STAMPS)/package $(STAMPS)/test ## 100,000,000 random operations
 
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python
-GPU_SUBJECTS := conformance page_pool mapping host_memory transfer transfer_batch scrub \
-	model_memory warm sharing verify large_loads no_image resize arena_slots
 gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contract, torch and CuPy
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
-	cmake --build build/cpp --parallel $(JOBS) --target $(addsuffix _test,$(GPU_SUBJECTS))
+	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
 	$(GPU_PYTHON) -m gpupool.check --parts conformance,gpu,embedded,kernels,vllm \
 		--build build/cpp --out build/gpu-check
 

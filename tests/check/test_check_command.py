@@ -40,9 +40,10 @@ def test_all_but_the_probe_fit_in_eight_minutes() -> None:
 
 
 def test_make_builds_what_is_run() -> None:
-    makefile = re.sub(r"\\\n", "", (ROOT / "Makefile").read_text())
-    listed = re.search(r"^GPU_SUBJECTS := (.*)$", makefile, re.MULTILINE)
-    assert listed is not None and tuple(listed[1].split()) == SUBJECTS
+    built = (ROOT / "tests/cpp/CMakeLists.txt").read_text()
+    listed = re.search(r"add_custom_target\(gpu_programs DEPENDS([^)]*)\)", built)
+    assert listed is not None
+    assert tuple(each.removesuffix("_test") for each in listed[1].split()) == SUBJECTS
 
 
 def test_every_file_that_a_part_names_is_there(tmp_path: Path) -> None:
@@ -103,6 +104,7 @@ def test_parts_are_run_where_there_is_a_device(broken: str | None, tmp_path: Pat
     report = json.loads((out / "report.json").read_text())
     part, log = report["parts"]["conformance"], (out / "conformance.log").read_text()
     assert report["machine"]["commit"] == "abc"
+    assert report["is_gpu"] is False and done.stdout.count("NOT A GPU") == 2
     assert "cuda conformance" in log
     if broken is None:
         assert done.returncode == 0 and part["status"] == "passed"

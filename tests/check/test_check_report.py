@@ -26,9 +26,10 @@ OUTCOMES = st.one_of(
 
 @given(
     drawn=st.lists(st.one_of(OUTCOMES, st.just("not here")), min_size=1, max_size=6),
+    is_gpu=st.booleans(),
 )
 def test_each_part_is_in_the_report_as_it_came_out(
-    drawn: list[Outcome | str], tmp_path_factory: object
+    drawn: list[Outcome | str], is_gpu: bool, tmp_path_factory: object
 ) -> None:
     out = Path(tmp_path_factory.mktemp("out"))  # type: ignore[attr-defined]
     parts = [
@@ -49,11 +50,14 @@ def test_each_part_is_in_the_report_as_it_came_out(
         assert isinstance(outcome, Outcome)
         return outcome
 
-    report = check(parts, {"gpu": "none"}, out, out, run, lines.append)
+    report = check(parts, is_gpu, {"gpu": "none"}, out, out, run, lines.append)
     assert json.loads((out / "report.json").read_text()) == report
     assert list(report["parts"]) == [part.name for part in parts]
     assert ran == [part.name for part in parts if not part.skip]
     text = readable(report, out)
+    assert report["is_gpu"] == is_gpu
+    for end in (text.splitlines()[0], text.splitlines()[-1]):
+        assert end.startswith("NOT A GPU") != is_gpu
     for part, each, line in zip(parts, drawn, lines, strict=True):
         entry = report["parts"][part.name]
         expected = Outcome(SKIPPED, each) if isinstance(each, str) else each

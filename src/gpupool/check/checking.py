@@ -13,11 +13,13 @@ from gpupool.check.parts import Part
 from gpupool.check.running import FAILED, PASSED, SKIPPED, Outcome, Runner
 
 REPORT = "report.json"
+NOT_A_GPU = "NOT A GPU: the driver is the stand-in of the tests, and nothing here is of a GPU."
 LEFT_LINES = 12  # of the output of a part that failed
 
 
 def check(
     parts: Iterable[Part],
+    is_gpu: bool,
     machine: dict[str, str],
     tree: Path,
     out: Path,
@@ -27,6 +29,7 @@ def check(
     """Run them, and have the report in its file after each, for who is cut off."""
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "is_gpu": is_gpu,
         "machine": machine,
         "parts": {},
     }
@@ -48,7 +51,8 @@ def failed(report: dict[str, Any]) -> bool:
 
 def readable(report: dict[str, Any], out: Path) -> str:
     """What was run where, what came of it, and the end of what failed."""
-    lines = [f"gpupool on a GPU, {report['date']}"]
+    warning = [] if report["is_gpu"] else [NOT_A_GPU]
+    lines = [*warning, f"gpupool checked, {report['date']}"]
     lines += [f"  {name}: {value}" for name, value in report["machine"].items()]
     for name, part in report["parts"].items():
         if part["status"] == FAILED:
@@ -62,7 +66,7 @@ def readable(report: dict[str, Any], out: Path) -> str:
         counts[part["status"]] += 1
     lines.append(", ".join(f"{count} {status}" for status, count in counts.items()))
     lines.append(f"the report is {out / REPORT}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *warning])
 
 
 def _line(name: str, outcome: Outcome) -> str:

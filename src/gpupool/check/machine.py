@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import subprocess
@@ -29,6 +30,11 @@ _QUESTION = ("--query-gpu=name,driver_version,memory.total", "--format=csv,nohea
 def find_gpu(device: str) -> int:
     """The size of its smallest page. Raises RuntimeError or DriverError where there is no GPU."""
     return open_driver(device).page_granularity()
+
+
+def is_stand_in() -> bool:
+    """Whether the driver is the library of gpupool's tests, behind which is no GPU."""
+    return hasattr(ctypes.CDLL("libcuda.so.1"), "gpupool_standin_control")
 
 
 def described(tree: Path, commit: str | None) -> dict[str, str]:
