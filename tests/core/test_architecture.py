@@ -81,7 +81,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
     "vllm": (
         LIBRARY | {"adopt", "daemon", "images", "kernels", "kv", "profile"},
-        {"vllm", "torch", "msgspec", "huggingface_hub"},
+        {"vllm", "torch", "msgspec", "huggingface_hub", "click"},
     ),
     "check": ({"", "errors", "pool"}, {"click"}),
     "serve": (

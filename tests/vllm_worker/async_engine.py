@@ -53,6 +53,7 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
         scheduler_config=SimpleNamespace(async_scheduling=True),
         parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
         cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),
+        compilation_config=SimpleNamespace(static_forward_context={}),
         kv_transfer_config=None,
     )
 

@@ -56,7 +56,7 @@ PARTS = {
     "embedded": ("torch models that take turns in a pool", 40.0),
     "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
     "core": ("tests/core, on the host device", 75.0),
-    "vllm": ("vLLM engines that take turns in a pool", 100.0),
+    "vllm": ("vLLM's hooks, and engines that take turns in a pool", 100.0),
     "benchmarks": ("swaps and KV blocks on cuda, calls from Python", 50.0),
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
 }
@@ -127,7 +127,7 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     if name == "conformance":
         return tuple((str(_program(places, subject)),) for subject in SUBJECTS)
     if name == "vllm":
-        return ((*pytest, "tests/gpu/test_gpu_vllm.py"),)
+        return ((python, "-m", "gpupool.vllm.hooks"), (*pytest, "tests/gpu/test_gpu_vllm.py"))
 
     def benchmark(script: str, *arguments: str) -> tuple[str, ...]:
         into = places.out / f"{Path(script).stem}.json"

@@ -8,7 +8,7 @@ cache and requests stay valid.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -50,7 +50,6 @@ class PoolWorker(PoolSteps):
     # Of the platform's worker. What is ours is named _pool_*, to stay clear of its attributes.
     vllm_config: Any
     device: torch.device
-    synchronize_device: Callable[[], None]
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         """Join the pool named in ``additional_config['gpupool']``.
@@ -151,12 +150,13 @@ class PoolWorker(PoolSteps):
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         if tag != "kv_cache":
             return nullcontext()
-        return KvInPool(self._pool_take_kv_cache)
+        return KvInPool(self._pool_kv_cache_config, self._pool_take_kv_cache)
 
     def _pool_take_kv_cache(self, size_bytes: int) -> torch.Tensor:
         if self._pool_kv is not None:
-            raise UsageError("an engine with more than one KV allocation cannot be pooled")
-        blocks = compat.block_layout(self._pool_kv_cache_config, size_bytes)
+            raise UsageError("an engine that allocates its KV cache twice cannot be pooled")
+        config, known = self._pool_kv_cache_config, self.vllm_config.compilation_config
+        blocks = compat.block_layout(config, size_bytes, known.static_forward_context)
         if blocks is None:
             limit = self._pool_kv_store_bytes
             if limit is not None and limit < size_bytes:
@@ -196,7 +196,7 @@ class PoolWorker(PoolSteps):
         model = self.pool_model
         on_cuda = model.device_kind == "cuda"
         with torch.cuda.device(model.device_ordinal) if on_cuda else nullcontext():
-            self.synchronize_device()
+            compat.wait_for_device(self)
 
     # Doors.
 

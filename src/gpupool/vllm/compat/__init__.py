@@ -1,0 +1,62 @@
+"""Everything that depends on the version or platform of vLLM, and nothing else.
+
+Runs with 0.32. Where the sources of 0.26 differ, it is written for them too, and has not run there.
+"""
+
+from __future__ import annotations
+
+from gpupool.vllm.compat.configuration import (
+    caches_prefixes,
+    checkpoint_folder,
+    draft_tokens,
+    rank_name,
+    unsupported,
+    weight_factors,
+)
+from gpupool.vllm.compat.kv_cache import (
+    KvAllocations,
+    block_layout,
+    block_tokens,
+    kv_allocations,
+)
+from gpupool.vllm.compat.platform import (
+    device_name,
+    platform_worker,
+    prepare_process,
+    runs_in_child_process,
+    step_timeout_s,
+    version,
+    wait_for_device,
+    waive_free_memory_check,
+)
+from gpupool.vllm.compat.weights import (
+    KnownLayers,
+    forget_shared_tensors,
+    not_for_images,
+    process_again,
+)
+
+__all__ = [
+    "KnownLayers",
+    "KvAllocations",
+    "block_layout",
+    "block_tokens",
+    "caches_prefixes",
+    "checkpoint_folder",
+    "device_name",
+    "draft_tokens",
+    "forget_shared_tensors",
+    "kv_allocations",
+    "not_for_images",
+    "platform_worker",
+    "prepare_process",
+    "process_again",
+    "rank_name",
+    "runs_in_child_process",
+    "step_timeout_s",
+    "unsupported",
+    "version",
+    "wait_for_device",
+    "waive_free_memory_check",
+    "weight_factors",
+]

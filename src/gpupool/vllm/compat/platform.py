@@ -1,0 +1,94 @@
+"""The platform that vLLM runs on, and its process."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from vllm.platforms import current_platform
+
+from gpupool.errors import UsageError
+
+
+def platform_worker() -> type[Any]:
+    """The worker class that vLLM itself would use here. Raises UsageError off CUDA and CPU."""
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+    elif current_platform.is_cuda():
+        from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
+    else:
+        raise UsageError(f"gpupool runs on vLLM's CUDA and CPU platforms, not {current_platform}")
+    worker: type[Any] = PlatformWorker
+    return worker
+
+
+def prepare_process() -> None:
+    """Before any model is loaded in this process."""
+    if current_platform.is_cpu():
+        # With oneDNN every linear weight is repacked into an opaque handle that cannot be moved;
+        # without, torch multiplies by the parameter itself.
+        import vllm._custom_ops as custom_ops
+
+        custom_ops._supports_onednn = False
+        custom_ops.create_onednn_scaled_mm = _refuse_packed
+
+
+def _refuse_packed(*args: Any, **kwargs: Any) -> Any:
+    # What it makes keeps the addresses of scales that are then moved: it would answer nonsense.
+    raise UsageError(
+        "8-bit integer weights cannot be pooled on a CPU: oneDNN keeps a packed copy of them that "
+        "cannot be moved; load this model without gpupool, or in another format"
+    )
+
+
+def waive_free_memory_check(vllm_config: Any) -> None:
+    """Before the device is opened: what is free on it is the pool's affair.
+
+    vLLM refuses to start when less than a share of the device is free, whatever its own KV cache's
+    size, and the pool holds that memory for all its engines.
+    """
+    vllm_config.cache_config.gpu_memory_utilization = 0.001
+
+
+def runs_in_child_process() -> bool:
+    """Whether an ``LLM`` of this configuration runs its engine in a process of its own."""
+    import vllm.envs as envs
+
+    return bool(envs.VLLM_ENABLE_V1_MULTIPROCESSING)
+
+
+def wait_for_device(worker: Any) -> None:
+    """Until the device has done what was asked of it; workers of 0.26 have no such method."""
+    wait = getattr(worker, "synchronize_device", None)
+    if wait is not None:
+        wait()
+    elif torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def step_timeout_s() -> float:
+    """How long vLLM waits for one step of a worker before it gives the engine up."""
+    import vllm.envs as envs
+
+    return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
+
+
+def version() -> str:
+    """Of vLLM."""
+    from vllm import __version__
+
+    return str(__version__)
+
+
+def device_name(vllm_config: Any) -> str:
+    """What weights are processed for: of a GPU its kind, of a CPU its instruction sets."""
+    if current_platform.is_cpu():
+        # By these vLLM chooses how it packs weights.
+        found = sorted(n for n, has in torch.cpu.get_capabilities().items() if has is True)
+        return f"cpu {platform.machine()} {' '.join(found)}"
+    index = vllm_config.device_config.device.index or 0
+    return (
+        f"{current_platform.device_type} {current_platform.get_device_name(index)} "
+        f"{current_platform.get_device_capability(index)} {torch.version.cuda}"
+    )

@@ -1,0 +1,56 @@
+"""What vLLM keeps of weights besides the weights, and makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vllm.model_executor.utils as model_utils
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+
+
+def forget_shared_tensors() -> None:
+    """Before each load: a tensor cached by vLLM must not become part of two models."""
+    from vllm.model_executor.layers import rotary_embedding
+
+    rotary_embedding._ROPE_DICT.clear()
+
+
+def not_for_images(module: Any) -> str | None:
+    """Why the processed weights of a module cannot be taken as they are, or None."""
+    if not hasattr(model_utils, "weights_already_processed"):
+        return "this vLLM takes up no processed weights: 0.32 does"
+    for name, child in module.named_modules():
+        method = getattr(child, "quant_method", None)
+        if isinstance(method, QuantizeMethodBase) and not getattr(
+            method, "supports_pre_processed_weights", False
+        ):
+            kind = type(method).__name__
+            return f"vLLM cannot take up processed weights of {kind} (layer {name!r})"
+    if getattr(module, "secondary_weights", ()):
+        return "some of its weights come from another checkpoint"
+    return None
+
+
+def process_again(module: Any, model_config: Any, device: Any) -> None:
+    """Let vLLM make what goes with weights that are processed already."""
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+    with model_utils.weights_already_processed():
+        process_weights_after_loading(module, model_config, device)
+
+
+class KnownLayers:
+    """The layers that a configuration knows, which a model enters as it is made."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        """As they are now."""
+        self._config = vllm_config.compilation_config
+        self._layers = dict(self._config.static_forward_context)
+        self._experts = list(self._config.static_all_moe_layers)
+
+    def put_back(self) -> None:
+        """Forget a model that was made since, so that it can be made again."""
+        self._config.static_forward_context.clear()
+        self._config.static_forward_context.update(self._layers)
+        self._config.static_all_moe_layers[:] = self._experts
+        forget_shared_tensors()

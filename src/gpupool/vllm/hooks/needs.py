@@ -1,0 +1,282 @@
+"""Every place in vLLM that gpupool calls, reads, replaces, or is called from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A name in a module, parameters it must take, and what must be said in it."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something gpupool does, which one of some sets of hooks is enough for."""
+
+    what: str
+    forms: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
+    without: str = ""  # what is lost where there is none; empty: gpupool does not run
+
+
+def _all(module: str, names: str, of: str = "") -> tuple[Hook, ...]:
+    return tuple(Hook(module, f"{of}.{name}" if of else name) for name in names.split())
+
+
+def _worker(module: str, name: str, runner: Hook) -> tuple[Hook, ...]:
+    calls: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("__init__", ("vllm_config",)),
+        ("init_device", ()),
+        ("load_model", ()),
+        ("determine_available_memory", ()),
+        ("compile_or_warm_up_model", ()),
+        ("execute_model", ("scheduler_output",)),
+        ("sample_tokens", ("grammar_output",)),
+        ("sleep", ("level",)),
+        ("wake_up", ("tags",)),
+        ("shutdown", ()),
+        ("_maybe_get_memory_pool_context", ("tag",)),
+    )
+    allocates = Hook(
+        module,
+        f"{name}.initialize_from_config",
+        ("kv_cache_config",),
+        ("_maybe_get_memory_pool_context", "kv_cache"),
+    )
+    own = tuple(Hook(module, f"{name}.{method}", taken) for method, taken in calls)
+    return (*own, allocates, *_all(module, "vllm_config model_runner", of=name), runner)
+
+
+WORKERS = (("vllm.v1.worker.cpu_worker", "CPUWorker"), ("vllm.v1.worker.gpu_worker", "Worker"))
+_CACHE = "vllm.v1.kv_cache_interface"
+_OUTPUT = "vllm.v1.core.sched.output"
+_LOADER = "vllm.model_executor.model_loader"
+_QUANTIZATION = "vllm.model_executor.layers.quantization.base_config"
+_ENVIRONMENT = "vllm.envs"
+
+NEEDS: tuple[Need, ...] = (
+    Need(
+        "the CPU platform's worker",
+        {
+            "": _worker(
+                *WORKERS[0], Hook("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.get_model")
+            )
+        },
+    ),
+    Need(
+        "the CUDA platform's worker",
+        {
+            "": _worker(
+                *WORKERS[1], Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.get_model")
+            )
+        },
+    ),
+    Need(
+        "waiting for the device as vLLM does",
+        {"": (Hook("vllm.v1.worker.worker_base", "WorkerBase.synchronize_device"),)},
+        without="torch is asked to wait",
+    ),
+    Need(
+        "which platform it is",
+        {
+            "": (
+                Hook("vllm.platforms", "current_platform"),
+                *_all(
+                    "vllm.platforms.interface",
+                    "is_cpu is_cuda device_type get_device_name get_device_capability",
+                    of="Platform",
+                ),
+            )
+        },
+    ),
+    Need(
+        "linear weights on a CPU that can be moved",
+        {"": _all("vllm._custom_ops", "_supports_onednn create_onednn_scaled_mm")},
+    ),
+    Need(
+        "settings of the environment",
+        {
+            "": _all(
+                _ENVIRONMENT,
+                "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
+                of="environment_variables",
+            )
+        },
+    ),
+    Need(
+        "the configuration",
+        {
+            "": (
+                *_all(
+                    "vllm.config.vllm",
+                    "additional_config model_config cache_config parallel_config "
+                    "scheduler_config device_config load_config speculative_config "
+                    "compilation_config kv_transfer_config num_speculative_tokens",
+                    of="VllmConfig",
+                ),
+                *_all(
+                    "vllm.config.parallel",
+                    "world_size data_parallel_size rank",
+                    of="ParallelConfig",
+                ),
+                *_all(
+                    "vllm.config.cache",
+                    "kv_cache_memory_bytes enable_prefix_caching gpu_memory_utilization",
+                    of="CacheConfig",
+                ),
+                *_all("vllm.config.scheduler", "async_scheduling", of="SchedulerConfig"),
+                *_all(
+                    "vllm.config.compilation",
+                    "static_forward_context static_all_moe_layers",
+                    of="CompilationConfig",
+                ),
+            )
+        },
+    ),
+    Need(
+        "which blocks a step uses",
+        {
+            "": (
+                *_all(
+                    _OUTPUT,
+                    "scheduled_new_reqs scheduled_cached_reqs finished_req_ids "
+                    "total_num_scheduled_tokens",
+                    of="SchedulerOutput",
+                ),
+                *_all(_OUTPUT, "req_id block_ids num_computed_tokens", of="NewRequestData"),
+                *_all(
+                    _OUTPUT,
+                    "req_ids resumed_req_ids new_block_ids num_computed_tokens",
+                    of="CachedRequestData",
+                ),
+            )
+        },
+    ),
+    Need(
+        "which blocks a step zeroes or copies",
+        {
+            "": (
+                *_all(_OUTPUT, "new_block_ids_to_zero kv_cache_block_copies", of="SchedulerOutput"),
+                *_all(
+                    "vllm.v1.core.kv_cache_utils",
+                    "src_block_id dst_block_id",
+                    of="KVCacheBlockCopy",
+                ),
+            )
+        },
+        without="this vLLM is taken to do neither",
+    ),
+    Need(
+        "what is in the KV cache",
+        {
+            "": (
+                *_all(
+                    _CACHE,
+                    "FullAttentionSpec MLAAttentionSpec SlidingWindowSpec "
+                    "ChunkedLocalAttentionSpec UniformTypeKVCacheSpecs.kv_cache_specs "
+                    "FullAttentionSpec.page_size_bytes FullAttentionSpec.block_size "
+                    "FullAttentionSpec.dtype KVCacheConfig.num_blocks "
+                    "KVCacheConfig.kv_cache_tensors KVCacheConfig.kv_cache_groups "
+                    "KVCacheGroupSpec.layer_names KVCacheGroupSpec.kv_cache_spec",
+                ),
+            )
+        },
+    ),
+    Need(
+        "how the KV cache is allocated",
+        {
+            "one allocation, as 0.32 makes it": (
+                *_all(_CACHE, "size layers layer_stride block_stride offset", of="KVCacheTensor"),
+                Hook(
+                    "vllm.v1.worker.utils",
+                    "allocate_kv_cache",
+                    ("kv_cache_config",),
+                    ("zeros", "int8"),
+                ),
+            ),
+            "one for each tensor, as 0.26 makes them": (
+                *_all(_CACHE, "size shared_by block_stride offset", of="KVCacheTensor"),
+                Hook(
+                    "vllm.v1.worker.gpu.attn_utils",
+                    "_allocate_kv_cache",
+                    ("kv_cache_config",),
+                    ("zeros", "int8", "block_stride"),
+                ),
+                Hook(
+                    "vllm.v1.worker.gpu_model_runner",
+                    "GPUModelRunner._allocate_kv_cache_tensors",
+                    ("kv_cache_config",),
+                    ("zeros", "int8", "block_stride"),
+                ),
+                *_all(
+                    "vllm.v1.attention.backend",
+                    "get_kv_cache_shape get_kv_cache_stride_order",
+                    of="AttentionBackend",
+                ),
+            ),
+        },
+    ),
+    Need(
+        "tensors that models of a process share",
+        {"": _all("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT")},
+    ),
+    Need("log lines", {"": (Hook("vllm.logger", "init_logger"),)}),
+    Need(
+        "being found by vLLM",
+        {"": (Hook("vllm.plugins", "DEFAULT_PLUGINS_GROUP", says=("vllm.general_plugins",)),)},
+    ),
+    Need(
+        "--load-format gpupool",
+        {
+            "": (
+                Hook(_LOADER, "register_model_loader", ("load_format",)),
+                Hook(
+                    f"{_LOADER}.default_loader",
+                    "DefaultModelLoader.load_weights",
+                    ("model", "model_config"),
+                ),
+                Hook(
+                    f"{_LOADER}.default_loader",
+                    "DefaultModelLoader.load_model",
+                    ("vllm_config", "model_config", "prefix"),
+                ),
+                Hook("vllm.utils.torch_utils", "set_default_torch_dtype", ("dtype",)),
+                Hook(_QUANTIZATION, "QuantizeMethodBase"),
+            )
+        },
+    ),
+    Need(
+        "images of processed weights",
+        {
+            "": (
+                Hook(
+                    f"{_LOADER}.default_loader",
+                    "DefaultModelLoader.create_model",
+                    ("vllm_config", "model_config", "prefix"),
+                ),
+                Hook(
+                    f"{_LOADER}.utils",
+                    "process_weights_after_loading",
+                    ("model", "model_config", "target_device"),
+                ),
+                Hook("vllm.model_executor.utils", "weights_already_processed"),
+                Hook(_QUANTIZATION, "QuantizeMethodBase.supports_pre_processed_weights"),
+                *_all(_ENVIRONMENT, "compile_factors environment_variables"),
+            )
+        },
+        without="weights always come from the checkpoint",
+    ),
+)
+
+
+def hooks() -> Iterator[Hook]:
+    """All of all forms."""
+    for need in NEEDS:
+        for form in need.forms.values():
+            yield from form
