@@ -18,7 +18,7 @@ def forget_shared_tensors() -> None:
 def not_for_images(module: Any) -> str | None:
     """Why the processed weights of a module cannot be taken as they are, or None."""
     if not hasattr(model_utils, "weights_already_processed"):
-        return "this vLLM takes up no processed weights: 0.32 does"
+        return "this vLLM takes up no processed weights: 0.31 and newer do"
     for name, child in module.named_modules():
         method = getattr(child, "quant_method", None)
         if isinstance(method, QuantizeMethodBase) and not getattr(
