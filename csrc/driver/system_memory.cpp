@@ -3,16 +3,25 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <exception>
 #include <fstream>
 #include <limits>
 #include <string>
+#include <thread>
 
 namespace gpupool {
 namespace {
 
 constexpr int collapse = 25;  // MADV_COLLAPSE, which older headers lack
+
+// For fewer pages a thread is not worth its start.
+constexpr std::size_t pages_a_thread = 16;
+constexpr std::size_t threads_max = 4;
 
 constexpr int nothing = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
@@ -57,15 +66,29 @@ bool map_nothing(std::byte* at, std::size_t bytes) noexcept {
 }
 
 void put_huge_pages(int fd, const std::byte* view, std::size_t bytes) noexcept {
-  for (std::size_t at = 0; bytes - at >= huge_page_bytes; at += huge_page_bytes) {
-    // It takes the place of small pages, so that there must be one: one alone, for to fill all 512
-    // and have them copied costs more than it saves.
-    auto* const memory = const_cast<std::byte*>(view + at);
-    if (fallocate(fd, 0, static_cast<off_t>(at), 1) != 0 ||
-        madvise(memory, huge_page_bytes, collapse) != 0) {
-      return;
+  const std::size_t pages = bytes / huge_page_bytes;
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t page = next++; page < pages; page = next++) {
+      // It takes the place of small pages, so that there must be one: one alone, for to fill all
+      // 512 and have them copied costs more than it saves.
+      const std::size_t at = page * huge_page_bytes;
+      auto* const memory = const_cast<std::byte*>(view + at);
+      if (fallocate(fd, 0, static_cast<off_t>(at), 1) != 0 ||
+          madvise(memory, huge_page_bytes, collapse) != 0) {
+        next = pages;
+      }
     }
+  };
+  const std::size_t useful = std::min(
+      {pages / pages_a_thread, threads_max, std::size_t{std::thread::hardware_concurrency()}});
+  std::array<std::jthread, threads_max> others;
+  try {
+    for (std::size_t i = 1; i < useful; ++i) others[i] = std::jthread(work);
+  } catch (const std::exception&) {
+    // Without more threads it takes longer.
   }
+  work();
 }
 
 }  // namespace gpupool

@@ -27,7 +27,8 @@ inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 // Has the system put huge pages behind the memfd `fd`, whose first `bytes` are mapped at `view`;
 // what is in them stays. To map them elsewhere then takes a hundredth of the time. It is quick
 // where nothing was touched yet. What does not fill a whole one is left as it is; so is everything
-// where the system gives none (before Linux 6.1, say).
+// where the system gives none (before Linux 6.1, say). Of much memory a few threads do a part each,
+// which have ended when this returns; fewer where they cannot be started.
 void put_huge_pages(int fd, const std::byte* view, std::size_t bytes) noexcept;
 
 }  // namespace gpupool

@@ -19,6 +19,7 @@ std::atomic<int> left{0};  // 0: none fails
 std::atomic<int> errno_of{0};
 std::atomic<int> refused{0};
 std::function<void()> act_before_mmap;  // of a test with one thread
+std::function<int(std::byte*)> madvise_answer;
 
 bool refuses(Call call) {
   if (left.load() == 0 || chosen.load() != call || --left > 0) return false;
@@ -38,6 +39,8 @@ void nth(Call call, int nth, int error) {
 }
 
 void before_mmap(std::function<void()> act) { act_before_mmap = std::move(act); }
+
+void answer_madvise(std::function<int(std::byte*)> answer) { madvise_answer = std::move(answer); }
 
 int done() {
   left = 0;
@@ -69,6 +72,11 @@ void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off
   if (refuses(Call::mmap)) return MAP_FAILED;
   if (const auto act = std::exchange(gpupool::refuse::act_before_mmap, nullptr)) act();
   return __real_mmap(at, bytes, protection, flags, fd, offset);
+}
+int __real_madvise(void* at, size_t bytes, int advice);
+int __wrap_madvise(void* at, size_t bytes, int advice) {
+  const auto& answer = gpupool::refuse::madvise_answer;
+  return answer ? answer(static_cast<std::byte*>(at)) : __real_madvise(at, bytes, advice);
 }
 int __real_mprotect(void* at, size_t bytes, int protection);
 int __wrap_mprotect(void* at, size_t bytes, int protection) {

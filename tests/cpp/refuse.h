@@ -1,6 +1,7 @@
 // Makes calls of the system fail that gpupool's own code makes, in programs linked with refuse.cpp.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 
 namespace gpupool::refuse {
@@ -12,6 +13,8 @@ void nth(Call call, int nth, int error);
 // Runs `act` just before the next mmap(2), which is then made as ever: what another thread may do
 // at that moment.
 void before_mmap(std::function<void()> act);
+// Answers every madvise(2) from now, on any thread, in the system's stead; null: the system does.
+void answer_madvise(std::function<int(std::byte* at)> answer);
 // How many did since the last nth(), which this ends.
 int done();
 

@@ -131,3 +131,11 @@ plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
   [[pieces_.clear();]]
   [[]]
   in_flight@host/stepped)
+plant(others_go_on_when_the_system_refuses_huge_pages driver/system_memory.cpp
+  [[next = pages;]]
+  [[]]
+  huge_pages)
+plant(the_last_huge_page_is_left_out driver/system_memory.cpp
+  [[bytes / huge_page_bytes]]
+  [[bytes / huge_page_bytes / 2]]
+  huge_pages)
