@@ -4,7 +4,8 @@
 
 Each policy serves the same trace with engines of its own: stock vLLM servers with the demo's tiny
 models, in a pool that holds one of them. What a policy of requests decided is recorded and decided
-again from the recording. See benchmarks/README.md.
+again from the recording. The simulator runs the same trace by a profile of this machine, which is
+measured first (`gpupool profile`). See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,10 +28,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from benchmarks.live_server import Answered, LiveRun, checkpoints, serve_trace  # noqa: E402
-from demo.pool import ServerError  # noqa: E402
+from demo.pool import (  # noqa: E402
+    BUDGET_BYTES,
+    ENGINE_ENVIRONMENT,
+    KV_CACHE_BYTES,
+    MAX_MODEL_LEN,
+    MIB,
+    PAGE_BYTES,
+    ServerError,
+)
 from gpupool.live import POLICIES  # noqa: E402
 from gpupool.schedule.recording import differing, from_line  # noqa: E402
+from gpupool.simulate.assumptions import HONEST  # noqa: E402
+from gpupool.simulate.profile_file import read_profiles  # noqa: E402
+from gpupool.simulate.simulation import Hardware, simulate  # noqa: E402
 from gpupool.simulate.trace import Arrival  # noqa: E402
+
+GPU = "this machine"
 
 
 @dataclass
@@ -47,6 +63,17 @@ class Row:
     duration_s: float
     decisions: int = 0
     decisions_differing: int = 0
+    simulated: Simulated | None = None
+
+
+@dataclass
+class Simulated:
+    """What the simulator says of the same trace."""
+
+    ttft_s_p50: float
+    ttft_s_p99: float
+    attainment_tokens: float
+    switches: int
 
 
 def main() -> int:
@@ -59,17 +86,22 @@ def main() -> int:
     parser.add_argument("--ttft-ms", type=float, default=2000.0, help="goal for a first token")
     parser.add_argument("--tbt-ms", type=float, default=100.0, help="goal for each further one")
     parser.add_argument("--turn-ms", type=int, default=200, help="of the policy turns")
+    parser.add_argument("--profiles", type=Path, help="of this machine; else they are measured")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/demo")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/bench_live")
     parser.add_argument("--json", metavar="PATH", help="- for standard output")
     arguments = parser.parse_args()
     models = checkpoints(arguments.cache)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    profiles = arguments.profiles or measure(models, arguments.folder / "profiles.csv")
     trace = make_trace(sorted(models), arguments.rate, arguments.seconds, arguments.seed)
     rows = []
     for policy in arguments.policies.split(","):
         print(f"{policy}: starting the engines", file=sys.stderr)
         try:
             rows.append(_row(policy, trace, models, arguments))
+            if policy in POLICIES:
+                rows[-1].simulated = simulated(policy, trace, profiles, arguments)
         except ServerError as error:
             parser.exit(1, f"{policy}: {error}\n")
     text = _table(rows)
@@ -94,6 +126,46 @@ def make_trace(models: list[str], rate: float, seconds: float, seed: int) -> lis
             found.append(Arrival(at_s, model, rng.randint(16, 256), rng.randint(16, 160)))
             at_s += rng.expovariate(rate)
     return sorted(found)
+
+
+def measure(models: Mapping[str, Path], path: Path) -> Path:
+    """What these models take on this machine, served as they will be. Raises CalledProcessError."""
+    for name, checkpoint in models.items():
+        print(f"{name}: measuring its profile", file=sys.stderr)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "gpupool", "profile", str(checkpoint)),
+                *("--name", name, "--device", "host", "--gpu", GPU, "--output", str(path)),
+                *("--kv-cache", f"{KV_CACHE_BYTES // MIB}MiB", "--page", f"{PAGE_BYTES // MIB}MiB"),
+                *("--input-tokens", "16,64,256", "--batch-sizes", "1,2,4,8"),
+                *("--prompt-tokens-max", "1024"),
+                *("--", "--dtype", "float32", "--enforce-eager"),
+                *("--max-model-len", str(MAX_MODEL_LEN)),
+            ],
+            env={**os.environ, **ENGINE_ENVIRONMENT},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return path
+
+
+def simulated(
+    policy: str, trace: list[Arrival], path: Path, arguments: argparse.Namespace
+) -> Simulated:
+    """The trace on one device with the pool's budget, by the profile."""
+    profiles = read_profiles(path)
+    result = simulate(
+        trace,
+        policy,
+        Hardware(devices=1, gpu=GPU, device_bytes=BUDGET_BYTES / HONEST.memory_share),
+        fits=profiles.fits,
+        checkpoints=profiles.checkpoints_of(trace, GPU),
+        ttft_s=arguments.ttft_ms / 1000,
+        tbt_s=arguments.tbt_ms / 1000,
+    )
+    return Simulated(
+        result.ttft_s_p50, result.ttft_s_p99, result.attainment_tokens, result.switches
+    )
 
 
 def _row(
@@ -166,15 +238,18 @@ def _quantile(ordered: list[float], share: float) -> float:
 
 
 def _table(rows: list[Row]) -> str:
-    lines = [
-        "policy      TTFT p50   p99  gap p99  in time  swap-ins  (median)  decisions differing"
-    ]
-    lines += [
-        f"{r.policy:<11} {r.ttft_s_p50:8.2f} {r.ttft_s_p99:5.2f} {r.gap_s_p99:8.2f} "
-        f"{r.attainment_tokens:8.1%} {r.swap_ins:9} {r.swap_in_s_median * 1000:6.1f} ms "
-        f"{r.decisions:10} {r.decisions_differing:9}"
-        for r in rows
-    ]
+    lines = ["policy       TTFT p50   p99  in time  swap-ins  (median)  decisions differing"]
+    for r in rows:
+        lines.append(
+            f"{r.policy:<12} {r.ttft_s_p50:8.2f} {r.ttft_s_p99:5.2f} {r.attainment_tokens:8.1%} "
+            f"{r.swap_ins:9} {r.swap_in_s_median * 1000:6.1f} ms {r.decisions:10} "
+            f"{r.decisions_differing:9}"
+        )
+        if (s := r.simulated) is not None:
+            lines.append(
+                f"  simulated  {s.ttft_s_p50:8.2f} {s.ttft_s_p99:5.2f} {s.attainment_tokens:8.1%} "
+                f"{s.switches:9}"
+            )
     return "\n".join(lines)
 
 
