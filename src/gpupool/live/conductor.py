@@ -83,6 +83,7 @@ class Conductor:
         """The model that the device switches to."""
         self._next: tuple[int, ...] = ()
         """The others in the order in which they are needed."""
+        self._looked: dict[int, tuple[object, ...]] = {}
         self._resident: dict[int, float] = {}
         self._device = Device(0, resident=self._resident)
         self._goals_of: dict[int, Goals] = {}
@@ -110,6 +111,7 @@ class Conductor:
         self._goals_of.pop(key, None)
         self._weights.pop(key, None)
         self._there.discard(key)
+        self._looked.pop(key, None)
         self._telling.discard(key)
         self._left(key)
         self.measured.forget(key)
@@ -169,10 +171,15 @@ class Conductor:
             if lease.state is not Residency.RESIDENT:
                 self._there.discard(key)
             self._resident[key] = lease.held / lease.pages if lease.pages else 0.0
+            looks = self._looks_of(key, name, lease)
+            on_its_way = lease.state is Residency.OUT and self._places.any_of(key)
+            if looks == self._looked.get(key) and not on_its_way:
+                continue
+            self._looked[key] = looks
             out_s = lease.since_s + _OUT_S if lease.state is Residency.OUT else inf
             if lease.fenced or (lease.state is Residency.OUT and out_s <= now_s):
                 wanted: list[Request] = []
-            elif lease.state is Residency.OUT and not self._places.any_of(key):
+            elif lease.state is Residency.OUT and not on_its_way:
                 wanted = []  # its engine has not asked yet
             else:
                 wanted = self._wanted(key, name, lease)
@@ -186,6 +193,11 @@ class Conductor:
         if model is not None and self._target is None and model not in self._there:
             self._left(model)
         return None if late_s == inf else late_s
+
+    def _looks_of(self, key: int, name: str, lease: Lease) -> tuple[object, ...]:
+        """All that the requests which a model wants to have served depend on, but for the time."""
+        asks = lease.state, lease.ahead, lease.idle, lease.fenced, lease.since_s
+        return *asks, key in self._telling, self.requests.version(name)
 
     def _wanted(self, key: int, name: str, lease: Lease) -> list[Request]:
         """The requests that a model has, or one that stands for whatever else it wants to do."""

@@ -41,6 +41,12 @@ class Requests:
         self._models: dict[str, _OfModel] = {}
         self._told: dict[Hashable, dict[str, _Announced]] = {}
         self._count = 0
+        self._changes = 0
+        self._versions: dict[str, int] = {}
+
+    def version(self, model: str) -> int:
+        """Another number each time that ``of`` says something else; 0 for a model without any."""
+        return self._versions.get(model, 0)
 
     def announce(
         self, teller: Hashable, model: str, request_id: str, prompt_tokens: int, now_s: float
@@ -52,6 +58,7 @@ class Requests:
         request = self._new(prompt_tokens, now_s)
         told[request_id] = _Announced(model, request_id, request)
         self._models.setdefault(model, _OfModel()).announced.append(told[request_id])
+        self._changed(model)
 
     def over(self, teller: Hashable, request_id: str) -> None:
         """What was announced has its answer, or wants none any more."""
@@ -73,6 +80,7 @@ class Requests:
         of_model = self._models.setdefault(model, _OfModel())
         if number in of_model.running or len(of_model.running) >= EACH_MAX:
             return
+        self._changed(model)
         announced = next((a for a in of_model.announced if a.request_id in request_id), None)
         if announced is None:
             of_model.running[number] = self._new(prompt_tokens, now_s)
@@ -126,7 +134,12 @@ class Requests:
         self._count += 1
         return Request(self._count, -1, now_s, prompt_tokens)
 
+    def _changed(self, model: str) -> None:
+        self._changes += 1
+        self._versions[model] = self._changes
+
     def _tidy(self, model: str) -> None:
         of_model = self._models[model]
+        self._changed(model)
         if not of_model.announced and not of_model.running:
-            del self._models[model]
+            del self._models[model], self._versions[model]
