@@ -14,9 +14,9 @@ from gpupool.errors import GpupoolError
 _DURATION_MAX = 1e6  # ms or s
 
 
-def _duration(_: click.Context, parameter: click.Parameter, value: float) -> float:
+def _duration(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Refuse what no clock can wait for, infinity and NaN among them."""
-    if not value <= _DURATION_MAX:
+    if value is not None and not value <= _DURATION_MAX:
         raise click.BadParameter(f"{value:g} is not at most {_DURATION_MAX:g}.", param=parameter)
     return value
 
@@ -97,6 +97,14 @@ _SOCKET = click.option(
     help="With deadlines: how long after that each further token is due.",
 )
 @click.option(
+    "--patience-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_duration,
+    metavar="MS",
+    help="A request whose model had no turn for so long is given up: the router answers it with "
+    "503.  [default: never]",
+)
+@click.option(
     "--record",
     "record_path",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -141,6 +149,7 @@ def daemon(
     policy: str,
     ttft_ms: float,
     tbt_ms: float,
+    patience_ms: float | None,
     record_path: Path | None,
     turn_ms: float,
     min_tokens: int,
@@ -165,8 +174,9 @@ def daemon(
             parking = parking_place(parking_folder, parking_limit_bytes)
         except (OSError, GpupoolError) as error:
             raise click.ClickException(f"nothing can be parked: {error}") from None
-    if record_path is not None and policy == "turns":
-        raise click.UsageError("--record needs a policy of requests: --policy deadlines or fcfs")
+    for option, given in (("--record", record_path), ("--patience-ms", patience_ms)):
+        if given is not None and policy == "turns":
+            raise click.UsageError(f"{option} needs a policy of requests: deadlines or fcfs")
     recording = None
     if record_path is not None:
         try:
@@ -187,6 +197,7 @@ def daemon(
             policy=LivePolicy(
                 policy,
                 Goals(ttft_ms / 1000, tbt_ms / 1000),
+                None if patience_ms is None else patience_ms / 1000,
                 None if recording is None else recording.write,
             ),
         )

@@ -33,6 +33,7 @@ class Asked:
     made: int = 0
     first_s: float = -1.0
     done_s: float = -1.0
+    given_up_s: float = -1.0
 
 
 @dataclass(eq=False)
@@ -53,17 +54,24 @@ class FakeEngine:
 class Live:
     """A desk, its engines, a router, and a clock that goes from event to event."""
 
-    def __init__(self, pages: int, models: dict[str, int], policy: str, goals: Goals) -> None:
+    def __init__(
+        self,
+        pages: int,
+        models: dict[str, int],
+        policy: str,
+        goals: Goals,
+        patience_s: float | None = None,
+    ) -> None:
         """``models`` says how many pages each needs."""
         self.decided: list[Decided] = []
         self._made = pages, models, goals
-        self.bench = Bench(
-            pages=pages, turn_s=0.2, policy=LivePolicy(policy, goals, self.decided.append)
-        )
+        live = LivePolicy(policy, goals, patience_s, self.decided.append)
+        self.bench = Bench(pages=pages, turn_s=0.2, policy=live)
         self.engines = {
             name: FakeEngine(name, self.bench.worker(name, needs)) for name, needs in models.items()
         }
         self.router = FakePeer()
+        self.asked: dict[str, Asked] = {}
         self.swap_ins: list[str] = []
         self.revokes = 0
         """Of engines with requests."""
@@ -100,6 +108,7 @@ class Live:
         heapq.heappush(self._events, (at_s, self._count, do))
 
     def ask(self, asked: Asked) -> None:
+        self.asked[asked.name] = asked
         self.at(asked.at_s, partial(self._come, asked))
 
     def run(self, until_s: float) -> None:
@@ -202,7 +211,17 @@ class Live:
         if engine.requests:
             self.at(self.bench.now_s + 0.001, partial(self._acquire, engine))
 
+    def _take_back(self, asked: Asked) -> None:
+        """As a router does that was told to give up: an engine without a turn knows nothing yet."""
+        asked.given_up_s = self.bench.now_s
+        self.engines[asked.model].requests.remove(asked)
+        self.engines[asked.model].known.pop(asked, None)
+        self._over(asked)
+
     def _hear(self) -> None:
+        for message in self.router.take():
+            assert isinstance(message, p.GiveUp)
+            self._take_back(self.asked[message.request_id])
         for engine in self.engines.values():
             if engine.state == "dead":
                 continue

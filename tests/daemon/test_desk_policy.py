@@ -128,3 +128,34 @@ def test_a_router_that_goes_leaves_nothing_behind(
     assert [asked.name for asked in requests if asked.done_s < 0] == []
     rest = [r for name in models for r in live.conductor.requests.of(name)]
     assert rest == []
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@given(workloads(), st.sampled_from([0.3, 1.0, 3.0]))
+def test_with_patience_a_request_is_served_or_given_up_in_time(
+    policy: str, workload: tuple[int, dict[str, int], list[Asked]], patience_s: float
+) -> None:
+    pages, models, requests = workload
+    live = Live(pages, models, policy, Goals(ttft_s=1.0, tbt_s=0.1), patience_s)
+    for asked in requests:
+        asked.announced = True
+        live.ask(asked)
+    live.run(LONG_S)
+    for asked in requests:
+        assert (asked.done_s < 0) == (asked.given_up_s >= 0)
+        if asked.given_up_s >= 0:
+            assert asked.first_s < 0, "what has a token is not given up"
+            waited_s = asked.given_up_s - asked.at_s
+            assert patience_s < waited_s < patience_s + 0.5
+    assert list(differing(live.decided, POLICIES[policy])) == []
+
+
+def test_what_has_no_turn_in_time_is_given_up_and_the_rest_goes_on() -> None:
+    live = Live(2, {"a": 2, "b": 2}, "fcfs", Goals(), 0.5)
+    first, second = Asked("request-one", "a", 0.0, 100), Asked("request-two", "b", 0.1, 10)
+    third = Asked("request-three", "a", 0.2, 10)
+    for asked in (first, second, third):
+        live.ask(asked)
+    live.run(LONG_S)
+    assert first.done_s > 3 and third.done_s > 0
+    assert second.given_up_s == pytest.approx(0.6, abs=0.01)

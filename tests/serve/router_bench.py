@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,10 @@ class FakeBackend:
 
 @contextmanager
 def routing(
-    *backends: FakeBackend, status: Status | None = None, announcer: Announcer | None = None
+    *backends: FakeBackend,
+    status: Status | None = None,
+    announcer: Announcer | None = None,
+    on_router: Callable[[Router], None] = lambda _: None,
 ) -> Iterator[httpx.Client]:
     async def ask_status() -> Status | None:
         return status
@@ -51,6 +54,7 @@ def routing(
         max_body_bytes=LIMIT_BYTES,
         announcer=announcer,
     )
+    on_router(router)
     with serving(router.app()) as url, httpx.Client(base_url=url, timeout=20) as client:
         yield client
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import anyio
 import httpx
 import pytest
-from router_bench import CHAT, FakeBackend, routing
+from router_bench import CHAT, FakeBackend, error_of, metric, routing
 from serving import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from waiting import until
 
 from gpupool.serve.lifecycle import Phase
+from gpupool.serve.router import Router
 
 
 @dataclass
@@ -87,3 +93,79 @@ def test_what_reaches_no_model_is_not_announced(path: str, phase: Phase, model: 
     with announcing(announcer, phase) as client:
         client.post(path, json={"model": model})
         assert announcer.told == []
+
+
+class GivesUp(Announcer):
+    """Gives up when it is told to, on the router's own thread, as news from the daemon come."""
+
+    def announce(self, model: str, request_id: str, prompt_tokens: int) -> None:
+        super().announce(model, request_id, prompt_tokens)
+        self.loop = asyncio.get_running_loop()
+
+    def now(self, router: Router) -> None:
+        self.loop.call_soon_threadsafe(router.give_up, self.told[-1][2])
+        self.loop.call_soon_threadsafe(router.give_up, "what nobody announced")
+
+
+@pytest.mark.parametrize("sends", ["whole", "stream without tokens"])
+def test_a_request_without_a_turn_is_taken_back_from_its_engine(sends: str) -> None:
+    announcer, routers, left = GivesUp(), list[Router](), threading.Event()
+
+    async def engine(request: Request) -> Response:
+        if sends == "whole":
+            announcer.now(routers[0])
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+            return Response()
+
+        async def events() -> AsyncIterator[bytes]:
+            try:
+                yield b""
+                announcer.now(routers[0])
+                await anyio.sleep_forever()
+            finally:
+                left.set()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route(CHAT, engine, methods=["POST"])])
+    with (
+        serving(app) as url,
+        routing(FakeBackend("m", url), announcer=announcer, on_router=routers.append) as client,
+    ):
+        answer = client.post(CHAT, json={"model": "m"})
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"]
+            error = error_of(answer)
+        else:  # its stream had begun
+            assert sends != "whole"
+            error = json.loads(answer.text.removeprefix("data: "))["error"]
+        assert error["code"] == "overloaded"
+        assert left.wait(10)
+        until(lambda: metric(client, 'gpupool_requests_total{code="503",model="m"}') == 1)
+        assert [kind for kind, *_ in announcer.told] == ["announce", "over"]
+
+
+def test_an_answer_of_which_a_part_is_out_goes_on() -> None:
+    announcer, routers, go_on = GivesUp(), list[Router](), threading.Event()
+
+    async def engine(request: Request) -> Response:
+        async def events() -> AsyncIterator[bytes]:
+            yield b"data: first\n\n"
+            await anyio.to_thread.run_sync(go_on.wait)
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route(CHAT, engine, methods=["POST"])])
+    with (
+        serving(app) as url,
+        routing(FakeBackend("m", url), announcer=announcer, on_router=routers.append) as client,
+        client.stream("POST", CHAT, json={"model": "m"}) as answer,
+    ):
+        chunks = answer.iter_raw()
+        assert next(chunks) == b"data: first\n\n"
+        announcer.now(routers[0])
+        announcer.loop.call_soon_threadsafe(go_on.set)  # after that
+        assert b"".join(chunks) == b"data: [DONE]\n\n"

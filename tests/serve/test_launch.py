@@ -136,3 +136,23 @@ def test_daemon_and_engines_see_one_device(
 def test_a_device_that_is_not_visible_is_refused() -> None:
     with pytest.raises(ServeError, match="shows 1 devices"):
         launch.device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "3"})
+
+
+def test_policies_and_goals() -> None:
+    pool = PoolConfig(device="host", budget_bytes=ByteSize(64 * MIB))
+    plain = launch.daemon_command(pool, Path("/s"))
+    assert not {"--policy", "--ttft-ms", "--tbt-ms", "--patience-ms", "--record"} & set(plain)
+    pool = replace(pool, policy="deadlines", tbt_ms=50.5, patience_ms=3e4, record="/d.jsonl")
+    command = launch.daemon_command(pool, Path("/s"))
+    given = dict(zip(command[4::2], command[5::2], strict=True))
+    assert {name: given[name] for name in given if name not in plain} == {
+        "--policy": "deadlines",
+        "--ttft-ms": "10000",
+        "--tbt-ms": "50.5",
+        "--patience-ms": "30000",
+        "--record": "/d.jsonl",
+    }
+    model = ModelConfig(name="a", model="/a", kv_cache_bytes=ByteSize(MIB), tbt_ms=20.0, weight=2.0)
+    command = launch.engine_command(model, 1, Path("/s"))
+    pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
+    assert pooled == {"socket": "/s", "model": "a", "tbt_ms": 20.0, "weight": 2.0}

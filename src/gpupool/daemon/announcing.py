@@ -26,9 +26,18 @@ class Announcer:
     The daemon then learns of a request from its engine.
     """
 
-    def __init__(self, socket_path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Connect when there is something to tell."""
+    def __init__(
+        self,
+        socket_path: Path,
+        watch: Callable[[socket.socket, bool], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Connect when there is something to tell.
+
+        ``watch`` is told of a connection that has come, and is to be read with ``hear``, or goes.
+        """
         self._socket_path = socket_path
+        self._watch = watch
         self._clock = clock
         self._connection: socket.socket | None = None
         self._not_before_s = 0.0
@@ -59,8 +68,26 @@ class Announcer:
         """Everything that was announced is over; idempotent."""
         self._told.clear()
         if self._connection is not None:
+            self._watch(self._connection, False)
             self._connection.close()
             self._connection = None
+
+    def hear(self) -> list[str]:
+        """Requests that the daemon has given up on since it was asked last."""
+        found: list[str] = []
+        while self._connection is not None:
+            try:
+                packet, fds = wire.receive(self._connection, 0)
+                message = wire.decode_daemon(packet)
+            except BlockingIOError:
+                break
+            except (GpupoolError, OSError):  # it is told of nothing more, and so tells nothing
+                self.close()
+                break
+            assert not fds
+            if isinstance(message, p.GiveUp):
+                found.append(message.request_id)
+        return found
 
     def _say(self, message: p.Announce | p.Over) -> bool:
         try:
@@ -70,6 +97,7 @@ class Announcer:
                 self._not_before_s = self._clock() + _AGAIN_S
                 self._connection = connect(self._socket_path, _CONNECT_S)
                 self._connection.setblocking(False)
+                self._watch(self._connection, True)
             self._connection.send(wire.encode(message))
         except BlockingIOError:
             # The daemon is busy. It must not go by what is over for good, so that ends it all.

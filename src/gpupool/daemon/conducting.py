@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from gpupool.daemon import protocol as p
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
 from gpupool.errors import ProtocolError
 from gpupool.leases import Lease
 from gpupool.live import Conductor
+from gpupool.schedule.work import Request
 
 
 class Conducting:
     """Tells a conductor what peers say. Without one, turns are all there is."""
 
-    def __init__(self, conductor: Conductor | None, policy: str) -> None:
-        """Nothing was told yet."""
-        self.conductor = conductor
+    def __init__(self, policy: str) -> None:
+        """There is no conductor yet."""
+        self.conductor: Conductor | None = None
         self._policy = policy
 
     @property
@@ -77,6 +80,14 @@ class Conducting:
             copied = swap.copied_bytes / (lease.pages * page_bytes)
             self.conductor.measured.swapped(key, swap.total_s, copied)
             self.conductor.arrived(key)
+
+    def give_up(self, model: str, request: Request) -> None:
+        """Whoever announced a request is told that it has waited for too long."""
+        assert self.conductor is not None
+        found = self.conductor.requests.announced_as(request, model)
+        if found is not None:
+            peer, request_id = found
+            cast(Peer, peer).say(p.GiveUp(request_id))
 
     def settle(self, now_s: float) -> float | None:
         """Have the policy look at it all; when to look again at the latest."""

@@ -58,16 +58,25 @@ class LivePolicy:
 
     name: str = "turns"
     goals: Goals = Goals()  # noqa: RUF009 - frozen
+    patience_s: float | None = None
+    """A request whose model had no turn for so long is given up; None: never."""
     record: Callable[[Decided], None] | None = None
     """What to do with each decision."""
 
     def over(self, arbiter: Arbiter) -> Conducting:
         """The policy, at work over these leases."""
-        if self.name == "turns":
-            return Conducting(None, self.name)
-        turn_s, record = arbiter.turn_s, self.record
-        conductor = Conductor(arbiter, self.name, self.goals, turn_s=turn_s, record=record)
-        return Conducting(conductor, self.name)
+        conducting = Conducting(self.name)
+        if self.name != "turns":
+            conducting.conductor = Conductor(
+                arbiter,
+                self.name,
+                self.goals,
+                turn_s=arbiter.turn_s,
+                patience_s=self.patience_s,
+                give_up=conducting.give_up,
+                record=self.record,
+            )
+        return conducting
 
 
 TURNS = LivePolicy()

@@ -51,6 +51,7 @@ from gpupool.daemon.status import Status as Status
 from gpupool.daemon.work_messages import REQUEST_ID_CHARACTERS_MAX as REQUEST_ID_CHARACTERS_MAX
 from gpupool.daemon.work_messages import WORKING_MAX as WORKING_MAX
 from gpupool.daemon.work_messages import Announce as Announce
+from gpupool.daemon.work_messages import GiveUp as GiveUp
 from gpupool.daemon.work_messages import Over as Over
 from gpupool.daemon.work_messages import Why as Why
 from gpupool.daemon.work_messages import WhyQuery as WhyQuery
@@ -253,6 +254,7 @@ DaemonMessage = (
     | FetchAhead
     | StatusReply
     | Why
+    | GiveUp
     | HostMemory
     | SharedImage
     | HostGranted

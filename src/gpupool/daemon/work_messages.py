@@ -37,6 +37,15 @@ class Over(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId
 
 
+class GiveUp(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """To whoever announced a request: it has waited for too long, and is not counted any more.
+
+    Its engine was told nothing: whoever put it there takes it back, and says Over.
+    """
+
+    request_id: str
+
+
 class WorkGoals(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """When tokens of this worker's model are due, and how much it counts where not all can be."""
 

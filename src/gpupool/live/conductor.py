@@ -6,19 +6,18 @@ each lease gets a rank, and a time before which its model is not made to leave.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import inf
 from typing import Protocol
 
 from gpupool.leases import Lease
 from gpupool.live.measured import Measured
+from gpupool.live.notes import Notes
 from gpupool.live.places import Places
 from gpupool.live.requests import Requests
 from gpupool.schedule import deadlines, fcfs
-from gpupool.schedule.explaining import explain
-from gpupool.schedule.recording import Decided, encode
+from gpupool.schedule.patience import overdue_at_s, patient
+from gpupool.schedule.recording import Decided
 from gpupool.schedule.turns import Residency
 from gpupool.schedule.work import (
     Action,
@@ -38,12 +37,13 @@ from gpupool.schedule.work import (
 )
 
 Decide = Callable[[State, float], list[Action]]
-POLICIES: Mapping[str, Decide] = {"deadlines": deadlines.decide, "fcfs": fcfs.decide}
+POLICIES: Mapping[str, Decide] = {
+    "deadlines": patient(deadlines.decide),
+    "fcfs": patient(fcfs.decide),
+}
 
 _OUT_S = 0.25
-"""An engine with requests that has not asked for its memory by then is not counted on: its requests
-wait for something else."""
-_WHY_MAX = 64
+"""An engine with requests that has not asked for its memory by then is not counted on."""
 
 
 class Leases(Protocol):
@@ -63,15 +63,20 @@ class Conductor:
         goals: Goals,
         *,
         turn_s: float,
+        patience_s: float | None = None,
+        give_up: Callable[[str, Request], None] = lambda *_: None,
         record: Callable[[Decided], None] | None = None,
     ) -> None:
-        """No models yet. Work that nobody announced is due ``turn_s`` after it asked for memory."""
+        """No models yet. Work that nobody announced is due ``turn_s`` after it asked for memory.
+
+        A request whose model had no turn for ``patience_s`` since it came is given up, and
+        ``give_up`` is told of it and of the model's name.
+        """
         self.requests = Requests()
         self.measured = Measured()
         self._leases = leases
         self._decide = POLICIES[policy]
         self._turn_s = turn_s
-        self._record = record
         self._names: dict[int, str] = {}
         self._standing_for: dict[int, Request] = {}
         """The requests that stand for work of which nobody tells, by model."""
@@ -89,11 +94,12 @@ class Conductor:
         self._goals_of: dict[int, Goals] = {}
         self._weights: dict[int, float] = {}
         self.state = State(
-            [self._device], self.measured.costs, goals, self._goals_of, self._weights
+            [self._device], self.measured.costs, goals, self._goals_of, self._weights, patience_s
         )
+        self._give_up = give_up
         self._places = Places(self.state, self._device)
         self._rest_until_s: float | None = None
-        self._why: deque[tuple[float, str]] = deque(maxlen=_WHY_MAX)
+        self._notes = Notes(self._names, record)
 
     def add(self, key: int, name: str) -> None:
         """A model has joined."""
@@ -139,7 +145,7 @@ class Conductor:
 
     def why(self, now_s: float) -> list[tuple[float, str]]:
         """What was decided last, how many seconds ago and why, newest first."""
-        return [(now_s - at_s, text) for at_s, text in reversed(self._why)]
+        return self._notes.why(now_s)
 
     def look(self, now_s: float) -> float | None:
         """Have the policy decide as long as it has something to, order the leases, and say when to
@@ -152,13 +158,14 @@ class Conductor:
         if self._rest_until_s is not None and self._rest_until_s <= now_s:
             self._wake()
         while actions := self._decide(self.state, now_s):
-            self._note(now_s, actions)
+            self._notes.note(self.state, now_s, actions)
             for action in actions:
                 self._apply(action, now_s)
         self._order()
         running = self._target is None and self._device.current is not None
         times_s = [self._device.turn_ends_s] if running else []
-        times_s += [at_s for at_s in (hidden_at_s, self._rest_until_s) if at_s is not None]
+        others_s = hidden_at_s, self._rest_until_s, overdue_at_s(self.state)
+        times_s += [at_s for at_s in others_s if at_s is not None]
         return min((at_s for at_s in times_s if now_s < at_s < inf), default=None)
 
     # What is known becomes state.
@@ -234,8 +241,11 @@ class Conductor:
                 self._places.put(request, batch, now_s)
                 device.unused = False
                 self._wake()
-            case Refuse(request, _) | Drop(request):
+            case Refuse(request, _):
                 self._places.give_up(request)  # its engine tells who asked
+            case Drop(request):
+                self._places.give_up(request)
+                self._give_up(self._names[request.model], request)
             case Switch(_, batch, keep):
                 device.model, device.unused = batch.model, False
                 device.current, device.committed = batch, True
@@ -288,9 +298,3 @@ class Conductor:
             lease.rank = -1 if lease.begun else places.get(key, len(places))
             # For whoever comes next all others make room, and it stays once it has its pages.
             lease.turn_ends_s = inf if self._target in (None, key) else 0.0
-
-    def _note(self, now_s: float, actions: list[Action]) -> None:
-        if self._record is not None:
-            self._record(encode(self.state, now_s, actions, self._names))
-        tell = partial(explain, self.state, now_s, name_of=self._names.__getitem__)
-        self._why.extend((now_s, text) for action in actions if (text := tell(action)) is not None)

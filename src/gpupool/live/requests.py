@@ -15,6 +15,7 @@ EACH_MAX = 1 << 16
 class _Announced:
     """A request on its way to its engine, until that tells of it."""
 
+    teller: Hashable
     model: str
     request_id: str
     request: Request
@@ -56,7 +57,7 @@ class Requests:
         if request_id in told or len(told) >= EACH_MAX:
             return
         request = self._new(prompt_tokens, now_s)
-        told[request_id] = _Announced(model, request_id, request)
+        told[request_id] = _Announced(teller, model, request_id, request)
         self._models.setdefault(model, _OfModel()).announced.append(told[request_id])
         self._changed(model)
 
@@ -114,6 +115,13 @@ class Requests:
         """The engine has ended, and with it what it ran."""
         self.ended(model, list(self._models.get(model, _OfModel()).running))
 
+    def announced_as(self, request: Request, model: str) -> tuple[Hashable, str] | None:
+        """Who announced a request, and its id there; None if nobody did."""
+        for found in self._models.get(model, _OfModel()).announced:
+            if found.request is request:
+                return found.teller, found.request_id
+        return None
+
     def of(self, model: str) -> list[Request]:
         """Those of a model, on their way or in its engine, in the order of their coming."""
         of_model = self._models.get(model)
@@ -127,7 +135,7 @@ class Requests:
     def unannounced(self, key: int, arrival_s: float) -> Request:
         """A request that stands for work of which nobody tells more than that it is there."""
         request = self._new(1, arrival_s)
-        request.model = key
+        request.model, request.prefilled = key, True
         return request
 
     def _new(self, prompt_tokens: int, now_s: float) -> Request:

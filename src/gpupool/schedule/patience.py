@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
-from gpupool.schedule.work import Drop, State
+from collections.abc import Callable
+from functools import wraps
+
+from gpupool.schedule.work import Action, Drop, State
+
+Decide = Callable[[State, float], list[Action]]
+
+
+def patient(decide: Decide) -> Decide:
+    """The policy, and where it has nothing to do, giving up what is overdue."""
+
+    @wraps(decide)
+    def decided(state: State, now_s: float) -> list[Action]:
+        return decide(state, now_s) or [*overdue(state, now_s)]
+
+    return decided
+
+
+def overdue_at_s(state: State) -> float | None:
+    """When the next request will have waited for longer than ``patience_s``, if one may."""
+    if state.patience_s is None:
+        return None
+    waiting_s = [
+        request.arrival_s
+        for device in state.devices
+        for batch in (*device.groups, *device.batches)
+        for request in batch.requests
+        if not request.prefilled
+    ]
+    # A moment later: by then it has.
+    return min(waiting_s) + state.patience_s + 1e-3 if waiting_s else None
 
 
 def overdue(state: State, now_s: float) -> list[Drop]:

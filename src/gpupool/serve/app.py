@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
@@ -53,10 +54,10 @@ def _query_status(socket_path: Path) -> Status:
     return query_status(socket_path)
 
 
-def _announcer(socket_path: Path) -> Announcer:
+def _announcer(socket_path: Path, watch: Callable[[socket.socket, bool], None]) -> Announcer:
     from gpupool.daemon.announcing import Announcer
 
-    return Announcer(socket_path)
+    return Announcer(socket_path, watch)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Parts:
         launch.engine_command
     )
     query_status: QueryStatus = _query_status
-    announcer: Callable[[Path], Announcer] = _announcer
+    announcer: Callable[[Path, Callable[[socket.socket, bool], None]], Announcer] = _announcer
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     stop_grace_s: float = 15.0
 
@@ -135,8 +136,8 @@ class _Run:
             )
             self._engines = self._make_engines(client)
             if self._config.pool.policy != "turns":
-                self._announcer = self._parts.announcer(self._socket_path)
-            router = Router(
+                self._announcer = self._parts.announcer(self._socket_path, self._watch)
+            self._router = Router(
                 self._engines,
                 client=client,
                 metrics=self._metrics,
@@ -144,7 +145,7 @@ class _Run:
                 max_body_bytes=self._config.server.max_body_bytes,
                 announcer=self._announcer,
             )
-            self._http = HttpServer(router.app(), self._listener)
+            self._http = HttpServer(self._router.app(), self._listener)
             with Stopping(self._reporter.stopping) as stopping:
                 failure: GpupoolError | None = None
                 try:
@@ -187,6 +188,19 @@ class _Run:
             self._announcer.close()
         await self._daemon.stop(grace_s)
         await self._http.stop(grace_s)
+
+    def _watch(self, connection: socket.socket, comes: bool) -> None:
+        """Hear what the daemon says of requests that were announced to it."""
+        loop = asyncio.get_running_loop()
+        if comes:
+            loop.add_reader(connection, self._hear)
+        else:
+            loop.remove_reader(connection)
+
+    def _hear(self) -> None:
+        if self._announcer is not None:
+            for request_id in self._announcer.hear():
+                self._router.give_up(request_id)
 
     async def _ask_status(self) -> Status | None:
         try:

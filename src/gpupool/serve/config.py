@@ -56,6 +56,8 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """With deadlines: when the first token of a request is due after it came."""
     tbt_ms: Milliseconds = 100.0
     """With deadlines: how long after that each further token is due."""
+    patience_ms: Milliseconds | None = None
+    """A request whose model had no turn for so long is answered with 503; by default never."""
     record: Annotated[str, Meta(min_length=1)] | None = None
     """A file, absolute after loading, for what a policy of requests decides."""
     turn_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 200
@@ -203,8 +205,9 @@ def _check_pool(pool: PoolConfig) -> None:
             f"pool.budget: {format_size(budget)} is less than one page of {format_size(page)};"
             " raise pool.budget or lower pool.page"
         )
-    if pool.record is not None and pool.policy == "turns":
-        raise ValueError("pool.record: turns have nothing to record; remove it or set pool.policy")
+    for key in ("record", "patience_ms"):
+        if getattr(pool, key) is not None and pool.policy == "turns":
+            raise ValueError(f"pool.{key}: turns know of no requests; remove it or set pool.policy")
 
 
 def _check_models(config: Config, base: Path) -> list[ModelConfig]:

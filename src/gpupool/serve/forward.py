@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from gpupool.serve.events import EventAligner
 from gpupool.serve.lifecycle import Phase
-from gpupool.serve.openai_errors import engine_died
+from gpupool.serve.openai_errors import engine_died, overloaded
 
 # The client's side went away before the answer was complete: no HTTP status, but widely used.
 CLIENT_CLOSED = 499
@@ -87,6 +87,9 @@ class Forwarded(Response):
         self._client = client
         self._on_end = on_end
         self._is_counted = False
+        self._scope: anyio.CancelScope | None = None
+        self._given_up = False
+        self._has_begun = self._has_tokens = False
         headers = end_to_end(request.headers.raw, _REQUEST_OWN)
         if not any(name == b"accept-encoding" for name, _ in headers):
             # httpx would ask for compression that this client cannot undo.
@@ -96,10 +99,18 @@ class Forwarded(Response):
         url = httpx.URL(backend.base_url + request.url.path, query=request.url.query.encode())
         self._upstream = client.build_request(request.method, url, headers=headers, content=body)
 
+    def give_up(self) -> None:
+        """Take the request back from its engine, and say so, unless a part of the answer is out."""
+        if not self._has_tokens and not self._is_counted:
+            self._given_up = True
+            if self._scope is not None:
+                self._scope.cancel()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Exchanges the messages; the ASGI entry."""
         try:
             async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
 
                 async def until_disconnect() -> None:
                     while (await receive())["type"] != "http.disconnect":
@@ -107,8 +118,11 @@ class Forwarded(Response):
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(until_disconnect)
-                await self._exchange(scope, receive, send)
+                if not self._given_up:
+                    await self._exchange(scope, receive, send)
                 tasks.cancel_scope.cancel()
+            if self._given_up and not self._is_counted:
+                await self._say_given_up(scope, receive, send)
         finally:
             self._count(CLIENT_CLOSED)
 
@@ -136,9 +150,19 @@ class Forwarded(Response):
         self._count(answer.status_code)
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
+    async def _say_given_up(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._count(503)
+        answer = overloaded(self._backend.name)
+        if not self._has_begun:
+            await answer(scope, receive, send)
+            return
+        event = b"data: " + bytes(answer.body) + b"\n\n"
+        await send({"type": "http.response.body", "body": event, "more_body": False})
+
     async def _stream(self, answer: httpx.Response, send: Send) -> None:
         headers = end_to_end(answer.headers.raw, _RESPONSE_OWN)
         await _send_start(send, answer.status_code, headers)
+        self._has_begun = True
         aligner, code = EventAligner(), answer.status_code
         try:
             async for chunk in answer.aiter_raw():
@@ -147,6 +171,7 @@ class Forwarded(Response):
                 # A server whose core was killed adds an event of its own, and then [DONE].
                 died = error_at >= 0 and not await self._backend.is_sound()
                 if good := ready[:error_at] if died else ready:
+                    self._has_tokens = True
                     await send({"type": "http.response.body", "body": good, "more_body": True})
                 if died:
                     raise httpx.ReadError("the engine died")

@@ -62,6 +62,8 @@ def daemon_command(
     if pool.policy != "turns":
         optional += ["--policy", pool.policy]
         optional += ["--ttft-ms", f"{pool.ttft_ms:g}", "--tbt-ms", f"{pool.tbt_ms:g}"]
+        if pool.patience_ms is not None:
+            optional += ["--patience-ms", f"{pool.patience_ms:g}"]
         if pool.record is not None:
             optional += ["--record", pool.record]
     return [

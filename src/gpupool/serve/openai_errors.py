@@ -49,6 +49,14 @@ def engine_unavailable(name: str, state: str, retry_after_s: float) -> JSONRespo
     )
 
 
+def overloaded(name: str) -> JSONResponse:
+    """A request for `name` waited for as long as it may, and its model had no turn."""
+    message = f"The model `{name}` had no turn in time: the pool is overloaded. Try again later."
+    return JSONResponse(
+        error_body(message, SERVER_ERROR, code="overloaded"), 503, {"retry-after": "1"}
+    )
+
+
 def engine_died(name: str) -> dict[str, Any]:
     """The engine of `name` died while it worked on the request."""
     message = f"The engine of the model `{name}` died while it answered. Send the request again."

@@ -93,6 +93,8 @@ class Router:
         self._ask_status = ask_status
         self._max_body_bytes = max_body_bytes
         self._announcer = announcer
+        self._on_their_way: dict[str, Forwarded] = {}
+        """Announced requests, by the names they were announced by."""
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -141,9 +143,21 @@ class Router:
         def on_end(code: int) -> None:
             self._metrics.end_request(name, code)
             if self._announcer is not None and announced:
+                self._on_their_way.pop(request_id, None)
                 self._announcer.over(request_id)
 
-        return Forwarded(backend, self._client, request, body, request_id, on_end)
+        forwarded = Forwarded(backend, self._client, request, body, request_id, on_end)
+        if announced:
+            self._on_their_way.setdefault(request_id, forwarded)
+        return forwarded
+
+    def give_up(self, request_id: str) -> None:
+        """The pool has no room for an announced request in time: it is taken back from its engine.
+
+        Unless it has its answer by now, or a part of it.
+        """
+        if (forwarded := self._on_their_way.get(request_id)) is not None:
+            forwarded.give_up()
 
     async def _read_body(self, request: Request) -> bytes | None:
         """The whole body, or None when it is larger than the limit, of which no more is read."""
