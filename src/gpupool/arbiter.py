@@ -273,7 +273,7 @@ class Arbiter(Holdings):
             lease.state,
             lease.since_s,
             lease.used_s,
-            lease.idle,
+            lease.idle and not lease.expected,
             lease.stays_until_s,
             max(0, lease.warmable - lease.held) if waits and lease.early else 0,
             warmable=lease.warmable if self._keeps_warm else 0,

@@ -39,6 +39,8 @@ class Lease:
     since_s: float = 0.0
     used_s: float = 0.0
     idle: bool = True
+    expected: bool = False
+    """Requests are on their way to it: it is not idle, whatever its engine says."""
     rank: int = 0
     """Its place among those who wait, and among those who may be made to leave; see the policy."""
     turn_ends_s: float | None = None

@@ -64,7 +64,7 @@ class Bench:
         driver = with_faults(open_host_driver(), self.faults)
         self.pages = PagePool(driver, pages * PAGE_BYTES, PAGE_BYTES)
         self.arbiter = Arbiter(self.pages, turn_s)
-        self.conducting = policy.over(self.arbiter)
+        self.conducting = policy.over(self.arbiter, REVOKE_S)
         self.desk = Desk(
             pages=self.pages,
             arbiter=self.arbiter,

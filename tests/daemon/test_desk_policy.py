@@ -6,9 +6,12 @@ import json
 
 import pytest
 from conducted_bench import STEP_S, SWAP_S, Asked, Live
+from desk_bench import REVOKE_S, SWAP, Bench
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpupool.daemon import protocol as p
+from gpupool.daemon.live_policy import LivePolicy
 from gpupool.live import POLICIES
 from gpupool.schedule import deadlines
 from gpupool.schedule.recording import differing, from_line, to_line
@@ -27,7 +30,7 @@ def workloads(draw: st.DrawFn) -> tuple[int, dict[str, int], list[Asked]]:
         at_s = draw(st.integers(0, 400)) / 100
         name = draw(st.sampled_from(sorted(models)))
         tokens, announced = draw(st.integers(1, 60)), draw(st.booleans())
-        requests.append(Asked(f"request-{number:04d}", name, at_s, tokens, announced))
+        requests.append(Asked(f"request{number:04d}", name, at_s, tokens, announced))
     return pages, models, requests
 
 
@@ -65,7 +68,7 @@ def three_that_do_not_fit(policy: str, **goals: float) -> Live:
 def test_a_switch_comes_when_tokens_are_due_and_not_before() -> None:
     """One answers ahead of its reader, so the others wait for as long as their goals allow."""
     live = three_that_do_not_fit("deadlines", ttft_s=2.0, tbt_s=0.5)
-    asked = [Asked(f"request-of-{name}", name, 0.01 * k, 100) for k, name in enumerate("abc")]
+    asked = [Asked(f"request{name}", name, 0.01 * k, 100) for k, name in enumerate("abc")]
     for request in asked:
         live.ask(request)
     live.run(LONG_S)
@@ -77,7 +80,7 @@ def test_a_switch_makes_room_for_its_own_model_alone() -> None:
     """Whoever has just come is not made to leave for others that wait."""
     live = three_that_do_not_fit("fcfs")
     for k, name in enumerate("abc" * 3):
-        live.ask(Asked(f"request-number-{k}", name, 0.001 * k, 20))
+        live.ask(Asked(f"request{k}", name, 0.001 * k, 20))
     live.run(LONG_S)
     switches = sum(action[0] == "Switch" for d in live.decided for action in d.actions)
     assert len(live.swap_ins) == switches
@@ -86,7 +89,7 @@ def test_a_switch_makes_room_for_its_own_model_alone() -> None:
 def test_decisions_are_explained() -> None:
     live = three_that_do_not_fit("deadlines", ttft_s=1.0, tbt_s=0.1)
     for k, name in enumerate("abc"):
-        live.ask(Asked(f"request-of-{name}", name, 0.01 * k, 30))
+        live.ask(Asked(f"request{name}", name, 0.01 * k, 30))
     live.run(LONG_S)
     why = live.why()
     assert why.policy == "deadlines"
@@ -152,10 +155,29 @@ def test_with_patience_a_request_is_served_or_given_up_in_time(
 
 def test_what_has_no_turn_in_time_is_given_up_and_the_rest_goes_on() -> None:
     live = Live(2, {"a": 2, "b": 2}, "fcfs", Goals(), 0.5)
-    first, second = Asked("request-one", "a", 0.0, 100), Asked("request-two", "b", 0.1, 10)
-    third = Asked("request-three", "a", 0.2, 10)
+    first, second = Asked("requestone", "a", 0.0, 100), Asked("requesttwo", "b", 0.1, 10)
+    third = Asked("requestthree", "a", 0.2, 10)
     for asked in (first, second, third):
         live.ask(asked)
     live.run(LONG_S)
     assert first.done_s > 3 and third.done_s > 0
     assert second.given_up_s == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("where", ["as it comes", "in a step"])
+def test_an_engine_that_hangs_is_ended_and_the_others_go_on(policy: str, where: str) -> None:
+    bench = Bench(policy=LivePolicy(policy))
+    hangs, other = bench.worker("hangs", 3), bench.worker("other", 3)
+    bench.tell(hangs, p.Working([(1, "a request", 5)]), p.Idle(False), p.Acquire())
+    if where == "in a step":
+        bench.tell(hangs, p.Arrived(SWAP), p.Working([], [(1, 1)]))
+    bench.tell(other, p.Working([(1, "a request", 5)]), p.Idle(False), p.Acquire())
+    while not hangs.kills:
+        assert bench.wake_at_s is not None and bench.wake_at_s > bench.now_s
+        bench.now_s = bench.wake_at_s
+        bench.settle()
+    assert REVOKE_S < bench.now_s < 3 * REVOKE_S
+    hangs.exited, hangs.connected = True, False
+    bench.lose(hangs)
+    assert [type(message) for message in other.take()] == [p.Granted]

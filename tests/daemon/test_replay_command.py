@@ -20,7 +20,7 @@ from gpupool.schedule.work import Goals
 def lines(request: pytest.FixtureRequest) -> list[str]:
     live = Live(2, {"a": 2, "b": 2, "c": 1}, request.param, Goals(1.0, 0.1))
     for k, name in enumerate("abcab"):
-        live.ask(Asked(f"request-number-{k}", name, 0.1 * k, 30))
+        live.ask(Asked(f"request{k}", name, 0.1 * k, 30))
     live.run(600.0)
     return [to_line(request.param, decided) for decided in live.decided]
 
@@ -88,6 +88,15 @@ def test_damaged_recordings_get_one_sentence(
     result = replay(path, "--trace", str(path.with_suffix(".json")))
     assert result.exit_code in (0, 1)
     assert "Traceback" not in result.output
+
+
+def test_a_line_that_was_cut_off_is_said_and_left_out(lines: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    path.write_text("".join(lines)[:-20])
+    result = replay(path)
+    assert result.exit_code == 0
+    assert f"line {len(lines)}: is cut off" in result.output
+    assert f"{len(lines) - 1} decisions" in result.output
 
 
 def test_lines_are_what_was_decided(lines: list[str]) -> None:

@@ -65,12 +65,30 @@ def test_a_request_is_announced_before_it_is_sent_on_and_over_with_its_answer(co
         assert len(name) == 32 and announcer.tokens >= 100
 
 
-def test_the_clients_own_name_for_it_stays() -> None:
+@pytest.mark.parametrize("given", ["mine", "", "x" * 900])
+def test_the_clients_own_name_for_it_stays_in_front(given: str) -> None:
     announcer = Announcer()
     with announcing(announcer) as client:
-        found = client.post(CHAT, json={"model": "m"}, headers={"X-Request-Id": "mine"}).json()
-        assert found["name"] == "mine"
-        assert announcer.told == [("announce", "m", "mine"), ("over", "mine")]
+        names = set()
+        for _ in range(2):
+            headers = {"X-Request-Id": given}
+            found = client.post(CHAT, json={"model": "m"}, headers=headers).json()
+            front, _, name = found["name"].rpartition("-")
+            assert front == given[:64] and len(name) == 32
+            assert announcer.told[-2:] == [("announce", "m", name), ("over", name)]
+            names.add(name)
+        assert len(names) == 2
+
+
+def test_without_anybody_to_tell_a_requests_name_is_the_clients() -> None:
+    async def engine(request: Request) -> Response:
+        return JSONResponse(request.headers.get("x-request-id"))
+
+    app = Starlette(routes=[Route(CHAT, engine, methods=["POST"])])
+    with serving(app) as url, routing(FakeBackend("m", url)) as client:
+        assert client.post(CHAT, json={"model": "m"}).json() is None
+        headers = {"X-Request-Id": "mine"}
+        assert client.post(CHAT, json={"model": "m"}, headers=headers).json() == "mine"
 
 
 def test_an_engine_that_fails_ends_it_too() -> None:

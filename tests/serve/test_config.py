@@ -139,6 +139,7 @@ def test_defaults(tmp_path: Path, make_checkpoint: Make) -> None:
         (changed("pool", "record", value="x"), "pool.record: turns know of no requests"),
         (changed("pool", "patience_ms", value=5), "pool.patience_ms: turns know of no requests"),
         (changed("models", 0, "weight", value=0), "models[0].weight"),
+        (changed("models", 0, "tbt_ms", value=9), "models[0].tbt_ms: only deadlines go by it"),
         (changed("pool", "min_tokens", value=0), "pool.min_tokens"),
         (changed("pool", "revoke_timeout_s", value=-1), "pool.revoke_timeout_s"),
         (changed("server", "port", value=65536), "server.port"),

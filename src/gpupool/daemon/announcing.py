@@ -15,9 +15,9 @@ from gpupool.errors import GpupoolError
 
 log = logging.getLogger("gpupool")
 
-_CONNECT_S = 1.0
+_CONNECT_S = 0.1  # which a daemon that accepts does not take
 _NAME_MAX = 128  # the engine's own name, with more before and behind it, fits a message too
-_AGAIN_S = 1.0
+_AGAIN_S = 5.0
 
 
 class Announcer:
@@ -94,8 +94,10 @@ class Announcer:
             if self._connection is None:
                 if self._clock() < self._not_before_s:
                     return False
-                self._not_before_s = self._clock() + _AGAIN_S
-                self._connection = connect(self._socket_path, _CONNECT_S)
+                try:
+                    self._connection = connect(self._socket_path, _CONNECT_S)
+                finally:
+                    self._not_before_s = self._clock() + _AGAIN_S
                 self._connection.setblocking(False)
                 self._watch(self._connection, True)
             self._connection.send(wire.encode(message))

@@ -248,9 +248,12 @@ class DaemonSession:
         """Memory was not what was saved: the model does not come in."""
         self._link.send(p.Damaged(p.one_line(message)))
 
-    def working(self, work: p.Working) -> None:
-        """What steps did. Of use only where the daemon ``follows_requests``."""
-        self._link.send(work)
+    def working(self, work: p.Working) -> bool:
+        """What steps did; False if the daemon is too busy to be told now. Never waits.
+
+        Of use only where the daemon ``follows_requests``.
+        """
+        return self._link.send_at_once(work)
 
     def set_goals(self, ttft_s: float | None, tbt_s: float | None, weight: float = 1.0) -> None:
         """When this model's tokens are due, None as for all, and how much it counts."""

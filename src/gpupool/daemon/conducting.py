@@ -49,7 +49,7 @@ class Conducting:
         numbers = [number for number, *_ in message.began]
         if len(set(numbers)) < len(numbers):
             raise ProtocolError("a worker gives each request a number of its own")
-        self.conductor.tells(key)
+        self.conductor.tells(key, now_s)
         requests = self.conductor.requests
         for number, request_id, prompt_tokens in message.began:
             requests.began(worker.name, number, request_id, prompt_tokens, now_s)
@@ -74,12 +74,14 @@ class Conducting:
         if self.conductor is not None:
             self.conductor.requests.forget_teller(peer)
 
-    def arrived(self, key: int, swap: p.SwapFigures, lease: Lease, page_bytes: int) -> None:
+    def arrived(
+        self, key: int, swap: p.SwapFigures, lease: Lease, page_bytes: int, now_s: float
+    ) -> None:
         """A model has come in."""
         if self.conductor is not None:
             copied = swap.copied_bytes / (lease.pages * page_bytes)
             self.conductor.measured.swapped(key, swap.total_s, copied)
-            self.conductor.arrived(key)
+            self.conductor.arrived(key, now_s)
 
     def give_up(self, model: str, request: Request) -> None:
         """Whoever announced a request is told that it has waited for too long."""

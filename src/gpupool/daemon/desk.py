@@ -248,7 +248,8 @@ class Desk:
                     raise ProtocolError("a model arrives once after each grant")
                 worker.arrived(message.swap)
                 lease = self._arbiter.lease(key)
-                self._conducting.arrived(key, message.swap, lease, self._pages.page_bytes)
+                page_bytes = self._pages.page_bytes
+                self._conducting.arrived(key, message.swap, lease, page_bytes, now_s)
             case p.Yielded():
                 self._arbiter.yielded(key, now_s, message.keeps)
                 worker.gave_back(message.swap)

@@ -110,6 +110,26 @@ class Link:
             except OSError as error:
                 raise DaemonUnavailableError(f"the pool daemon went away: {error}") from None
 
+    def send_at_once(self, message: msgspec.Struct) -> bool:
+        """Say something if that takes no waiting; False if it was not said.
+
+        Raises DaemonUnavailableError.
+        """
+        packet = wire.encode(message)
+        if not self._sending.acquire(blocking=False):
+            return False
+        try:
+            if self._lost is not None:
+                raise DaemonUnavailableError(self._lost)
+            self._connection.send(packet, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise DaemonUnavailableError(f"the pool daemon went away: {error}") from None
+        finally:
+            self._sending.release()
+        return True
+
     def reply(self, timeout_s: float) -> Reply | None:
         """The next reply, or None after ``timeout_s``.
 

@@ -22,7 +22,9 @@ class Recording:
     """A file of decisions, a line each. Where it cannot be written, it ends there."""
 
     def __init__(self, path: Path, policy: str) -> None:
-        """Make the file. Raises OSError."""
+        """Make the file; one that is there is kept beside it. Raises OSError."""
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.before"))
         self._file: TextIO | None = path.open("w")
         self._path = path
         self._policy = policy
@@ -63,7 +65,7 @@ class LivePolicy:
     record: Callable[[Decided], None] | None = None
     """What to do with each decision."""
 
-    def over(self, arbiter: Arbiter) -> Conducting:
+    def over(self, arbiter: Arbiter, revoke_timeout_s: float) -> Conducting:
         """The policy, at work over these leases."""
         conducting = Conducting(self.name)
         if self.name != "turns":
@@ -72,6 +74,7 @@ class LivePolicy:
                 self.name,
                 self.goals,
                 turn_s=arbiter.turn_s,
+                silent_s=revoke_timeout_s,
                 patience_s=self.patience_s,
                 give_up=conducting.give_up,
                 record=self.record,

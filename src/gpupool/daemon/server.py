@@ -70,7 +70,7 @@ class Server:
             version=__version__,
             host_budget_bytes=host_budget_bytes,
             parking=parking,
-            conducting=policy.over(arbiter),
+            conducting=policy.over(arbiter, revoke_timeout_s),
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
         )

@@ -22,7 +22,8 @@ class Announce(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True
     """A request has come for a model and is on its way to its engine.
 
     Whoever puts requests to engines says so, without a Hello; nothing is answered. Its engine calls
-    it by a name that has ``request_id`` in it. Without an Over it is over with the connection.
+    it by a name of parts between dashes, of which ``request_id`` is one. Without an Over it is over
+    with the connection.
     """
 
     model: ModelName

@@ -15,6 +15,7 @@ from gpupool.live.measured import Measured
 from gpupool.live.notes import Notes
 from gpupool.live.places import Places
 from gpupool.live.requests import Requests
+from gpupool.live.wants import OUT_S, Wants
 from gpupool.schedule import deadlines, fcfs
 from gpupool.schedule.patience import overdue_at_s, patient
 from gpupool.schedule.recording import Decided
@@ -42,9 +43,6 @@ POLICIES: Mapping[str, Decide] = {
     "fcfs": patient(fcfs.decide),
 }
 
-_OUT_S = 0.25
-"""An engine with requests that has not asked for its memory by then is not counted on."""
-
 
 class Leases(Protocol):
     """Of the arbiter what a policy orders."""
@@ -63,32 +61,31 @@ class Conductor:
         goals: Goals,
         *,
         turn_s: float,
+        silent_s: float,
         patience_s: float | None = None,
         give_up: Callable[[str, Request], None] = lambda *_: None,
         record: Callable[[Decided], None] | None = None,
     ) -> None:
         """No models yet. Work that nobody announced is due ``turn_s`` after it asked for memory.
 
-        A request whose model had no turn for ``patience_s`` since it came is given up, and
-        ``give_up`` is told of it and of the model's name.
+        A model of which nothing was heard for ``silent_s`` may be made to leave in the midst of a
+        turn, or before it has come. A request whose model had no turn for ``patience_s`` since it
+        came is given up, and ``give_up`` is told of it and of the model's name.
         """
         self.requests = Requests()
         self.measured = Measured()
         self._leases = leases
         self._decide = POLICIES[policy]
-        self._turn_s = turn_s
+        self._silent_s = silent_s
         self._names: dict[int, str] = {}
-        self._standing_for: dict[int, Request] = {}
-        """The requests that stand for work of which nobody tells, by model."""
-        self._telling: set[int] = set()
-        """Models whose engines tell of their requests."""
+        self._heard_s: dict[int, float] = {}
+        """When something was heard of a model last."""
         self._there: set[int] = set()
         """Models that have arrived."""
         self._target: int | None = None
         """The model that the device switches to."""
         self._next: tuple[int, ...] = ()
         """The others in the order in which they are needed."""
-        self._looked: dict[int, tuple[object, ...]] = {}
         self._resident: dict[int, float] = {}
         self._device = Device(0, resident=self._resident)
         self._goals_of: dict[int, Goals] = {}
@@ -98,6 +95,7 @@ class Conductor:
         )
         self._give_up = give_up
         self._places = Places(self.state, self._device)
+        self._wants = Wants(self.requests, turn_s, lambda key: self.state.goals_for(key).ttft_s)
         self._rest_until_s: float | None = None
         self._notes = Notes(self._names, record)
 
@@ -112,13 +110,12 @@ class Conductor:
         self.requests.gone(name)
         if self._places.keep_only(key, ()):
             self._wake()
-        self._standing_for.pop(key, None)
+        self._wants.forget(key)
         self._resident.pop(key, None)
         self._goals_of.pop(key, None)
         self._weights.pop(key, None)
         self._there.discard(key)
-        self._looked.pop(key, None)
-        self._telling.discard(key)
+        self._heard_s.pop(key, None)
         self._left(key)
         self.measured.forget(key)
 
@@ -132,13 +129,15 @@ class Conductor:
         )
         self._weights[key] = weight
 
-    def tells(self, key: int) -> None:
+    def tells(self, key: int, now_s: float) -> None:
         """A model's engine tells of its requests: where it has none, there are none."""
-        self._telling.add(key)
+        self._wants.tells(key)
+        self._heard_s[key] = now_s
 
-    def arrived(self, key: int) -> None:
+    def arrived(self, key: int, now_s: float) -> None:
         """A model that was granted its pages has come."""
         self._there.add(key)
+        self._heard_s[key] = now_s
         if self._target == key:
             self._target = None
             self._wake()
@@ -161,7 +160,7 @@ class Conductor:
             self._notes.note(self.state, now_s, actions)
             for action in actions:
                 self._apply(action, now_s)
-        self._order()
+        self._order(now_s)
         running = self._target is None and self._device.current is not None
         times_s = [self._device.turn_ends_s] if running else []
         others_s = hidden_at_s, self._rest_until_s, overdue_at_s(self.state)
@@ -172,26 +171,19 @@ class Conductor:
 
     def _follow(self, now_s: float) -> float | None:
         """Tell the policy of requests that came and went; when an engine is late, if one may be."""
-        late_s = inf
+        late_s: list[float] = []
         for key, name in self._names.items():
             lease = self._leases.lease(key)
-            if lease.state is not Residency.RESIDENT:
-                self._there.discard(key)
+            if lease.state in (Residency.OUT, Residency.WAITING):
+                self._there.discard(key)  # one that is leaving may yet stay
             self._resident[key] = lease.held / lease.pages if lease.pages else 0.0
-            looks = self._looks_of(key, name, lease)
-            on_its_way = lease.state is Residency.OUT and self._places.any_of(key)
-            if looks == self._looked.get(key) and not on_its_way:
+            known = self._places.any_of(key)
+            interrupted = known and lease.state is Residency.OUT
+            if not self._wants.changed(key, name, lease) and not interrupted:
                 continue
-            self._looked[key] = looks
-            out_s = lease.since_s + _OUT_S if lease.state is Residency.OUT else inf
-            if lease.fenced or (lease.state is Residency.OUT and out_s <= now_s):
-                wanted: list[Request] = []
-            elif lease.state is Residency.OUT and not on_its_way:
-                wanted = []  # its engine has not asked yet
-            else:
-                wanted = self._wanted(key, name, lease)
-                if wanted:
-                    late_s = min(late_s, out_s)
+            wanted = self._wants.now(key, name, lease, now_s, known=known)
+            if wanted and interrupted:
+                late_s.append(lease.since_s + OUT_S)
             if self._places.keep_only(key, wanted):
                 self._wake()
         if self._target is not None and not self._places.any_of(self._target):
@@ -199,26 +191,7 @@ class Conductor:
         model = self._device.model
         if model is not None and self._target is None and model not in self._there:
             self._left(model)
-        return None if late_s == inf else late_s
-
-    def _looks_of(self, key: int, name: str, lease: Lease) -> tuple[object, ...]:
-        """All that the requests which a model wants to have served depend on, but for the time."""
-        asks = lease.state, lease.ahead, lease.idle, lease.fenced, lease.since_s
-        return *asks, key in self._telling, self.requests.version(name)
-
-    def _wanted(self, key: int, name: str, lease: Lease) -> list[Request]:
-        """The requests that a model has, or one that stands for whatever else it wants to do."""
-        if lease.state is Residency.WAITING and lease.ahead:
-            return []
-        found = self.requests.of(name)
-        works = not lease.idle and key not in self._telling
-        if found or not (works or lease.state is Residency.WAITING):
-            self._standing_for.pop(key, None)
-            return found
-        if key not in self._standing_for:
-            arrival_s = lease.since_s + self._turn_s - self.state.goals_for(key).ttft_s
-            self._standing_for[key] = self.requests.unannounced(key, arrival_s)
-        return [self._standing_for[key]]
+        return min(late_s, default=None)
 
     def _left(self, key: int) -> None:
         """A model is not what the device runs, or is about to, any more."""
@@ -285,7 +258,7 @@ class Conductor:
             batch.ran_s = now_s
         self.state.ready.remove(device)
 
-    def _order(self) -> None:
+    def _order(self, now_s: float) -> None:
         """Whoever has begun with pages goes on, then whose turn it is, then who is needed next."""
         device = self._device
         first = self._target
@@ -297,4 +270,7 @@ class Conductor:
             lease = self._leases.lease(key)
             lease.rank = -1 if lease.begun else places.get(key, len(places))
             # For whoever comes next all others make room, and it stays once it has its pages.
-            lease.turn_ends_s = inf if self._target in (None, key) else 0.0
+            stays = self._target in (None, key)
+            heard_s = max(self._heard_s.get(key, 0.0), lease.since_s)
+            lease.turn_ends_s = heard_s + self._silent_s if stays else 0.0
+            lease.expected = self._places.came_since(key, now_s - OUT_S)

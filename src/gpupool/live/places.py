@@ -20,6 +20,10 @@ class Places:
         """Whether the policy knows of one of this model."""
         return bool(self._placed.get(key))
 
+    def came_since(self, key: int, since_s: float) -> bool:
+        """Whether a request of this model came after that."""
+        return any(request.arrival_s > since_s for request in self._placed.get(key, ()))
+
     def keep_only(self, key: int, wanted: Iterable[Request]) -> bool:
         """Add what is new of a model's requests, and leave out what has gone; whether any was."""
         placed = self._placed.setdefault(key, {})
@@ -34,6 +38,8 @@ class Places:
                 request.model = key
                 placed[request] = None
                 self._state.arrived.append(request)
+        if not placed:
+            del self._placed[key]
         return True
 
     def put(self, request: Request, batch: Batch | None, now_s: float) -> None:

@@ -25,13 +25,15 @@ class _Announced:
 
 @dataclass(eq=False)
 class _OfModel:
-    announced: list[_Announced] = field(default_factory=list)
+    announced: dict[str, _Announced] = field(default_factory=dict)
+    """By their ids."""
     running: dict[int, Request] = field(default_factory=dict)
     """By the numbers that the engine gives them."""
 
 
 class Requests:
-    """Whose requests there are. An announced one becomes the engine's that has its id in its own.
+    """Whose requests there are. An announced one becomes the engine's that has its id in its own,
+    between dashes.
 
     So it keeps the time at which it came. One that never reaches the model, or was not announced,
     is followed all the same.
@@ -54,18 +56,19 @@ class Requests:
     ) -> None:
         """A request has come and is on its way; an id that is under way already is not counted."""
         told = self._told.setdefault(teller, {})
-        if request_id in told or len(told) >= EACH_MAX:
+        known = self._models[model].announced if model in self._models else ()
+        if request_id in told or request_id in known or len(told) >= EACH_MAX:
             return
         request = self._new(prompt_tokens, now_s)
         told[request_id] = _Announced(teller, model, request_id, request)
-        self._models.setdefault(model, _OfModel()).announced.append(told[request_id])
+        self._models.setdefault(model, _OfModel()).announced[request_id] = told[request_id]
         self._changed(model)
 
     def over(self, teller: Hashable, request_id: str) -> None:
         """What was announced has its answer, or wants none any more."""
         announced = self._told.get(teller, {}).pop(request_id, None)
         if announced is not None:
-            self._models[announced.model].announced.remove(announced)
+            del self._models[announced.model].announced[request_id]
             self._tidy(announced.model)
 
     def forget_teller(self, teller: Hashable) -> None:
@@ -82,7 +85,8 @@ class Requests:
         if number in of_model.running or len(of_model.running) >= EACH_MAX:
             return
         self._changed(model)
-        announced = next((a for a in of_model.announced if a.request_id in request_id), None)
+        parts = (of_model.announced.get(part) for part in request_id.split("-"))
+        announced = next((found for found in parts if found is not None), None)
         if announced is None:
             of_model.running[number] = self._new(prompt_tokens, now_s)
         elif announced.heard_of:  # one more of the same: several answers were asked for
@@ -117,7 +121,7 @@ class Requests:
 
     def announced_as(self, request: Request, model: str) -> tuple[Hashable, str] | None:
         """Who announced a request, and its id there; None if nobody did."""
-        for found in self._models.get(model, _OfModel()).announced:
+        for found in self._models.get(model, _OfModel()).announced.values():
             if found.request is request:
                 return found.teller, found.request_id
         return None
@@ -127,7 +131,7 @@ class Requests:
         of_model = self._models.get(model)
         if of_model is None:
             return []
-        found = [a.request for a in of_model.announced if not a.heard_of]
+        found = [a.request for a in of_model.announced.values() if not a.heard_of]
         found += of_model.running.values()
         found.sort(key=lambda request: (request.arrival_s, request.key))
         return found

@@ -92,6 +92,10 @@ def _place(state: State, request: Request) -> Action:
     costs = state.costs[request.model]
     if request.context_tokens > costs.kv_tokens_max:
         return Refuse(request, f"a prompt of {request.prompt_tokens} tokens fits on no device")
+    if len(state.devices) == 1:
+        (device,) = state.devices
+        batches = (batch for batch in device.batches if batch.model == request.model)
+        return Join(request, device, next(batches, None))
     tbt_s = state.goals_for(request.model).tbt_s
     best: tuple[float, Device, Batch | None] | None = None
     for device in state.devices:

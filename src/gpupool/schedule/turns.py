@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
 from typing import NamedTuple
 
 
@@ -176,8 +175,6 @@ def _victims(
         busy_until_s = model.since_s + turn_s if model.turn_ends_s is None else model.turn_ends_s
         ends_s = max(now_s if model.idle else busy_until_s, model.stays_until_s)
         if ends_s > now_s:
-            if ends_s == inf:
-                continue
             wake_at_s = ends_s if wake_at_s is None else min(wake_at_s, ends_s)
             continue
         keep = min(model.warmable, max(0, model.pages - missing))

@@ -23,6 +23,7 @@ Headers = list[tuple[bytes, bytes]]
 
 # The engine calls a request by a name that has this in it.
 REQUEST_ID_HEADER = b"x-request-id"
+_CLIENTS_NAME_MAX = 64
 
 # Never part of generated text: there its quotes are escaped.
 _ERROR_EVENT = b'data: {"error"'
@@ -71,7 +72,10 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], own: frozenset[bytes]) ->
 
 
 class Forwarded(Response):
-    """The answer of an engine. When the client goes away, so does the engine's request."""
+    """The answer of an engine. When the client goes away, so does the engine's request.
+
+    Where there is a ``request_id`` the engine's name for the request has it in it, between dashes.
+    """
 
     def __init__(
         self,
@@ -94,8 +98,12 @@ class Forwarded(Response):
         if not any(name == b"accept-encoding" for name, _ in headers):
             # httpx would ask for compression that this client cannot undo.
             headers.append((b"accept-encoding", b"identity"))
-        if not any(name == REQUEST_ID_HEADER for name, _ in headers):
-            headers.append((REQUEST_ID_HEADER, request_id.encode()))
+        if request_id:
+            # Behind the client's own: two of his may be alike, or a part of each other.
+            given = [value for name, value in headers if name == REQUEST_ID_HEADER and value][:1]
+            headers = [header for header in headers if header[0] != REQUEST_ID_HEADER]
+            names = [*(value[:_CLIENTS_NAME_MAX] for value in given), request_id.encode()]
+            headers.append((REQUEST_ID_HEADER, b"-".join(names)))
         url = httpx.URL(backend.base_url + request.url.path, query=request.url.query.encode())
         self._upstream = client.build_request(request.method, url, headers=headers, content=body)
 

@@ -38,7 +38,6 @@ FORWARDED_PATHS = (
 )
 # Of these, what never reaches a model.
 _WITHOUT_MODEL = frozenset(("/tokenize", "/detokenize"))
-_REQUEST_ID = forward.REQUEST_ID_HEADER.decode()
 _BYTES_PER_TOKEN = 4
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -134,21 +133,20 @@ class Router:
             self._metrics.count_request(name, 503)
             return openai_errors.engine_unavailable(name, backend.phase, backend.retry_after_s)
         self._metrics.begin_request(name)
-        request_id = request.headers.get(_REQUEST_ID, "") or secrets.token_hex(16)
-        announced = self._announcer is not None and request.url.path not in _WITHOUT_MODEL
-        if self._announcer is not None and announced:
-            # Roughly: the engine will tell.
-            self._announcer.announce(name, request_id, len(body) // _BYTES_PER_TOKEN)
+        announcer = None if request.url.path in _WITHOUT_MODEL else self._announcer
+        request_id = "" if announcer is None else secrets.token_hex(16)
 
         def on_end(code: int) -> None:
             self._metrics.end_request(name, code)
-            if self._announcer is not None and announced:
+            if announcer is not None:
                 self._on_their_way.pop(request_id, None)
-                self._announcer.over(request_id)
+                announcer.over(request_id)
 
         forwarded = Forwarded(backend, self._client, request, body, request_id, on_end)
-        if announced:
-            self._on_their_way.setdefault(request_id, forwarded)
+        if announcer is not None:
+            self._on_their_way[request_id] = forwarded
+            # Roughly: the engine will tell.
+            announcer.announce(name, request_id, len(body) // _BYTES_PER_TOKEN)
         return forwarded
 
     def give_up(self, request_id: str) -> None:

@@ -10,6 +10,8 @@ from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.kv_keeping import KvKeeping
 from gpupool.vllm.reporting import Reporter
 
+_WAITED_S = 1e-3  # an open gate takes microseconds
+
 
 class PoolSteps:
     """What a pooled worker does beside running a step; mixed in before the platform's worker."""
@@ -33,8 +35,11 @@ class PoolSteps:
             gate.set_idle(self._pool_tables.live_requests == 0)
             return output
         gate.set_idle(False)
+        asked_s = time.monotonic()
         gate.open_step()
-        began_s = time.monotonic()
+        if self._pool_reporter is not None:
+            waited = time.monotonic() - asked_s > _WAITED_S
+            self._pool_reporter.begins(scheduler_output, waited=waited)
         try:
             if self._pool_kv is not None:
                 self._pool_kv.begin(use)
@@ -42,8 +47,6 @@ class PoolSteps:
         except BaseException:
             gate.close_step(counts=False)
             raise
-        if self._pool_reporter is not None:
-            self._pool_reporter.ran(scheduler_output, time.monotonic() - began_s)
         if output is None:
             self._pool_unsampled += 1
         else:

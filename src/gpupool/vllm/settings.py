@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -132,9 +131,11 @@ def reporter(settings: DaemonSettings | EmbeddedSettings, session: Session) -> R
     tbt_s = None if settings.tbt_ms is None else settings.tbt_ms / 1000
     session.set_goals(ttft_s, tbt_s, settings.weight)
 
-    def tell(work: Working) -> None:
+    def tell(work: Working) -> bool:
         # An engine that has its memory goes on without the daemon for as long as it can.
-        with contextlib.suppress(DaemonUnavailableError):
-            session.working(work)
+        try:
+            return session.working(work)
+        except DaemonUnavailableError:
+            return True  # nobody will ever hear of it
 
     return Reporter(tell)
