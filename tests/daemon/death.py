@@ -60,9 +60,11 @@ class Census:
             "not made": sorted({name for name, _ in calls} - made),
         }
 
-    def _count_sent(self, connection: socket.socket, packet: bytes, fds: list[int]) -> None:
+    def _count_sent(
+        self, connection: socket.socket, packet: bytes, fds: list[int], flags: int = 0
+    ) -> None:
         self._sent.add(type(wire.decode_client(packet)).__name__)
-        self._send(connection, packet, fds)
+        self._send(connection, packet, fds, flags)
 
     def _open_observed(self, device: str) -> Driver:
         driver: Driver = self._open_driver(device)
@@ -97,9 +99,11 @@ class _Countdown:
 
         setattr(os, name, counted)
 
-    def send(self, connection: socket.socket, packet: bytes, fds: list[int]) -> None:
+    def send(
+        self, connection: socket.socket, packet: bytes, fds: list[int], flags: int = 0
+    ) -> None:
         self._count(not self._after)
-        self._send(connection, packet, fds)
+        self._send(connection, packet, fds, flags)
         self._count(self._after)
 
     def receive(self, connection: socket.socket, fds_max: int) -> tuple[bytes, list[int]]:

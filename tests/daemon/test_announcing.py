@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from pathlib import Path
 
 import pytest
-from daemon_bench import StartDaemon
+from daemon_bench import StartDaemon, until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.daemon.announcing import Announcer
-from gpupool.daemon.client import query_why
+from gpupool.daemon.client import DaemonSession, query_why
 
 
 @pytest.fixture
@@ -134,3 +135,17 @@ def test_a_daemon_hears_of_requests_for_models_that_it_does_not_know(
     announcer.close()
     assert daemon.status().models == []
     assert query_why(daemon.socket_path).policy == policy
+
+
+def test_no_step_waits_for_a_daemon_that_does_not_listen(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(options=("--policy", "deadlines"))
+    session = DaemonSession(daemon.socket_path, "m")
+    assert session.follows_requests
+    work = p.Working([], [(1, 1)])
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        assert any(not session.working(work) for _ in range(100_000))
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    until(lambda: session.working(work))
+    session.close()

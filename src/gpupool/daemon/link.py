@@ -121,7 +121,7 @@ class Link:
         try:
             if self._lost is not None:
                 raise DaemonUnavailableError(self._lost)
-            self._connection.send(packet, socket.MSG_DONTWAIT)
+            wire.send(self._connection, packet, [], socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError as error:

@@ -86,10 +86,10 @@ def _receive(connection: socket.socket, fds_max: int) -> tuple[bytes, list[int],
     return packet, list(fds), flags
 
 
-def send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
+def send(connection: socket.socket, packet: bytes, fds: list[int], flags: int = 0) -> None:
     """Send one packet; the descriptors stay the caller's. Raises OSError."""
     if fds:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-        connection.sendmsg([packet], [rights])
+        connection.sendmsg([packet], [rights], flags)
     else:
-        connection.send(packet)
+        connection.send(packet, flags)
