@@ -16,7 +16,8 @@ if SPEC is None or not SPEC.submodule_search_locations:
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
 from gpupool.vllm.hooks.finding import BROKEN, LOST, MET, Finding, is_broken, look, wrong  # noqa: E402
-from gpupool.vllm.hooks.needs import NEEDS, Hook, Need  # noqa: E402
+from gpupool.vllm.hooks.hook import Hook, Need  # noqa: E402
+from gpupool.vllm.hooks.needs import NEEDS  # noqa: E402
 from gpupool.vllm.hooks.sources import Sources  # noqa: E402
 
 PACKAGE = Path(SPEC.submodule_search_locations[0])

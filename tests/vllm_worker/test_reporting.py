@@ -27,7 +27,9 @@ def output(
     requests = [*new, *running]
     return SimpleNamespace(
         finished_req_ids=finished or set(),
-        scheduled_new_reqs=[SimpleNamespace(req_id=k, prompt_len=n) for k, n in new.items()],
+        scheduled_new_reqs=[
+            SimpleNamespace(req_id=k, prompt_token_ids=[0] * n) for k, n in new.items()
+        ],
         scheduled_cached_reqs=SimpleNamespace(
             req_ids=list(running), num_output_tokens=list(running.values())
         ),

@@ -50,7 +50,8 @@ class Reporter:
             if new.req_id not in self._numbers:
                 self._count += 1
                 self._numbers[new.req_id] = self._count
-                self._began[self._count] = (self._count, _name(new.req_id), new.prompt_len)
+                prompt_tokens = len(new.prompt_token_ids or ())  # none of a prompt in embeddings
+                self._began[self._count] = self._count, _name(new.req_id), prompt_tokens
         cached = scheduled.scheduled_cached_reqs
         for request_id, tokens in zip(cached.req_ids, cached.num_output_tokens, strict=True):
             if (number := self._numbers.get(request_id)) is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpupool.vllm import doors
-from gpupool.vllm.hooks.needs import NEEDS, WORKERS, Hook, Need
+from gpupool.vllm.hooks.hook import Hook, Need
+from gpupool.vllm.hooks.needs import NEEDS, WORKERS
 from gpupool.vllm.hooks.sources import Sources, mentions, missing_parameters
 
 MET, LOST, BROKEN = "there", "not there", "BROKEN"

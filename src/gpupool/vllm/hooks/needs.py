@@ -3,26 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Hook:
-    """A name in a module, parameters it must take, and what must be said in it."""
-
-    module: str
-    name: str
-    parameters: tuple[str, ...] = ()
-    says: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Need:
-    """Something gpupool does, which one of some sets of hooks is enough for."""
-
-    what: str
-    forms: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
-    without: str = ""  # what is lost where there is none; empty: gpupool does not run
+from gpupool.vllm.hooks.hook import Hook, Need
 
 
 def _all(module: str, names: str, of: str = "") -> tuple[Hook, ...]:
@@ -159,6 +141,16 @@ NEEDS: tuple[Need, ...] = (
         },
     ),
     Need(
+        "what a policy is told of requests",
+        {
+            "": (
+                *_all(_OUTPUT, "num_scheduled_tokens", of="SchedulerOutput"),
+                *_all(_OUTPUT, "prompt_token_ids", of="NewRequestData"),
+                *_all(_OUTPUT, "num_output_tokens", of="CachedRequestData"),
+            )
+        },
+    ),
+    Need(
         "which blocks a step zeroes or copies",
         {
             "": (
@@ -271,6 +263,17 @@ NEEDS: tuple[Need, ...] = (
             )
         },
         without="weights always come from the checkpoint",
+    ),
+    Need(
+        "an engine without a server, to measure profiles",
+        {
+            "": (
+                Hook("vllm.v1.engine.llm_engine", "LLMEngine.from_engine_args"),
+                Hook("vllm.engine.arg_utils", "EngineArgs.from_cli_args"),
+                Hook("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+                *_all("vllm.sampling_params", "SamplingParams RequestOutputKind.DELTA"),
+            )
+        },
     ),
 )
 
