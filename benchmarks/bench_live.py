@@ -22,7 +22,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -107,8 +106,9 @@ def main() -> int:
     text = _table(rows)
     print(text, file=sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.json:
-        found: dict[str, Any] = {"arguments": vars(arguments), "rows": [asdict(r) for r in rows]}
-        written = json.dumps(found, indent=1, default=str) + "\n"
+        given = {k: v for k, v in vars(arguments).items() if isinstance(v, str | int | float)}
+        found = {"arguments": given, "rows": [asdict(row) for row in rows]}
+        written = json.dumps(found, indent=1) + "\n"
         if arguments.json == "-":
             sys.stdout.write(written)
         else:
