@@ -46,19 +46,19 @@ def main() -> int:
         answer_here(order["part"], Settings(**order["settings"]), Path(order["into"]))
         return 0
     try:
-        driver = Driver(options.library)
+        driver = Driver(options.driver)
         driver("cuInit", 0)
         driver("cuDeviceGet", ctypes.byref(ctypes.c_int()), options.ordinal)
     except (MissingError, RuntimeError) as error:
         print(f"there is no GPU to ask: {error}", file=sys.stderr)
         return 2
-    settings = Settings(options.library, options.mib * MIB, options.seconds, options.ordinal)
+    settings = Settings(options.driver, options.mib * MIB, options.seconds, options.ordinal)
     said = sys.stderr if options.json == "-" else sys.stdout
     report: dict[str, Any] = {
         "is_gpu": not driver.is_stand_in,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "library": options.library,
+        "library": options.driver,
         "mib": options.mib,
         "seconds": options.seconds,
         "parts": run_parts(
@@ -114,7 +114,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", type=_parts, default=list(PARTS), help="names, with commas between; else all")
     add("--json", help="write the figures there; - is stdout, the summary then goes to stderr")
-    add("--library", default="libcuda.so.1", help="the CUDA driver (%(default)s)")
+    add("--library", dest="driver", default="libcuda.so.1", help="the CUDA driver (%(default)s)")
     add("--ordinal", type=int, default=0, help="which device (%(default)s)")
     add("--mib", type=_mib, default=1024, help="how much a part may map or pin (%(default)s)")
     add("--seconds", type=_positive, default=0.7, help="how long a rate is measured (%(default)s)")

@@ -30,7 +30,7 @@ GLASS_BYTES = 2 * MIB  # through which device memory is looked at
 class Settings:
     """Of every part: where the driver is, how much memory it may take, how long one measure is."""
 
-    library: str
+    driver: str
     total_bytes: int
     seconds: float
     ordinal: int
@@ -68,7 +68,7 @@ class Device:
     """One in its primary context, which becomes the current one of this thread."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.cu = settings, Driver(settings.library)
+        self.settings, self.cu = settings, Driver(settings.driver)
         handle, context = c_int(), c_void_p()
         self.cu("cuInit", 0)
         self.cu("cuDeviceGet", byref(handle), settings.ordinal)

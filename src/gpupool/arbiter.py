@@ -18,6 +18,7 @@ from gpupool.schedule.turns import (
     PoolView,
     Residency,
     decide,
+    order_of_leaving,
     warm_pages,
 )
 
@@ -253,7 +254,8 @@ class Arbiter(Holdings):
             if lease.pinned:
                 return (3,)
             if lease.state is Residency.RESIDENT:
-                return (2, not lease.idle, lease.used_s if lease.idle else lease.since_s, key)
+                idle = lease.idle and not lease.expected
+                return (2, *order_of_leaving(idle, lease.rank, lease.used_s, lease.since_s, key))
             if self.warm_of(lease) > 0:
                 return (1, lease.state is Residency.WAITING, lease.used_s, key)
             return (0,)

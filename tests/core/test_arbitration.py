@@ -243,3 +243,31 @@ class Arbitration(RuleBasedStateMachine):
 
 TestArbitration = Arbitration.TestCase
 TestArbitration.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_leaves_first_by_rank_is_reckoned_to_leave_first(first: int) -> None:
+    """Of pages that two have, the one who is asked first leaves them to the other."""
+    pool = PagePool(open_host_driver(), 6 * PAGE_BYTES, PAGE_BYTES)
+    arbiter = Arbiter(pool, TURN_S)
+    contents = {0: b"a" * 32, 1: b"b" * 32}
+    sharers = []
+    for name in ("x", "y"):
+        key = arbiter.add(name, 0.0)
+        arbiter.declare(key, 3, warmable=3, contents=contents)
+        arbiter.set_idle(key, False, 0.0)
+        arbiter.request(key, 0.0)
+        (granted,) = arbiter.decide(0.0).granted
+        arbiter.has(key, granted.shared or dict(enumerate(granted.pages[:2])))
+        sharers.append(key)
+    waiting = joined(arbiter, "z", 4)
+    for key in sharers:
+        arbiter.lease(key).rank = 2 if key == sharers[first] else 1
+        arbiter.lease(key).turn_ends_s = 0.0
+    arbiter.request(waiting, 1.0)
+    revoked = arbiter.decide(1.0).revoked
+    # Free are 2 pages; the first to leave gives its own alone, so the other gives one of its three.
+    assert [(revoke.key, revoke.keep) for revoke in revoked] == [
+        (sharers[first], 0),
+        (sharers[1 - first], 2),
+    ]

@@ -164,7 +164,7 @@ def _victims(
 ) -> tuple[tuple[Revoke, ...], float | None]:
     """The models to revoke for ``missing`` pages, or none and when to look again."""
     resident = [m for m in view.models if m.state is Residency.RESIDENT]
-    resident.sort(key=_leaves)
+    resident.sort(key=lambda m: order_of_leaving(m.idle, m.rank, m.used_s, m.since_s, m.key))
     chosen: list[Revoke] = []
     wake_at_s: float | None = None
     for model in resident:
@@ -185,8 +185,8 @@ def _victims(
     return (), wake_at_s
 
 
-def _leaves(model: ModelView) -> tuple[bool, int, float, int]:
-    """The order in which resident models are asked to leave."""
-    if model.idle:
-        return False, 0, model.used_s, model.key
-    return True, -model.rank, model.since_s, model.key
+def order_of_leaving(
+    idle: bool, rank: int, used_s: float, since_s: float, key: int
+) -> tuple[bool, int, float, int]:
+    """Of two resident models the one with the smaller is asked to leave first."""
+    return (False, 0, used_s, key) if idle else (True, -rank, since_s, key)

@@ -35,9 +35,11 @@ class PoolSteps:
             gate.set_idle(self._pool_tables.live_requests == 0)
             return output
         gate.set_idle(False)
-        asked_s = time.monotonic()
-        gate.open_step()
-        if self._pool_reporter is not None:
+        if self._pool_reporter is None:
+            gate.open_step()
+        else:
+            asked_s = time.monotonic()
+            gate.open_step()
             waited = time.monotonic() - asked_s > _WAITED_S
             self._pool_reporter.begins(scheduler_output, waited=waited)
         try:
