@@ -26,6 +26,7 @@ BUDGETS_MIN = {
     "daemon": 6,
     "demo": 1,
     "end_to_end": 6,
+    "gang": 2,
     "gpu": 10,
     "images": 2,
     "kernels": 6,

@@ -94,6 +94,10 @@ class DamagedMemoryError(GpupoolError):
     """
 
 
+class GangBrokenError(GpupoolError):
+    """The ranks of an engine do not go together any more: it must be started anew."""
+
+
 class SwapCancelledError(GpupoolError):
     """A swap-in was cancelled; the model is out as before."""
 

@@ -34,15 +34,12 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start out of memory; ``min_steps`` and ``pause_s`` are as ``Turn`` has them."""
-        self._resident = resident
-        self._lease_timeout_s = lease_timeout_s
+        self._resident, self._lease_timeout_s, self._clock = resident, lease_timeout_s, clock
         self._turn = Turn(min_steps, pause_s, clock)
-        self._clock = clock
         self._changed = threading.Condition()
         self._state = State.OUT
         self._steps = OpenSteps()
-        self._revokes = 0  # threads that wait in give_up
-        self._arrivals = 0
+        self._revokes = self._arrivals = 0  # threads that wait in give_up; bring-ins
         self._ahead: Ahead | None = None  # of what arrives now
 
     @property
@@ -76,8 +73,8 @@ class Gate:
                 if self._ahead is not None:
                     self._ahead.hurry()
                 if not self._changed.wait(max(0.0, deadline_s - self._clock())):
-                    state = self._state.value
-                    raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {state}")
+                    where = self._state.value
+                    raise LeaseTimeoutError(f"waited {limit_s:g} s for a model that is {where}")
 
     def fetch_ahead(self, share: float, timeout_s: float | None = None) -> bool:
         """Bring the model in before a step asks for it, for ``share`` of the time; see Ahead.
@@ -167,9 +164,8 @@ class Gate:
         ``keep`` pages may stay, warm; with ``park_s`` it parks before anybody is let in. With half
         of ``timeout_s`` gone ``min_steps`` no longer counts. False if the model was out already,
         another thread saw to it, or ``is_stale`` says that what was revoked has gone by itself.
-        Raises LeaseTimeoutError if a step stays open for ``timeout_s`` (None waits for ever),
-        UsageError if it is this very thread's, and what giving up raises; the model is resident
-        then, or torn.
+        Raises LeaseTimeoutError if a step stays open for ``timeout_s``, UsageError if it is this
+        very thread's, and what giving up raises; the model is resident then, or torn.
         """
         leave = partial(self._resident.give_up, keep, park_s)
         return self._give_up(timeout_s, is_stale, leave, State.OUT)
@@ -202,6 +198,7 @@ class Gate:
         then: State,
     ) -> bool:
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        stale = is_stale or (lambda: False)
         with self._changed:
             if self._steps.are_mine():
                 raise UsageError("a thread cannot give up a model in whose step it is")
@@ -210,16 +207,14 @@ class Gate:
                 self._turn.hurry_in(timeout_s / 2)
             arrivals = self._arrivals
             try:
-                if is_stale is not None and is_stale():
+                if stale():
                     return False
                 if self._ahead is not None:
                     self._ahead.stop()
                 while not self._may_leave():
                     # Another thread may have given it up meanwhile, and brought it in anew.
                     gone = self._state in (State.OUT, State.CLOSED)
-                    if gone or self._arrivals != arrivals:
-                        return False
-                    if is_stale is not None and is_stale():
+                    if gone or self._arrivals != arrivals or stale():
                         return False
                     self._wait_until(deadline_s, polls=is_stale is not None)
                 self._state = State.LEAVING
@@ -253,16 +248,14 @@ class Gate:
 
     def _see_whether_torn(self) -> None:
         if self._state in (State.OUT, State.TORN):
-            self._state = State.TORN if self._resident.torn else State.OUT
+            self._state = self._after_error(State.OUT)
 
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for
         # ever. But a step that is open already must be able to finish, and what its thread needs
         # for that may be another step.
-        if self._state is not State.RESIDENT:
-            return False
-        holds = self._steps.are_mine()
-        if self._revokes > 0 and not holds and self._turn.is_over(in_step=self._steps.count > 0):
+        leaves = self._revokes > 0 and self._turn.is_over(in_step=self._steps.count > 0)
+        if self._state is not State.RESIDENT or (leaves and not self._steps.are_mine()):
             return False
         self._steps.open()
         return True
@@ -272,14 +265,18 @@ class Gate:
         return over or self._state is State.TORN
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
-        limits_s = [] if deadline_s is None else [deadline_s - self._clock()]
-        if self._state is State.RESIDENT and self._steps.count == 0:
-            limits_s += self._turn.changes_in_s()
+        limits_s = self._changes_in_s()
         if self._state is State.ARRIVING and polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
+        if deadline_s is not None:
+            limits_s.append(deadline_s - self._clock())
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
         if deadline_s is not None and self._clock() >= deadline_s:
             raise LeaseTimeoutError("a model did not leave its memory as soon as it should have")
+
+    def _changes_in_s(self) -> list[float]:
+        at_rest = self._state is State.RESIDENT and self._steps.count == 0
+        return self._turn.changes_in_s() if at_rest else []
 
     def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         """Called with the lock held, which is let go meanwhile."""
@@ -288,13 +285,16 @@ class Gate:
         self._changed.release()
         after = None
         try:
-            self._resident.bring_in(max(0.0, timeout_s), ahead)
+            self._arrive(max(0.0, timeout_s), ahead)
             after = State.RESIDENT
         finally:
             self._changed.acquire()
             self._state, self._ahead = after or self._after_error(State.OUT), None
             self._turn.begin()
             self._changed.notify_all()
+
+    def _arrive(self, timeout_s: float, ahead: Ahead | None) -> None:
+        self._resident.bring_in(timeout_s, ahead)
 
     def _after_error(self, before: State) -> State:
         return State.TORN if self._resident.torn else before

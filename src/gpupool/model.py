@@ -34,6 +34,7 @@ class Model(Regions):
         before_swap_out: Callable[[], None] | None = None,
         verify: str = "always",
         shares: bool = False,
+        make_gate: Callable[..., Gate] = Gate,
     ) -> None:
         """Join the pool behind ``session``, which this model owns from now on.
 
@@ -41,6 +42,8 @@ class Model(Regions):
         ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for another word.
 
         ``shares`` is whether weights may be shared (see ``share``).
+
+        ``make_gate`` makes what lets steps begin; ``gpupool.gang`` has one for ranks of an engine.
 
         ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
         it waits for the device and marks what was written.
@@ -53,7 +56,7 @@ class Model(Regions):
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
         self._shares = shares
         self._residency = Residency(name, session, before_swap_out, Verify[verify])
-        self.gate = Gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
+        self.gate = make_gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
 
     def torch_allocator(

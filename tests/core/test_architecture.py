@@ -79,8 +79,9 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "images": (CORE | {"adopt", "model"}, {"msgspec", "platformdirs", "torch"}),
     "live": ({"leases", "schedule"}, set()),
     "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
+    "gang": (CORE | {"daemon", "gate", "residency", "session"}, {"msgspec"}),
     "vllm": (
-        LIBRARY | {"adopt", "daemon", "images", "kernels", "kv", "profile"},
+        LIBRARY | {"adopt", "daemon", "gang", "images", "kernels", "kv", "profile"},
         {"vllm", "torch", "msgspec", "huggingface_hub", "click"},
     ),
     "check": ({"", "errors", "pool"}, {"click"}),

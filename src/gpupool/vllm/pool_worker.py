@@ -58,26 +58,30 @@ class PoolWorker(PoolSteps):
         """
         if reason := compat.unsupported(vllm_config):
             raise UsageError(reason)
-        joined = settings.parse(vllm_config.additional_config)
-        compat.prepare_process()
+        given = settings.parse(vllm_config.additional_config)
+        settings.check_ranks(given, compat.place(vllm_config).ranks)
+        compat.prepare_process(vllm_config)
         self._pool_inside = Inside()
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
-        session, min_steps = settings.join(joined)
+        place = compat.place(vllm_config)  # the rank is known only now
+        joined = settings.join(given, place.rank, place.engine)
         self.pool_model = Model(
-            joined.model,
-            session,
+            given.model,
+            joined.session,
             lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
-            min_steps=min_steps,
+            min_steps=joined.min_steps,
             before_swap_out=self._pool_wait_for_device,
-            verify=joined.verify,
-            shares=joined.share,
+            verify=given.verify,
+            shares=given.share,
+            make_gate=joined.make_gate,
         )
-        self._pool_shares = joined.share
-        self._pool_images = settings.image_cache(joined)
-        self._pool_kv_store_bytes = joined.kv_store_bytes
+        self._pool_gang = joined.gang
+        self._pool_shares = given.share
+        self._pool_images = settings.image_cache(given)
+        self._pool_kv_store_bytes = given.kv_store_bytes
         self._pool_kv_cache_config: Any = None
         self._pool_tables = BlockTables([], 0)
-        self._pool_reporter = settings.reporter(joined, session)
+        self._pool_reporter = settings.reporter(given, joined.session)
 
     # Start-up.
 
@@ -146,6 +150,8 @@ class PoolWorker(PoolSteps):
                 self._pool_unsampled -= 1
                 self.pool_model.gate.close_step(counts=False)
             self.pool_model.close()
+            if self._pool_gang is not None:
+                self._pool_gang.close()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         if tag != "kv_cache":

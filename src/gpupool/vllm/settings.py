@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
+from gpupool.daemon.client import DaemonSession
 from gpupool.daemon.protocol import Working
 from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool.gang.protocol import RANKS_MAX
+from gpupool.gang.rank import GangRank
+from gpupool.gate import Gate
 from gpupool.images.cache import ImageCache, default_folder
 from gpupool.pool import MIB, Pool
 from gpupool.session import Session
@@ -21,6 +26,8 @@ from gpupool.vllm.reporting import Reporter
 class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Join the pool of a daemon.
 
+    ``socket`` is the daemon's, or for a tensor parallel engine those of its ranks' devices, in
+    their order.
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
     all. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
     whether pages and host memory are had in common with models of the same weights. ``image_cache``
@@ -30,7 +37,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``weight`` what the model counts where not all can be on time, for a daemon that goes by that.
     """
 
-    socket: str
+    socket: str | Annotated[list[str], Meta(min_length=2, max_length=RANKS_MAX)]
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
@@ -84,17 +91,50 @@ def image_cache(settings: DaemonSettings | EmbeddedSettings) -> ImageCache:
     return ImageCache(folder, settings.image_cache_bytes)
 
 
-def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
-    """A session for the engine's model, and the tokens a turn has at least.
+class Joined(NamedTuple):
+    """How an engine's model stands with its pool."""
+
+    session: Session
+    min_steps: int
+    """The tokens that a turn has at least."""
+    gang: GangRank | None = None
+    """Of a tensor parallel engine."""
+
+    @property
+    def make_gate(self) -> Callable[..., Gate]:
+        """What lets the engine's steps begin."""
+        return Gate if self.gang is None else self.gang.make_gate
+
+
+def check_ranks(settings: DaemonSettings | EmbeddedSettings, ranks: int) -> None:
+    """Whether an engine of so many ranks can be pooled so. Raises UsageError."""
+    sockets = settings.socket if isinstance(settings, DaemonSettings) else ""
+    named = 1 if isinstance(sockets, str) else len(sockets)
+    if ranks > 1 and isinstance(settings, EmbeddedSettings):
+        raise UsageError(
+            "the ranks of a tensor parallel engine are processes of their own: start a daemon for "
+            "each device, and join their pools with 'socket'"
+        )
+    if named != ranks:
+        raise UsageError(
+            f"'socket' names {named} daemons and the engine has {ranks} ranks: name one for each"
+        )
+    if ranks > 1 and (settings.share or settings.kv_store_bytes is not None):
+        raise UsageError("'share' and 'kv_store_bytes' are for engines on one device")
+
+
+def join(settings: DaemonSettings | EmbeddedSettings, rank: int, engine: str) -> Joined:
+    """Join as one rank of an engine, all of whose ranks call it by the word ``engine``.
 
     Raises what joining a pool raises, and UsageError if engines of one process ask for pools of
     one device that differ in size.
     """
     if isinstance(settings, DaemonSettings):
-        from gpupool.daemon.client import DaemonSession
-
+        if not isinstance(settings.socket, str):
+            gang = GangRank(settings.socket, settings.model, rank, engine)
+            return Joined(gang.session, gang.session.min_tokens, gang)
         session = DaemonSession(Path(settings.socket), settings.model)
-        return session, session.min_tokens
+        return Joined(session, session.min_tokens)
     if compat.runs_in_child_process():
         raise UsageError(
             "engines share an embedded pool only within one process: set "
@@ -115,15 +155,13 @@ def join(settings: DaemonSettings | EmbeddedSettings) -> tuple[Session, int]:
                 f"this process has a pool of {first.budget_bytes} bytes in pages of "
                 f"{first.page_bytes} on {settings.device!r}: give every engine the same"
             )
-        return pool.session(settings.model), 0
+        return Joined(pool.session(settings.model), 0)
 
 
 def reporter(settings: DaemonSettings | EmbeddedSettings, session: Session) -> Reporter | None:
     """Who tells the daemon of the engine's requests; None where nobody wants to know."""
     if not isinstance(settings, DaemonSettings):
         return None
-    from gpupool.daemon.client import DaemonSession
-
     assert isinstance(session, DaemonSession)
     if not session.follows_requests:
         return None

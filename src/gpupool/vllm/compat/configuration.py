@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def draft_tokens(vllm_config: Any) -> int:
@@ -27,8 +27,10 @@ def caches_prefixes(vllm_config: Any) -> bool:
 def unsupported(vllm_config: Any) -> str | None:
     """Why an engine of this configuration cannot join a pool, or None."""
     parallel = vllm_config.parallel_config
-    if parallel.world_size > 1:
-        return "tensor and pipeline parallel engines are not supported yet: use one device"
+    if parallel.world_size > parallel.tensor_parallel_size:
+        return "pipeline parallel engines are not supported yet: use tensor parallel ones"
+    if getattr(parallel, "nnodes", 1) > 1:
+        return "engines on several machines are not supported yet: use the devices of one"
     if parallel.data_parallel_size > 1:
         return "data parallel engines are not supported yet: start one engine per model"
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
@@ -44,6 +46,21 @@ def unsupported(vllm_config: Any) -> str | None:
         # Their writes pass neither the gate nor the scheduler's output.
         return "KV connectors and KV offloading cannot be used with a pooled engine"
     return None
+
+
+class Place(NamedTuple):
+    """A worker's place in its engine."""
+
+    rank: int
+    ranks: int
+    engine: str
+    """A word that the workers of one engine, and no others, have in common."""
+
+
+def place(vllm_config: Any) -> Place:
+    """The place of the worker that was given this configuration."""
+    parallel = vllm_config.parallel_config
+    return Place(parallel.rank, parallel.world_size, str(vllm_config.instance_id))
 
 
 def rank_name(vllm_config: Any) -> str:

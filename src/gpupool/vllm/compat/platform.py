@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from typing import Any
 
@@ -23,8 +24,15 @@ def platform_worker() -> type[Any]:
     return worker
 
 
-def prepare_process() -> None:
+def prepare_process(vllm_config: Any) -> None:
     """Before any model is loaded in this process."""
+    parallel = vllm_config.parallel_config
+    if parallel.world_size > 1 and current_platform.is_cuda():
+        # These would take up addresses of memory that comes and goes, which nobody has tried.
+        parallel.disable_custom_all_reduce = True
+        os.environ["NCCL_GRAPH_REGISTER"] = "0"
+        os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+        os.environ["VLLM_USE_NCCL_SYMM_MEM"] = "0"
     if current_platform.is_cpu():
         # With oneDNN every linear weight is repacked into an opaque handle that cannot be moved;
         # without, torch multiplies by the parameter itself.

@@ -1,0 +1,196 @@
+"""The gate of a rank: a step begins, and the memory goes, only as all ranks have agreed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from gpupool._core import SwapReport
+from gpupool.errors import GangBrokenError
+from gpupool.gang import protocol as g
+from gpupool.gang.member import Member
+from gpupool.gang.standing import Standing
+from gpupool.gate import Gate
+from gpupool.residency import Ahead, Resident, State
+
+_ALL_PAGES = sys.maxsize  # more than there are
+
+
+class GangGate(Gate):
+    """As ``Gate``, for one rank of a gang. Steps are those that all ranks open in the same order.
+
+    Whoever gives the memory up without a revoke has all ranks do so between the same steps.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        *,
+        member: Member,
+        lease_timeout_s: float,
+        min_steps: int = 0,
+        pause_s: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start out of memory, and hear the leader from now on. Otherwise as ``Gate``."""
+        super().__init__(
+            resident,
+            lease_timeout_s=lease_timeout_s,
+            min_steps=min_steps,
+            pause_s=pause_s,
+            clock=clock,
+        )
+        self._member = member
+        self._standing = Standing()
+        self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
+        member.start(self)
+
+    def fetch_ahead(self, share: float, timeout_s: float | None = None) -> bool:
+        """Do nothing: what one rank fetches ahead is of no use without the others."""
+        return False
+
+    def give_up(
+        self,
+        timeout_s: float | None = None,
+        is_stale: Callable[[], bool] | None = None,
+        keep: int = 0,
+        park_s: float | None = None,
+    ) -> bool:
+        """As ``Gate.give_up``; what is revoked goes when all ranks leave, which this has them do.
+
+        Raises GangBrokenError, besides, where the gang has ended over it.
+        """
+        leave = partial(self._resident.give_up, keep, park_s)
+        if is_stale is None:
+            return self._leave_alone(timeout_s, leave, State.OUT)
+        if is_stale():
+            return False
+        with self._changed:
+            turn, here = self._standing.turn, self._state is not State.OUT
+        if here:
+            self._member.say(g.Leave(turn, 0.0 if timeout_s is None else timeout_s / 2))
+        return self._or_break(timeout_s, is_stale, leave)
+
+    def close(self) -> bool:
+        """As ``Gate.close``; the gang ends with its first rank."""
+        self.broken("it was closed")
+        return super().close()
+
+    # What the leader says, on the member's threads.
+
+    def halt(self, turn: int, hurry_s: float | None) -> int:
+        """Begin no step of ``turn`` for now; the last one that has begun.
+
+        With ``hurry_s`` what is left of a turn, as ``Turn`` has it, is waited for.
+        """
+        with self._changed:
+            if hurry_s is None:
+                return self._standing.halt(turn)
+            self._revokes += 1
+            self._turn.hurry_in(hurry_s)
+            try:
+                while self._goes_on(turn):
+                    limits_s = [self._turn.hurry_at_s - self._clock(), *super()._changes_in_s()]
+                    self._changed.wait(max(0.0, min(limits_s)))
+                return self._standing.halt(turn)
+            finally:
+                self._revokes -= 1
+                if self._revokes == 0:
+                    self._turn.calm()
+
+    def part(self, turn: int, step: int) -> bool:
+        """Go on up to ``step``; whether ``leave`` is to be called, since nobody else waits to."""
+        with self._changed:
+            told = self._standing.part(turn, step)
+            self._changed.notify_all()
+            return told and self._revokes == 0
+
+    def leave(self) -> None:
+        """Leave, as agreed; all that can stay warm does, since nobody here asked for it."""
+        self._or_break(None, None, partial(self._resident.give_up, _ALL_PAGES))
+
+    def broken(self, why: str) -> None:
+        """No step begins any more, and revokes are obeyed alone."""
+        with self._changed:
+            self._standing.broken = self._standing.broken or why
+            self._changed.notify_all()
+
+    # What Gate asks; with its lock held.
+
+    def _enter(self) -> bool:
+        if self._steps.are_mine():  # part of a step that has begun
+            return super()._enter()
+        if self._standing.broken and self._state is not State.CLOSED:
+            raise GangBrokenError(self._standing.broken)
+        if self._state is not State.RESIDENT or not self._standing.may_open():
+            return False
+        self._standing.opened += 1
+        self._steps.open()
+        return True
+
+    def _may_leave(self) -> bool:
+        if self._standing.broken or self._leaving_alone > 0 or self._state is State.TORN:
+            return super()._may_leave()
+        there = self._state is State.RESIDENT and self._steps.count == 0
+        return there and self._standing.may_leave()
+
+    def _changes_in_s(self) -> list[float]:
+        # The turn is the leader's to look at.
+        alone = self._standing.broken or self._leaving_alone > 0
+        return super()._changes_in_s() if alone else []
+
+    def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
+        self._standing.asks()
+        super()._bring_in(timeout_s, ahead)
+
+    def _arrive(self, timeout_s: float, ahead: Ahead | None) -> None:
+        """Without the lock: nothing of the standing changes before the gang goes."""
+        deadline_s = time.monotonic() + timeout_s
+        turn, step = self._standing.turn, self._standing.opened
+        try:
+            self._member.say(g.Wants(step))
+            self._member.await_come(turn, timeout_s)
+            super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
+            try:
+                self._member.say(g.Here())
+                self._member.await_go(turn, max(0.0, deadline_s - time.monotonic()))
+            except BaseException:
+                self._resident.give_up()
+                raise
+        except BaseException as error:
+            self._member.fail(str(error) or type(error).__name__)
+            raise
+
+    def _leave_alone(
+        self, timeout_s: float | None, leave: Callable[[], SwapReport], then: State
+    ) -> bool:
+        with self._changed:
+            self._leaving_alone += 1
+        try:
+            return self._give_up(timeout_s, None, leave, then)
+        finally:
+            with self._changed:
+                self._leaving_alone -= 1
+
+    def _or_break(
+        self,
+        timeout_s: float | None,
+        is_stale: Callable[[], bool] | None,
+        leave: Callable[[], SwapReport],
+    ) -> bool:
+        """A rank that cannot leave where the others do ends the gang."""
+        try:
+            return self._give_up(timeout_s, is_stale, leave, State.OUT)
+        except Exception as error:
+            self._member.fail(str(error) or type(error).__name__)
+            raise
+
+    def _goes_on(self, turn: int) -> bool:
+        if turn != self._standing.turn or self._standing.broken:
+            return False
+        if self._state is State.ARRIVING:  # it is let go this moment
+            return True
+        over = self._turn.is_over(in_step=self._steps.count > 0)
+        return self._state is State.RESIDENT and not over
