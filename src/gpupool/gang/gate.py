@@ -44,6 +44,7 @@ class GangGate(Gate):
         )
         self._member = member
         self._standing = Standing()
+        self._asks = False  # when it may ask for its lease
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
@@ -65,13 +66,16 @@ class GangGate(Gate):
         leave = partial(self._resident.give_up, keep, park_s)
         if is_stale is None:
             return self._leave_alone(timeout_s, leave, State.OUT)
-        if is_stale():
-            return False
+
+        def stale() -> bool:
+            return self._asks or is_stale()  # who asks has no lease: the last one was revoked
+
         with self._changed:
-            turn, here = self._standing.turn, self._state is not State.OUT
-        if here:
-            self._member.say(g.Leave(turn, 0.0 if timeout_s is None else timeout_s / 2))
-        return self._or_break(timeout_s, is_stale, leave)
+            if stale() or self._state is State.OUT:
+                return False
+            turn = self._standing.turn
+        self._member.say(g.Leave(turn, 0.0 if timeout_s is None else timeout_s / 2))
+        return self._or_break(timeout_s, stale, leave)
 
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
@@ -150,8 +154,12 @@ class GangGate(Gate):
         deadline_s = time.monotonic() + timeout_s
         turn, step = self._standing.turn, self._standing.opened
         try:
+            self._asks = True
             self._member.say(g.Wants(step))
-            self._member.await_come(turn, timeout_s)
+            try:
+                self._member.await_come(turn, timeout_s)
+            finally:
+                self._asks = False
             super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
             try:
                 self._member.say(g.Here())
