@@ -51,7 +51,10 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
         num_speculative_tokens=0,
         speculative_config=None,
         scheduler_config=SimpleNamespace(async_scheduling=True),
-        parallel_config=SimpleNamespace(world_size=1, data_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            world_size=1, tensor_parallel_size=1, data_parallel_size=1, rank=0
+        ),
+        instance_id="an engine",
         cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),
         compilation_config=SimpleNamespace(static_forward_context={}),
         kv_transfer_config=None,

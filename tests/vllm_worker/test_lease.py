@@ -193,8 +193,46 @@ def test_settings_are_checked(config: Any, message: str) -> None:
         settings.parse(config)
 
 
-def test_parallel_engines_are_refused() -> None:
+BOTH = ["/run/a.sock", "/run/b.sock"]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "pooled", "message"),
+    [
+        ({"world_size": 2}, {}, "pipeline parallel"),
+        ({"world_size": 4, "tensor_parallel_size": 2}, {}, "pipeline parallel"),
+        ({"world_size": 2, "tensor_parallel_size": 2, "nnodes": 2}, {}, "several machines"),
+        ({"world_size": 2, "tensor_parallel_size": 2}, {}, "processes of their own"),
+        (
+            {"world_size": 2, "tensor_parallel_size": 2},
+            {"socket": "/run/a.sock", "model": "a"},
+            "names 1 daemons and the engine has 2 ranks",
+        ),
+        ({}, {"socket": BOTH, "model": "a"}, "names 2 daemons and the engine has 1 ranks"),
+        (
+            {"world_size": 2, "tensor_parallel_size": 2},
+            {"socket": BOTH, "model": "a", "share": True},
+            "for engines on one device",
+        ),
+        (
+            {"world_size": 2, "tensor_parallel_size": 2},
+            {"socket": BOTH, "model": "a", "kv_store_bytes": 1},
+            "for engines on one device",
+        ),
+        (
+            {"world_size": 2, "tensor_parallel_size": 2},
+            {"socket": BOTH[::-1], "model": "a"},
+            "in alphabetical order",
+        ),
+    ],
+)
+def test_parallel_engines_that_cannot_be_pooled_are_refused(
+    parallel: dict[str, int], pooled: dict[str, Any], message: str
+) -> None:
     config = _config("a")
-    config.parallel_config.world_size = 2
-    with pytest.raises(UsageError, match="tensor and pipeline parallel"):
+    for name, value in parallel.items():
+        setattr(config.parallel_config, name, value)
+    if pooled:
+        config.additional_config = {"gpupool": pooled}
+    with pytest.raises(UsageError, match=message):
         PooledWorker(config, seed=1)

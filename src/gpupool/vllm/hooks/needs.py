@@ -99,12 +99,14 @@ NEEDS: tuple[Need, ...] = (
                     "vllm.config.vllm",
                     "additional_config model_config cache_config parallel_config "
                     "scheduler_config device_config load_config speculative_config "
-                    "compilation_config kv_transfer_config num_speculative_tokens",
+                    "compilation_config kv_transfer_config num_speculative_tokens "
+                    "instance_id",
                     of="VllmConfig",
                 ),
                 *_all(
                     "vllm.config.parallel",
-                    "world_size data_parallel_size rank",
+                    "world_size tensor_parallel_size data_parallel_size rank nnodes "
+                    "disable_custom_all_reduce",
                     of="ParallelConfig",
                 ),
                 *_all(
