@@ -8,9 +8,10 @@ from statistics import mean
 import pytest
 
 from gpupool.errors import UsageError
-from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions
+from gpupool.schedule.autoscaling import Scaling
+from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions, with_patience
 from gpupool.simulate.result import Result
-from gpupool.simulate.simulation import Hardware, simulate
+from gpupool.simulate.simulation import POLICIES, Hardware, simulate
 from gpupool.simulate.synthetic import synthetic_trace
 from gpupool.simulate.trace import Arrival
 
@@ -117,3 +118,17 @@ def test_a_host_that_holds_few_models_costs_reads_from_disk() -> None:
 def test_what_cannot_be_simulated_is_refused(hardware: Hardware, policy: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         simulate(trace_of(16, 0.0875, 120.0), policy, hardware)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_patience_nobody_waits_for_longer_though_nobody_else_comes(policy: str) -> None:
+    """Two models, one device, and a first answer that lasts longer than the patience."""
+    impatient = with_patience(HONEST, 3.0)
+    arrivals = [Arrival(0.0, "a", 100, 3000), Arrival(0.5, "b", 100, 10)]
+    goals = {"ttft_s": 100.0, "tbt_s": 100.0}  # nobody is visited early because it is due
+    scaling = Scaling(start_s=1.0)
+    hardware = Hardware(devices=1)
+    found = simulate(arrivals, policy, hardware, assumptions=impatient, scaling=scaling, **goals)
+    assert found.finished + found.dropped == 2
+    assert found.dropped == (1 if policy in ("autoscaling", "fcfs") else 0)
+    assert max(found.ttft_s) <= 3.0 + 0.1

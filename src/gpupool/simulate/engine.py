@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from gpupool.schedule.patience import PAST_S
 from gpupool.schedule.work import (
     Action,
     Batch,
@@ -34,6 +35,8 @@ class Policy:
     decide: Callable[[State, float], list[Action]]
     replans: bool = False
     """A turn is decided anew when a request comes to another batch of its device."""
+    gives_up_in_time: bool = True
+    """Requests are given up when their time is up, not only when the next one comes."""
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class Engine:
         self._output_tokens = output_tokens
         self._grain_s = grain_s
         self._work: dict[int, _Work] = {}
-        self._events: list[tuple[float, int, Request | Device]] = []
+        self._events: list[tuple[float, int, Request | Device | None]] = []
         self._count = 0
 
     def run(self, requests: Iterable[Request], progress: Callable[[int], None] | None) -> None:
@@ -91,7 +94,7 @@ class Engine:
                 done += 1
                 if progress is not None and done % 100 == 0:
                     progress(done)
-            else:
+            elif subject is not None:
                 self._device_is_due(subject)
             while actions := self._policy.decide(self.state, self.now_s):
                 for action in actions:
@@ -99,7 +102,8 @@ class Engine:
         if progress is not None:
             progress(done)
 
-    def _push(self, at_s: float, subject: Request | Device) -> None:
+    def _push(self, at_s: float, subject: Request | Device | None) -> None:
+        """At that time something happens; None: the policy is asked, and nothing else does."""
         self._count += 1
         heapq.heappush(self._events, (at_s, self._count, subject))
 
@@ -108,6 +112,8 @@ class Engine:
         tally = Tally(request.arrival_s, self._output_tokens[request.key], goals)
         self.tallies[request.key] = tally
         self.state.arrived.append(request)
+        if self.state.patience_s is not None and self._policy.gives_up_in_time:
+            self._push(self.now_s + self.state.patience_s + PAST_S, None)
         for device in self.state.devices:
             work = self._work.get(device.key)
             if work is not None and work.steps is not None:
@@ -211,6 +217,9 @@ class Engine:
 
     def _drop(self, request: Request) -> None:
         self.tallies[request.key].dropped = True
+        if request in self.state.arrived:
+            self.state.arrived.remove(request)
+            return
         for device in self.state.devices:
             for batch in (*device.groups, *device.batches):
                 if request in batch.requests:

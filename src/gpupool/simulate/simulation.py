@@ -11,6 +11,7 @@ from gpupool.errors import UsageError
 from gpupool.schedule import aegaeon, autoscaling, deadlines, fcfs
 from gpupool.schedule.autoscaling import Scaling
 from gpupool.schedule.costs import Costs
+from gpupool.schedule.patience import Decide, patient
 from gpupool.schedule.work import Device, Goals, Request, State
 from gpupool.simulate.assumptions import (
     ARTIFACT,
@@ -155,14 +156,16 @@ def _devices(policy: str, hardware: Hardware, group: int) -> list[Device]:
 
 
 def _policy(name: str, assumptions: Assumptions, scaling: Scaling) -> Policy:
-    if name == "autoscaling":
-        return Policy(partial(autoscaling.decide, scaling=scaling))
-    if name == "fcfs":
-        return Policy(fcfs.decide)
-    if name == "aegaeon":
-        exact = assumptions.name != ARTIFACT.name
-        return Policy(aegaeon.decide if exact else aegaeon.decide_as_artifact)
-    return Policy(deadlines.decide, replans=True)
+    """``patient`` as it is live, but where the artifact looks only as the next request comes."""
+    as_artifact = assumptions.name == ARTIFACT.name
+    decides: dict[str, Decide] = {
+        "autoscaling": partial(autoscaling.decide, scaling=scaling),
+        "fcfs": fcfs.decide,
+        "aegaeon": aegaeon.decide_as_artifact if as_artifact else aegaeon.decide,
+        "deadlines": deadlines.decide,
+    }
+    decide = decides[name] if as_artifact else patient(decides[name])
+    return Policy(decide, replans=name == "deadlines", gives_up_in_time=not as_artifact)
 
 
 def _costs(
