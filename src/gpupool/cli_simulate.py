@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,21 @@ if TYPE_CHECKING:
     from gpupool.simulate.result import Result
 
 _LONG_REQUESTS = 5000
-_ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
+
+
+class _Number(click.FloatRange):
+    """A range has nothing against NaN, which is neither below nor above its ends."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if isnan(number):
+            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+_ABOVE_ZERO = _Number(min=0, min_open=True, max=1e9)
 
 
 @click.command("simulate")
@@ -43,14 +58,14 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     "--start-s",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0, 1e6),
+    type=_Number(0, 1e6),
     help="Under autoscaling an engine takes requests so long after its start, load included,",
 )
 @click.option(
     "--idle-s",
     default=60.0,
     show_default=True,
-    type=click.FloatRange(0, 1e6),
+    type=_Number(0, 1e6),
     help="gives its device back after so long without requests,",
 )
 @click.option(
@@ -121,14 +136,14 @@ _ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
     "--cv",
     default=1.0,
     show_default=True,
-    type=_ABOVE_ZERO,
+    type=_Number(min=0, min_open=True, max=100),
     help="coefficient of variation of the gaps (1: Poisson, more: bursts),",
 )
 @click.option(
     "--zipf",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 10),
+    type=_Number(0, 10),
     help="popularity of the k-th model in proportion to 1/k^ZIPF.",
 )
 @click.option("--json", "json_to", metavar="FILE", help="Write every figure here; -: print them.")

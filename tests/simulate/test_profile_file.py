@@ -248,3 +248,11 @@ def test_the_command_simulates_a_model_that_only_the_file_knows(tmp_path: Path) 
     other = CliRunner().invoke(main, [*arguments, "--gpu", "TPU"])
     assert other.exit_code != 0
     assert "nothing was measured on TPU: the profiles are of g" in other.stderr
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.csv"
+    add_to_profiles(path, "g", SIZES, [Point(16 * n, n, 0.001 * n, 0.01, 1) for n in range(1, 6)])
+    before = read_profiles(path)
+    path.write_text(path.read_text(), "utf-8-sig")
+    assert read_profiles(path) == before

@@ -95,3 +95,12 @@ def test_what_is_wrong_is_said_in_a_line(arguments: tuple[str, ...], says: str) 
     assert done.exit_code != 0
     assert says in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    "option", ["--gpu-gb", "--link-gbps", "--ttft-s", "--cv", "--zipf", "--start-s", "--host-gb"]
+)
+def test_what_is_not_a_number_is_refused(option: str) -> None:
+    done = CliRunner().invoke(main, ["simulate", "--models", "2", option, "nan"])
+    assert done.exit_code == 2
+    assert option in done.output and "not in the range" in done.output

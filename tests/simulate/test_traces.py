@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,11 @@ def test_a_trace_is_read_in_order_of_arrival(tmp_path: Path) -> None:
         ("time,model,input,output\n-1,a,1,2\n", "no such time"),
         ("time,model,input,output\nnan,a,1,2\n", "no such time"),
         ("time,model,input,output\n1,a,1,99999999999\n", "too many tokens"),
+        ("time,model,input,output\n1,a,-1,2\n", "line 2: tokens below 0"),
+        (f"time,model,input,output\n1,{'a' * 200_000},1,2\n", "no CSV file"),
+        ("time;model;input;output\n1;a;1;2\n", "a column each"),
+        ("prompt_time,model,output\n1,a,2\n", "a column each"),
+        ("start_time,end_time,model,input,output\n1,2,a,1,2\n", "start_time, end_time"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -39,6 +45,19 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, text: str, says: str) -> No
     path.write_text(text)
     with pytest.raises(UsageError, match=says):
         read_trace(path)
+
+
+def test_what_is_no_text_is_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UsageError, match=re.escape(str(path))):
+        read_trace(path)
+
+
+def test_a_column_with_just_the_name_is_taken_before_others(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("first_token_time,Arrival,model,input,output\n9,1,a,3,4\n", "utf-8-sig")
+    assert read_trace(path) == [Arrival(1.0, "a", 3, 4)]
 
 
 def gaps_of(trace: list[Arrival]) -> list[float]:

@@ -70,7 +70,7 @@ def read_profiles(path: Path) -> Profiles:
     """Fits and checkpoints of a file. Raises UsageError, OSError and ModuleNotFoundError."""
     points: dict[Key, list[Point]] = {}
     described: dict[Key, Checkpoint | None] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if missing := set(_TIMES) - set(reader.fieldnames or ()):
             raise UsageError(f"{path}: it has no column {', '.join(sorted(missing))}")
@@ -104,7 +104,7 @@ def add_to_profiles(path: Path, gpu: str, checkpoint: Checkpoint, points: Sequen
     columns = list(COLUMNS)
     if path.exists():
         read_profiles(path)  # what is no such file is not written to
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns += [name for name in reader.fieldnames or () if name not in columns]
             rows = [row for row in reader if (row["model"], row["gpu"]) != (checkpoint.name, gpu)]

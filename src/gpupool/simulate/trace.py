@@ -26,16 +26,25 @@ def read_trace(path: Path) -> list[Arrival]:
 
     The columns are found by their names: one with ``time`` or ``arrival`` (seconds, or
     hours:minutes:seconds), one with ``model``, one with ``input`` or ``prompt``, one with
-    ``output``; tokens are at least 1.
+    ``output``, alone or as part of a name that no other column shares; no tokens count as 1.
     """
+    try:
+        return sorted(_rows(path), key=lambda arrival: arrival.at_s)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no CSV file: {error}") from None
+
+
+def _rows(path: Path) -> list[Arrival]:
     found: list[Arrival] = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         columns = [
             _column(path, header, *names)
             for names in (("time", "arrival"), ("model",), ("input", "prompt"), ("output",))
         ]
+        if len(set(columns)) < len(columns):
+            raise UsageError(f"{path}: time, model, input and output need a column each")
         for row in reader:
             if not row:
                 continue
@@ -46,6 +55,8 @@ def read_trace(path: Path) -> list[Arrival]:
                 raise UsageError(f"{path}, line {reader.line_num}: cannot be read") from None
             if not 0 <= arrival.at_s <= _SECONDS_MAX:
                 raise UsageError(f"{path}, line {reader.line_num}: no such time: {at}")
+            if min(arrival.input_tokens, arrival.output_tokens) < 0:
+                raise UsageError(f"{path}, line {reader.line_num}: tokens below 0")
             if max(arrival.input_tokens, arrival.output_tokens) > _TOKENS_MAX:
                 raise UsageError(f"{path}, line {reader.line_num}: too many tokens")
             found.append(
@@ -56,14 +67,21 @@ def read_trace(path: Path) -> list[Arrival]:
             )
     if not found:
         raise UsageError(f"{path}: there is no request in it")
-    return sorted(found, key=lambda arrival: arrival.at_s)
+    return found
 
 
 def _column(path: Path, header: list[str], *names: str) -> int:
-    for place, title in enumerate(header):
-        if any(name in title.lower() for name in names):
-            return place
-    raise UsageError(f"{path}: no column's name has {' or '.join(names)} in it")
+    titles = [title.strip().lower() for title in header]
+    found = [place for place, title in enumerate(titles) if title in names]
+    found = found or [
+        place for place, title in enumerate(titles) if any(name in title for name in names)
+    ]
+    if not found:
+        raise UsageError(f"{path}: no column's name has {' or '.join(names)} in it")
+    if len(found) > 1:
+        several = ", ".join(header[place] for place in found)
+        raise UsageError(f"{path}: which of {several} is it? Name one {names[0]}")
+    return found[0]
 
 
 def _seconds(text: str) -> float:
