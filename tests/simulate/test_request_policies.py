@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from policies_bench import (
+    CAPACITY,
+    DECIDES,
+    KV_TOKENS,
+    PROMPT_TOKENS_MAX,
+    SWITCH_S_MAX,
+    costs_of,
+    serve,
+)
 
-from gpupool.schedule import aegaeon, deadlines, fcfs
-from gpupool.schedule.costs import Costs
+from gpupool.schedule import deadlines
 from gpupool.schedule.rounds import TURN_S_MAX
 from gpupool.schedule.work import (
     Action,
     Decode,
     Device,
     Goals,
-    Join,
     Prefill,
     Refuse,
     Request,
-    Rest,
-    Round,
     State,
     Switch,
 )
-from gpupool.simulate.engine import Engine, Policy
-from gpupool.simulate.holding import Sizes
-from gpupool.simulate.residency import ResidentLoader
-
-DECIDES = {"fcfs": fcfs.decide, "aegaeon": aegaeon.decide, "deadlines": deadlines.decide}
-CAPACITY = 100.0
-KV_TOKENS = 2000
-PROMPT_TOKENS_MAX = 600
-SWITCH_S_MAX = 1.0
 
 REQUESTS = st.lists(
     st.tuples(
@@ -53,106 +47,10 @@ MORE_KV_THAN_FITS = [
 ]
 
 
-def costs_of(model: int, fixed_s: float = 0.0) -> Costs:
-    """Larger models are slower."""
-    size = 1 + model % 3
-    return Costs(
-        (0.01 * size, 2e-5, 0.0),
-        (0.008 * size, 1e-7, 5e-5),
-        0.3 * size + fixed_s,
-        1e-5,
-        KV_TOKENS,
-        fixed_s,
-    )
-
-
-class Checked:
-    """A policy whose every action is looked at before it is taken."""
-
-    def __init__(self, name: str) -> None:
-        self.decide_bare: Callable[[State, float], list[Action]] = DECIDES[name]
-        self.engine: Engine | None = None
-        self.rounds_without_time = 0
-        self.last_s = -1.0
-
-    def __call__(self, state: State, now_s: float) -> list[Action]:
-        assert self.engine is not None
-        self.rounds_without_time = 0 if now_s > self.last_s else self.rounds_without_time + 1
-        assert self.rounds_without_time < 1000, "it decides for ever"
-        self.last_s = now_s
-        actions = self.decide_bare(state, now_s)
-        assert self.decide_bare(state, now_s) == actions, "the same state, other actions"
-        for action in actions:
-            self.look_at(state, action)
-        return actions
-
-    def look_at(self, state: State, action: Action) -> None:
-        match action:
-            case Join(request, device, batch, _):
-                assert request in (*state.arrived, *state.prefilled)
-                assert batch is None or batch.model == request.model
-                assert batch is None or batch in (*device.batches, *device.groups)
-            case Switch(device, batch, _):
-                self.is_free(state, device)
-                assert batch.model != device.model
-                assert batch.requests
-            case Prefill(device, batch, requests, _, _):
-                self.is_free(state, device)
-                assert device.model == batch.model, "it runs without its weights"
-                assert requests and not any(request.prefilled for request in requests)
-                assert sum(r.context_tokens for r in requests) <= KV_TOKENS
-                assert device.prefills
-            case Decode(device, batch, turn_s, _):
-                self.is_free(state, device)
-                assert device.model == batch.model, "it runs without its weights"
-                assert batch.fitting(KV_TOKENS)
-                assert device.decodes
-                assert turn_s is None or turn_s > 0
-            case Rest(device, _) | Round(device, _):
-                self.is_free(state, device)
-
-    def is_free(self, state: State, device: Device) -> None:
-        assert device in state.ready, "something is under way there"
-
-
-def serve(
-    name: str,
-    arrivals: list[tuple[float, int, int, int]],
-    devices: int,
-    prefill_devices: int = 0,
-    patience_s: float | None = None,
-    weights: dict[int, float] | None = None,
-    fixed_s: float | None = None,
-) -> tuple[Engine, ResidentLoader, list[Request]]:
-    ordered = sorted(arrivals)
-    requests = [Request(k, model, at_s, n) for k, (at_s, model, n, _) in enumerate(ordered)]
-    costs = {model: costs_of(model, fixed_s or 0.0) for model in range(6)}
-    sizes = {
-        model: Sizes(15.0 * (1 + model % 3), 0.025, 1e-5, fixed_s, fixed_s and 0.02)
-        for model in range(6)
-    }
-    loader = ResidentLoader(
-        sizes,
-        capacity_bytes=CAPACITY,
-        link_bytes_per_s=50.0,
-        switch_s_min=0.01,
-        warm=name == "deadlines",
-    )
-    split = prefill_devices if name == "aegaeon" else 0
-    state = State(
-        [Device(k, not split or k < split, k >= split) for k in range(devices)],
-        costs,
-        Goals(),
-        weights=weights or {},
-        patience_s=patience_s,
-    )
-    checked = Checked(name)
-    policy = Policy(checked, replans=name == "deadlines")
-    engine = Engine(state, policy, loader, [outputs for *_, outputs in ordered])
-    checked.engine = engine
-    engine.run(requests, None)
-    return engine, loader, requests
-
+# Requests of one model that cannot be prefilled together.
+TOO_MANY_AT_ONCE = [(0.0, 5, 600, 300)] * 4
+# A request that cannot be prefilled beside those that run.
+NO_ROOM_BESIDE = [(0.0, 5, 600, 300), (0.0, 5, 600, 300), (0.0, 5, 600, 300), (2.0, 5, 600, 300)]
 
 # Five requests of one model whose answers outgrow the room for its KV.
 OUTGROW = [(0.1 * place, 5, 300, 300) for place in range(5)]
@@ -162,6 +60,8 @@ OUTGROW = [(0.1 * place, 5, 300, 300) for place in range(5)]
 @settings(max_examples=150)
 @example(OUTGROW, 1, 0)
 @example(MORE_KV_THAN_FITS, 1, 0)
+@example(TOO_MANY_AT_ONCE, 1, 0)
+@example(NO_ROOM_BESIDE, 1, 0)
 @given(REQUESTS, st.integers(1, 4), st.integers(0, 1))
 def test_every_request_ends_and_memory_is_never_over_committed(
     name: str, arrivals: list[tuple[float, int, int, int]], devices: int, split: int
@@ -203,35 +103,54 @@ def test_with_patience_a_request_is_served_or_given_up(
 WEIGHTS = st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 1.0, 3.0]))
 
 
-def bound_s(models: int, weights: dict[int, float], model: int, fixed_s: float = 0.0) -> float:
+TOO_SLOW = 8.0
+"""So slow all models together take more time than there is to keep any two of them on time."""
+
+
+def bound_s(
+    models: int,
+    weights: dict[int, float],
+    model: int,
+    fixed_s: float = 0.0,
+    slow: float = 1.0,
+) -> float:
     """How long a request may wait for its prefill."""
     heaviest = max(weights.get(other, 1.0) for other in range(6))
     return deadlines.wait_s_max(
         Goals(),
         models,
         switch_s=SWITCH_S_MAX + fixed_s,
-        step_s=PREFILL_S_MAX,
+        step_s=max(PREFILL_S_MAX, 0.03 * slow),
         ahead_s=0.0,
         weight_ratio=heaviest / weights.get(model, 1.0),
     )
 
 
 @settings(max_examples=150)
-@given(REQUESTS, st.integers(1, 3), st.just({}) | WEIGHTS, st.none() | st.floats(0.01, 3))
+@given(
+    REQUESTS,
+    st.integers(1, 3),
+    st.just({}) | WEIGHTS,
+    st.none() | st.floats(0.01, 3),
+    st.sampled_from([1.0, TOO_SLOW]),
+)
 def test_nobody_waits_longer_than_the_stated_bound(
     arrivals: list[tuple[float, int, int, int]],
     devices: int,
     weights: dict[int, float],
     fixed_s: float | None,
+    slow: float,
 ) -> None:
-    engine, _, requests = serve("deadlines", arrivals, devices, weights=weights, fixed_s=fixed_s)
+    engine, _, requests = serve(
+        "deadlines", arrivals, devices, weights=weights, fixed_s=fixed_s, slow=slow
+    )
     models = len({model for _, model, *_ in arrivals})
     for request in requests:
         tally = engine.tallies[request.key]
         assert tally.first_s is not None
         # Who finds no room for its KV waits also for those of its own batch; here all fit.
         if sum(n + out for _, model, n, out in arrivals if model == request.model) <= KV_TOKENS:
-            most_s = bound_s(models, weights, request.model, fixed_s or 0.0)
+            most_s = bound_s(models, weights, request.model, fixed_s or 0.0, slow)
             assert tally.first_s - request.arrival_s <= most_s
 
 
@@ -267,8 +186,10 @@ PREFILL_S_MAX = 0.03 + 2e-5 * KV_TOKENS
 
 
 @settings(max_examples=150)
-@given(REQUESTS)
-def test_no_turn_is_cut_short_to_switch(arrivals: list[tuple[float, int, int, int]]) -> None:
+@given(REQUESTS, st.sampled_from([1.0, TOO_SLOW]))
+def test_no_turn_is_cut_short_to_switch(
+    arrivals: list[tuple[float, int, int, int]], slow: float
+) -> None:
     """A device switches only when its turn is over or its batch has nothing to run."""
     seen: list[tuple[float, float]] = []
     real = deadlines.decide
@@ -286,7 +207,7 @@ def test_no_turn_is_cut_short_to_switch(arrivals: list[tuple[float, int, int, in
 
     DECIDES["deadlines"] = watched
     try:
-        serve("deadlines", arrivals, 1)
+        serve("deadlines", arrivals, 1, slow=slow)
     finally:
         DECIDES["deadlines"] = real
     assert all(now_s >= ends_s for now_s, ends_s in seen)
