@@ -51,7 +51,7 @@ class ResidentLoader:
         load_s = missing * self._slower(self._sizes[batch.model].load_s_per_byte)
         load_s /= self._link_bytes_per_s
         if self._host is not None and missing > 0:
-            load_s = max(load_s, self._host.read_s(batch.model, whole))
+            load_s = max(load_s, self._host.read(batch.model, whole))
         fixed_s = self._sizes[batch.model].switch_fixed_s
         if fixed_s is not None:
             return fixed_s + max(load_s, pushed_s)
@@ -89,8 +89,11 @@ class ResidentLoader:
             if wanted <= 0:
                 continue
             if self._host is not None:
-                read_s = self._host.read_s(model, self._sizes[model].weights_bytes)
+                left_s = left_bytes / self._link_bytes_per_s
+                read_s = self._host.read(model, self._sizes[model].weights_bytes, left_s)
                 left_bytes -= read_s * self._link_bytes_per_s
+                if read_s >= left_s:
+                    break
             if left_bytes <= 0:
                 break
             slower = self._slower(self._sizes[model].fetch_s_per_byte)

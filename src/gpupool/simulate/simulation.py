@@ -47,7 +47,7 @@ class Hardware:
     link_bytes_per_s: float = 16e9
     """What a copy from the host reaches."""
     host_bytes: float | None = None
-    """For weights, all devices of a group together; None: enough."""
+    """For weights, all devices together, each group its part; None: enough."""
     disk_bytes_per_s: float = 3e9
     groups: int = 1
     """Devices and models are dealt out to so many groups, each of which keeps to itself."""
@@ -234,7 +234,7 @@ def _loader(
         )
     host = None
     if hardware.host_bytes is not None:
-        host = HostTier(hardware.host_bytes, hardware.disk_bytes_per_s)
+        host = HostTier(hardware.host_bytes / hardware.groups, hardware.disk_bytes_per_s)
     return ResidentLoader(
         sizes,
         capacity_bytes=hardware.device_bytes * assumptions.memory_share,
