@@ -71,3 +71,5 @@ def test_costs_are_what_was_measured() -> None:
     assert measured.costs[1].step(1, 1) == pytest.approx(0.01)
     measured.stepped(1, 0, 9.0)
     assert measured.costs[1].step(1, 1) == pytest.approx(0.01)
+    measured.stepped(1, 1, 0.06)
+    assert measured.costs[1].step(1, 1) == pytest.approx(0.02), "one that is far off counts a fifth"

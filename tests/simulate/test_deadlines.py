@@ -147,6 +147,23 @@ def test_a_request_goes_where_its_model_is_then_where_there_is_time() -> None:
         assert (action.batch is None) == (place is not busy)
 
 
+def test_a_model_has_a_second_device_where_that_is_worth_it() -> None:
+    """Not because the first is a little busier; once its room for KV is half full."""
+    free = Device(1)
+    few, many = ([running(k, 0, ahead_s=5) for k in range(count)] for count in (1, 4))
+    own = Device(0, batches=[Batch(0, few)])
+    busier = Device(
+        0, batches=[Batch(0, few), *(Batch(k, [running(k, k, ahead_s=5)]) for k in range(1, 5))]
+    )
+    fuller = Device(0, batches=[Batch(0, many)])  # 600 of 1000 tokens
+    for first, place in ((own, own), (busier, busier), (fuller, free)):
+        state = State([first, free], dict.fromkeys(range(5), COSTS), Goals(tbt_s=0.15))
+        state.arrived.append(Request(9, 0, 0.0, 10))
+        (action, *_) = decide(state, 0.0)
+        assert isinstance(action, Join)
+        assert action.device is place
+
+
 def test_without_work_a_device_rests() -> None:
     device = Device(0)
     assert decide(state_of(device), 0.0) == [Rest(device)]

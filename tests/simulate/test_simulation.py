@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from statistics import mean
 
@@ -10,6 +11,7 @@ import pytest
 from gpupool.errors import UsageError
 from gpupool.schedule.autoscaling import Scaling
 from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions, with_patience
+from gpupool.simulate.checkpoints import Checkpoint
 from gpupool.simulate.result import Result
 from gpupool.simulate.simulation import POLICIES, Hardware, simulate
 from gpupool.simulate.synthetic import synthetic_trace
@@ -132,3 +134,31 @@ def test_with_patience_nobody_waits_for_longer_though_nobody_else_comes(policy: 
     assert found.finished + found.dropped == 2
     assert found.dropped == (1 if policy in ("autoscaling", "fcfs") else 0)
     assert max(found.ttft_s) <= 3.0 + 0.1
+
+
+def test_groups_serve_at_the_same_time() -> None:
+    """Each has one of two devices, and one of two models."""
+    arrivals = [Arrival(0.0, "a", 100, 500), Arrival(0.1, "b", 100, 500)]
+    found = simulate(arrivals, "fcfs", Hardware(devices=2, groups=2))
+    assert found.switches == 2 and max(found.ttft_s) < 2
+
+
+def test_kv_that_comes_back_takes_its_time_on_the_link() -> None:
+    """Two models that one device cannot hold in turn, and KV for which the link takes long."""
+    large = Checkpoint("qwen2_5_7b", 15e9, 4_000_000, 4096)
+    arrivals = [Arrival(0.1 * k, model, 2000, 1000) for k, model in enumerate("abab")]
+    taken = {
+        kv_bytes: simulate(
+            arrivals,
+            "deadlines",
+            Hardware(devices=1, device_bytes=42e9),
+            checkpoints=dict.fromkeys("ab", replace(large, kv_bytes_per_token=kv_bytes)),
+            ttft_s=1.0,
+        )
+        for kv_bytes in (100, 4_000_000)
+    }
+    few, much = taken.values()
+    kv_s = 2 * 2000 * 4e6 / 16e9  # of both requests of a model, at a switch
+    idle_s = [r.duration_s - r.switching_s - r.utilisation * r.duration_s for r in (few, much)]
+    assert idle_s[0] < 0.1
+    assert idle_s[1] > kv_s
