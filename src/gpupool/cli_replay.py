@@ -65,7 +65,7 @@ def replay(context: click.Context, recording: Path, trace_path: Path | None, as_
 
 
 def _read(path: Path) -> Iterator[tuple[str, Decided]]:
-    with path.open() as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith("\n"):
                 click.echo(f"{path}, line {number}: is cut off, and left out", err=True)

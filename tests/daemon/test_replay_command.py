@@ -103,3 +103,10 @@ def test_lines_are_what_was_decided(lines: list[str]) -> None:
     for line in lines:
         policy, decided = from_line(line)
         assert to_line(policy, decided) == line
+
+
+def test_what_is_no_text_gets_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    path.write_bytes(bytes(range(128, 256)) + b"\n")
+    result = replay(path)
+    assert result.exit_code == 1 and "line 1: is no decision" in result.output
