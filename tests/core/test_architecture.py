@@ -151,6 +151,20 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
                 assert top in packages, f"{path} imports {name}"
 
 
+PURE = {"__future__", "collections", "dataclasses", "enum", "functools", "json", "math"}
+PURE |= {"operator", "types", "typing"}
+
+
+@pytest.mark.parametrize("room", ["live", "schedule"])
+def test_what_decides_has_no_clock_no_chance_and_no_files(room: str) -> None:
+    for path in python_files():
+        if room_of(path) == room:
+            tops = {name.partition(".")[0] for name in imports_of(path)}
+            assert tops <= PURE | {"gpupool"}, path
+            names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+            assert not names & {"open", "print", "input", "__import__"}, path
+
+
 def test_the_table_has_no_cycle() -> None:
     done: set[str] = {"_core", ""}
     left = {room: rooms - {room} for room, (rooms, _) in PYTHON_ROOMS.items()}
