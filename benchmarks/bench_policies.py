@@ -1,9 +1,9 @@
 """How many models the policies of requests serve: ``python benchmarks/bench_policies.py``.
 
-Prints Markdown: attainment against the number of models for made-up traces, and where it crosses
-90%. ``--reference FOLDER`` takes the traces of Aegaeon's artifact instead, files that are named
-``synth-<models>-<rate>-1.0-1.0.csv``, and prints what its simulator found beside what ours finds
-under its assumptions.
+Prints Markdown: up to how many models attainment is 90%, for made-up traces of the demand, and
+under the goals, that the options say. ``--reference FOLDER`` takes the traces of Aegaeon's artifact
+instead, files that are named ``synth-<models>-<rate>-1.0-1.0.csv``, and prints what its simulator
+found beside what ours finds under its assumptions, then policies beside each other at each point.
 """
 
 from __future__ import annotations
@@ -78,15 +78,46 @@ def reference(folder: Path, draws: int) -> None:
             )
 
 
+def beside_each_other(folder: Path, goals_scale: float) -> None:
+    """The paper's policy and gpupool's own on the artifact's traces, by both metrics.
+
+    By the published draw of lengths under the artifact's assumptions, by the trace's own under the
+    honest ones.
+    """
+    print("| assumptions | rate | models | aegaeon: tokens, time | deadlines: tokens, time |")
+    print("|---|---|---|---|---|")
+    for assumptions in (HONEST, ARTIFACT):
+        for rate in LOADS:
+            for models in sorted({n for (_, at), p in PUBLISHED.items() if at == rate for n in p}):
+                trace = trace_of(folder, models, rate)
+                ends = ""
+                for policy in ("aegaeon", "deadlines"):
+                    (found,) = runs(
+                        lambda _, t=trace: t, policy, assumptions, 1, goals_scale=goals_scale
+                    )
+                    ends += f" {found.attainment_tokens:.3f}, {found.attainment_time:.3f} |"
+                print(f"| {assumptions.name} | {rate} | {models} |{ends}", flush=True)
+
+
 def runs(
     trace_by_seed: Callable[[int], list[Arrival]],
     policy: str,
     assumptions: Assumptions,
     draws: int,
+    *,
+    goals_scale: float = 1.0,
 ) -> list[Result]:
-    """One simulation for each seed."""
+    """One simulation for each seed; goals are so many times 10 s and 100 ms."""
     return [
-        simulate(trace_by_seed(seed), policy, POOL, assumptions=assumptions, seed=seed)
+        simulate(
+            trace_by_seed(seed),
+            policy,
+            POOL,
+            assumptions=assumptions,
+            ttft_s=10.0 * goals_scale,
+            tbt_s=0.1 * goals_scale,
+            seed=seed,
+        )
         for seed in range(draws)
     ]
 
@@ -99,10 +130,11 @@ def crossing(points: list[tuple[int, float]]) -> str:
     return f"under {points[0][0]}" if points[0][1] < GOAL else f"over {points[-1][0]}"
 
 
-def crossings(draws: int, cv: float, zipf: float) -> None:
+def crossings(draws: int, cv: float, zipf: float, goals_scale: float) -> None:
     """How many models each policy serves at the goal, on made-up traces."""
     print(
-        f"Gaps with a coefficient of variation of {cv:g}, popularity 1/k^{zipf:g}, {draws} traces."
+        f"Gaps with a coefficient of variation of {cv:g}, popularity 1/k^{zipf:g}, goals of "
+        f"{10 * goals_scale:g} s and {100 * goals_scale:g} ms, {draws} traces."
     )
     print()
     print(
@@ -111,7 +143,8 @@ def crossings(draws: int, cv: float, zipf: float) -> None:
     print("|---|---|---|---|---|---|")
     for assumptions in (HONEST, ARTIFACT):
         for rate, (real, duration_s, starts) in LOADS.items():
-            for policy, models in starts.items():
+            for policy, first in starts.items():
+                models = max(STEP, int(first * min(1.0, goals_scale * 2)) // STEP * STEP)
                 tokens, time, last = [], [], ""
                 while models <= MODELS_MAX:
                     found = runs(
@@ -121,6 +154,7 @@ def crossings(draws: int, cv: float, zipf: float) -> None:
                         policy,
                         assumptions,
                         draws,
+                        goals_scale=goals_scale,
                     )
                     tokens.append((models, mean(r.attainment_tokens for r in found)))
                     time.append((models, mean(r.attainment_time for r in found)))
@@ -144,11 +178,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--cv", type=float, default=1.0)
     parser.add_argument("--zipf", type=float, default=0.0)
+    parser.add_argument("--goals-scale", type=float, default=1.0)
     options = parser.parse_args()
     if options.reference is not None:
-        reference(options.reference, options.draws)
+        if options.goals_scale == 1:
+            reference(options.reference, options.draws)
+            print()
+        beside_each_other(options.reference, options.goals_scale)
     else:
-        crossings(options.draws, options.cv, options.zipf)
+        crossings(options.draws, options.cv, options.zipf, options.goals_scale)
 
 
 if __name__ == "__main__":
