@@ -80,7 +80,7 @@ def test_engines_take_turns_step_for_step(
         assert len(set(engine.swap_ins)) == 1  # all ranks had the same turns
     swaps = sum(sum(engine.swap_ins) for engine in engines)
     print(f"seed {seed}: {swaps} swap-ins of ranks, {times} of the model of one device")
-    assert swaps > 20
+    assert swaps > 12
     assert times > 2
     alone.close()
 
