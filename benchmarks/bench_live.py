@@ -36,6 +36,7 @@ from demo.pool import (  # noqa: E402
     PAGE_BYTES,
     ServerError,
 )
+from demo.questions import demo_requests  # noqa: E402
 from gpupool.live import POLICIES  # noqa: E402
 from gpupool.schedule.recording import differing, from_line  # noqa: E402
 from gpupool.simulate.assumptions import HONEST  # noqa: E402
@@ -79,6 +80,7 @@ def main() -> int:
     """Run it; the exit status is 1 if a decision came out otherwise the second time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--policies", default="turns,deadlines", help="turns, deadlines, fcfs")
+    parser.add_argument("--workload", choices=("poisson", "demo"), default="poisson")
     parser.add_argument("--rate", type=float, default=0.5, help="requests/s of each model")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -93,7 +95,10 @@ def main() -> int:
     models = checkpoints(arguments.cache)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     profiles = arguments.profiles or measure(models, arguments.folder / "profiles.csv")
-    trace = make_trace(sorted(models), arguments.rate, arguments.seconds, arguments.seed)
+    if arguments.workload == "demo":
+        trace = demo_trace()
+    else:
+        trace = make_trace(sorted(models), arguments.rate, arguments.seconds, arguments.seed)
     rows = []
     for policy in arguments.policies.split(","):
         print(f"{policy}: starting the engines", file=sys.stderr)
@@ -126,6 +131,15 @@ def make_trace(models: list[str], rate: float, seconds: float, seed: int) -> lis
             found.append(Arrival(at_s, model, rng.randint(16, 256), rng.randint(16, 160)))
             at_s += rng.expovariate(rate)
     return sorted(found)
+
+
+def demo_trace() -> list[Arrival]:
+    """The demo's chats, all at once but for a millisecond between them."""
+    chats = [(model, chat) for model, listed in demo_requests().items() for chat in listed]
+    return [
+        Arrival(number / 1000, model, 32, chat.max_tokens)
+        for number, (model, chat) in enumerate(chats)
+    ]
 
 
 def measure(models: Mapping[str, Path], path: Path) -> Path:

@@ -144,7 +144,7 @@ def crossings(draws: int, cv: float, zipf: float, goals_scale: float) -> None:
     for assumptions in (HONEST, ARTIFACT):
         for rate, (real, duration_s, starts) in LOADS.items():
             for policy, first in starts.items():
-                models = max(STEP, int(first * min(1.0, goals_scale * 2)) // STEP * STEP)
+                models = max(STEP, int(first * min(1.0, goals_scale)) // STEP * STEP)
                 tokens, time, last = [], [], ""
                 while models <= MODELS_MAX:
                     found = runs(
