@@ -74,9 +74,9 @@ def main() -> None:
     socket_path = Path(sys.argv[1])
     socket_path.parent.mkdir(mode=0o700, exist_ok=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    draft = socket_path.parent / "daemon.pid-draft"
+    draft = socket_path.with_suffix(".pid-draft")
     draft.write_text(str(os.getpid()))
-    draft.rename(socket_path.parent / "daemon.pid")
+    draft.rename(socket_path.with_suffix(".pid"))
     socket_path.touch()
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     socket_path.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,17 +40,18 @@ class FakeBackend:
 def routing(
     *backends: FakeBackend,
     status: Status | None = None,
+    more: Sequence[Status | None] = (),
     announcer: Announcer | None = None,
     on_router: Callable[[Router], None] = lambda _: None,
 ) -> Iterator[httpx.Client]:
-    async def ask_status() -> Status | None:
-        return status
+    async def ask_statuses() -> list[Status | None]:
+        return [status, *more]
 
     router = Router(
         backends,
         client=httpx.AsyncClient(timeout=None, trust_env=False),
         metrics=Metrics(),
-        ask_status=ask_status,
+        ask_statuses=ask_statuses,
         max_body_bytes=LIMIT_BYTES,
         announcer=announcer,
     )

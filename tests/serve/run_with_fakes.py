@@ -6,6 +6,7 @@ Each model's `args` is `{fake: [option, ...]}` for the fake engine. Exits as `ru
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fake_pool import query_status
@@ -19,18 +20,20 @@ from gpupool.serve.progress import LineReporter
 HERE = Path(__file__).parent
 
 
-def daemon_command(pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None) -> list[str]:
+def daemon_command(
+    pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None, rank: int
+) -> list[str]:
     return [sys.executable, str(HERE / "fake_pool.py"), str(socket_path)]
 
 
 def engine_command(
-    model: ModelConfig, port: int, socket_path: Path, images: ImagesConfig | None
+    model: ModelConfig, port: int, sockets: Sequence[Path], images: ImagesConfig | None
 ) -> list[str]:
     options = model.args.get("fake", [])
     assert isinstance(options, list)
     return [
         *(sys.executable, str(HERE / "fake_engine.py")),
-        *(model.name, str(port), str(socket_path.parent)),
+        *(model.name, str(port), str(sockets[0].parent)),
         *map(str, options),
     ]
 

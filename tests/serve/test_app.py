@@ -84,9 +84,11 @@ def start(tmp_path: Path, make_checkpoint: Make) -> Iterator[Start]:
     runtime = Path(tempfile.mkdtemp(prefix="gpt-", dir="/tmp"))
     runs: list[Served] = []
 
-    def begin(models: dict[str, list[str]], grace_s: float = 10.0) -> Served:
+    def begin(
+        models: dict[str, list[str]], grace_s: float = 10.0, device: str | list[str] = "host"
+    ) -> Served:
         content: dict[str, Any] = {
-            "pool": {"device": "host", "budget": "192MiB", "page": "2MiB"},
+            "pool": {"device": device, "budget": "192MiB", "page": "2MiB"},
             "server": {"port": 0},
             "models": [
                 {"name": n, "model": str(checkpoint), "kv_cache": 1, "args": {"fake": options}}
@@ -122,6 +124,21 @@ def test_serves_two_models_and_leaves_nothing(start: Start, number: signal.Signa
     assert lines.index("a: ready") < next(n for n, x in enumerate(lines) if x.startswith("b: sta"))
     served.process.send_signal(number)
     assert served.wait() == 0
+    served.assert_nothing_left(pids)
+
+
+def test_a_daemon_for_each_device(start: Start) -> None:
+    served = start({"a": []}, device=["host", "host"])
+    daemons = ["daemon00.pid", "daemon01.pid"]
+    with served.client() as client:
+        status = client.get("/status").json()
+        assert status["devices"][0] == status["daemon"]
+        assert len(status["devices"]) == 2
+        assert 'gpupool_pages{state="free"} 190.0' in client.get("/metrics").text
+    pids = served.pids(*daemons, "a.server", "a.worker")
+    os.kill(pids[1], signal.SIGKILL)  # of the second device
+    assert served.wait() == 1
+    assert "the pool daemon ended unexpectedly" in served.output
     served.assert_nothing_left(pids)
 
 

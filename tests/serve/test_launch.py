@@ -10,7 +10,7 @@ from fake_pool import MIB
 from msgspec.structs import replace
 
 from gpupool.serve import launch
-from gpupool.serve.config import ImagesConfig, ModelConfig, ParkingConfig, PoolConfig
+from gpupool.serve.config import ArgValue, ImagesConfig, ModelConfig, ParkingConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 from gpupool.serve.sizes import ByteSize
 
@@ -29,7 +29,7 @@ def test_engine_command_line() -> None:
             "seed": -1,
         },
     )
-    command = launch.engine_command(model, 1234, Path("/run/x/daemon.sock"))
+    command = launch.engine_command(model, 1234, [Path("/run/x/daemon.sock")])
     assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     options = command[3:]
     given = dict(zip(options[0:14:2], options[1:14:2], strict=True))
@@ -44,7 +44,7 @@ def test_engine_command_line() -> None:
         "--kv-cache-memory-bytes": str(32 * MIB),
     }
     limited = replace(model, kv_store_bytes=ByteSize(MIB))
-    command = launch.engine_command(limited, 1234, Path("/run/x/daemon.sock"))
+    command = launch.engine_command(limited, 1234, [Path("/run/x/daemon.sock")])
     pooled = json.loads(command[command.index("--additional-config") + 1])
     assert pooled["gpupool"]["kv_store_bytes"] == MIB
     assert options[14:] == [
@@ -66,14 +66,14 @@ def test_engines_load_from_images_where_the_pool_keeps_some() -> None:
         (ImagesConfig(), {}),
         (ImagesConfig("/images", ByteSize(5)), {"image_cache": "/images", "image_cache_bytes": 5}),
     ):
-        command = launch.engine_command(model, 1, socket, images)
+        command = launch.engine_command(model, 1, [socket], images)
         assert command[-1] == "--load-format=gpupool"
         pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
         assert pooled == {"socket": str(socket), "model": "a", "verify": "sample", **keys}
-    command = launch.engine_command(replace(model, share=True), 1, socket)
+    command = launch.engine_command(replace(model, share=True), 1, [socket])
     assert json.loads(command[command.index("--additional-config") + 1])["gpupool"]["share"] is True
     other = replace(model, args={"load_format": "dummy"})
-    assert launch.engine_command(other, 1, socket, ImagesConfig())[-1] == "--load-format=dummy"
+    assert launch.engine_command(other, 1, [socket], ImagesConfig())[-1] == "--load-format=dummy"
 
 
 def test_engine_environment() -> None:
@@ -126,7 +126,7 @@ def test_daemon_and_engines_see_one_device(
     device: str, visible: str | None, shown: str | None
 ) -> None:
     inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    found = launch.device_environment(device, inherited)
+    found = launch.device_environment([device], inherited)
     assert found.get("CUDA_VISIBLE_DEVICES") == shown
     pool = PoolConfig(device=device, budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
     command = launch.daemon_command(pool, Path("/run/x/daemon.sock"))
@@ -135,7 +135,7 @@ def test_daemon_and_engines_see_one_device(
 
 def test_a_device_that_is_not_visible_is_refused() -> None:
     with pytest.raises(ServeError, match="shows 1 devices"):
-        launch.device_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "3"})
+        launch.device_environment(["cuda:1"], {"CUDA_VISIBLE_DEVICES": "3"})
 
 
 def test_policies_and_goals() -> None:
@@ -153,6 +153,41 @@ def test_policies_and_goals() -> None:
         "--record": "/d.jsonl",
     }
     model = ModelConfig(name="a", model="/a", kv_cache_bytes=ByteSize(MIB), tbt_ms=20.0, weight=2.0)
-    command = launch.engine_command(model, 1, Path("/s"))
+    command = launch.engine_command(model, 1, [Path("/s")])
     pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
     assert pooled == {"socket": "/s", "model": "a", "tbt_ms": 20.0, "weight": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "shown", "named"),
+    [
+        (["cuda:0", "cuda:1"], None, "0,1", ["cuda:0", "cuda:1"]),
+        (["cuda:3", "cuda:1"], None, "3,1", ["cuda:0", "cuda:1"]),
+        (["cuda:1", "cuda"], "5,7", "7,5", ["cuda:0", "cuda:1"]),
+        (["host", "host"], "5,7", None, ["host", "host"]),
+    ],
+)
+def test_daemons_and_ranks_see_the_devices_of_their_pool(
+    devices: list[str], visible: str | None, shown: str | None, named: list[str]
+) -> None:
+    inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert launch.device_environment(devices, inherited).get("CUDA_VISIBLE_DEVICES") == shown
+    pool = PoolConfig(device=devices, budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
+    for rank, name in enumerate(named):
+        command = launch.daemon_command(pool, Path("/s"), None, rank)
+        assert command[command.index("--device") + 1] == name
+
+
+def test_a_device_beyond_those_that_are_visible_is_named() -> None:
+    with pytest.raises(ServeError, match=r"'cuda:2'.* shows 2 devices"):
+        launch.device_environment(["cuda:1", "cuda:2"], {"CUDA_VISIBLE_DEVICES": "3,4"})
+
+
+@pytest.mark.parametrize("args", [{}, {"tensor_parallel_size": 2}, {"tp": 2}])
+def test_an_engine_has_a_rank_on_each_device(args: dict[str, ArgValue]) -> None:
+    model = ModelConfig(name="a", model="/a", kv_cache_bytes=ByteSize(MIB), args=args)
+    command = launch.engine_command(model, 1, [Path("/0.sock"), Path("/1.sock")])
+    pooled = json.loads(command[command.index("--additional-config") + 1])["gpupool"]
+    assert pooled["socket"] == ["/0.sock", "/1.sock"]
+    said = [word for word in command if word.startswith(("--tensor-parallel-size", "--tp"))]
+    assert said == ["--tp=2" if "tp" in args else "--tensor-parallel-size=2"]

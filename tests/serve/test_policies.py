@@ -190,11 +190,25 @@ def test_metrics_tell_what_went_over_the_link_and_how_fast() -> None:
 
 def test_status_page_escapes_names() -> None:
     page = status_page.render(
-        make_status([model_status("<a>", 1, [0.001, 0.003])]), [report("<a>"), report("b")]
+        [make_status([model_status("<a>", 1, [0.001, 0.003])])], [report("<a>"), report("b")]
     )
     assert "<a>" not in page and "&lt;a&gt;" in page and "&lt;why&gt;" in page
     assert "2.0 ms" in page and "96 MiB" in page and "12.5 s" in page
-    assert "does not answer" in status_page.render(None, [report("b")])
+    assert "does not answer" in status_page.render([None], [report("b")])
+
+
+def test_what_several_devices_tell_is_added_up() -> None:
+    first, second = (make_status([model_status("a", pid, [0.1] * pid)]) for pid in (1, 2))
+    page = status_page.render([first, None, second], [report("a")])
+    assert page.count("Device host") == 2 and page.count("does not answer") == 1
+    metrics = Metrics()
+    for _ in range(2):  # told twice, counted once
+        metrics.take_status(first)
+        metrics.take_status(second, 1)
+    text = metrics.render([report("a")]).decode()
+    assert 'gpupool_swap_ins_total{model="a"} 3.0' in text
+    assert 'gpupool_pages{state="free"} 190.0' in text
+    assert f'gpupool_footprint_bytes{{model="a"}} {2 * 96 * (1 << 20) / 1e8}' in text
 
 
 def test_headers_of_one_hop_are_not_passed_on() -> None:

@@ -7,9 +7,10 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,10 +65,10 @@ def _announcer(socket_path: Path, watch: Callable[[socket.socket, bool], None]) 
 class Parts:
     """What is started and asked; tests put their own in."""
 
-    daemon_command: Callable[[PoolConfig, Path, ParkingConfig | None], list[str]] = (
+    daemon_command: Callable[[PoolConfig, Path, ParkingConfig | None, int], list[str]] = (
         launch.daemon_command
     )
-    engine_command: Callable[[ModelConfig, int, Path, ImagesConfig | None], list[str]] = (
+    engine_command: Callable[[ModelConfig, int, Sequence[Path], ImagesConfig | None], list[str]] = (
         launch.engine_command
     )
     query_status: QueryStatus = _query_status
@@ -122,26 +123,28 @@ class _Run:
         self._parts = parts
         self._listener = listener
         self._directory = directory
-        self._socket_path = directory / "pool" / "daemon.sock"
-        device = launch.device_environment(config.pool.device, os.environ)
-        self._environment = {**os.environ, **device}
+        devices = config.pool.devices
+        numbers = [""] if len(devices) == 1 else [f"{rank:02}" for rank in range(len(devices))]
+        self._sockets = [directory / "pool" / f"daemon{number}.sock" for number in numbers]
+        self._environment = {**os.environ, **launch.device_environment(devices, os.environ)}
         self._api_key = secrets.token_hex(32)
         self._announcer: Announcer | None = None
 
     async def main(self) -> int:
         async with _engine_client(self._api_key) as client:
             self._metrics = Metrics()
-            self._daemon = PoolDaemon(
-                self._socket_path, self._directory / "daemon.log", self._parts.query_status
-            )
+            self._daemons = [
+                PoolDaemon(path, self._directory / f"{path.stem}.log", self._parts.query_status)
+                for path in self._sockets
+            ]
             self._engines = self._make_engines(client)
             if self._config.pool.policy != "turns":
-                self._announcer = self._parts.announcer(self._socket_path, self._watch)
+                self._announcer = self._parts.announcer(self._sockets[0], self._watch)
             self._router = Router(
                 self._engines,
                 client=client,
                 metrics=self._metrics,
-                ask_status=self._ask_status,
+                ask_statuses=self._ask_statuses,
                 max_body_bytes=self._config.server.max_body_bytes,
                 announcer=self._announcer,
             )
@@ -165,12 +168,13 @@ class _Run:
 
     async def _work(self) -> None:
         """Starts everything and waits for something to fail."""
-        await self._daemon.start(
-            self._parts.daemon_command(self._config.pool, self._socket_path, self._config.parking),
-            self._environment,
-        )
+        pool, parking = self._config.pool, self._config.parking
+        for rank, (daemon, path) in enumerate(zip(self._daemons, self._sockets, strict=True)):
+            command = self._parts.daemon_command(pool, path, parking, rank)
+            await daemon.start(command, self._environment)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._daemon.watch, self._metrics.take_status)
+            for rank, daemon in enumerate(self._daemons):
+                tasks.start_soon(daemon.watch, partial(self._metrics.take_status, rank=rank))
             for engine in self._engines:
                 await engine.start()
                 tasks.start_soon(engine.supervise)
@@ -186,7 +190,8 @@ class _Run:
                 tasks.start_soon(engine.stop, grace_s)
         if self._announcer is not None:
             self._announcer.close()
-        await self._daemon.stop(grace_s)
+        for daemon in self._daemons:
+            await daemon.stop(grace_s)
         await self._http.stop(grace_s)
 
     def _watch(self, connection: socket.socket, comes: bool) -> None:
@@ -202,11 +207,14 @@ class _Run:
             for request_id in self._announcer.hear():
                 self._router.give_up(request_id)
 
-    async def _ask_status(self) -> Status | None:
-        try:
-            return await self._daemon.refresh()
-        except (GpupoolError, OSError):
-            return None
+    async def _ask_statuses(self) -> list[Status | None]:
+        found: list[Status | None] = []
+        for daemon in self._daemons:
+            try:
+                found.append(await daemon.refresh())
+            except (GpupoolError, OSError):
+                found.append(None)
+        return found
 
     def _make_engines(self, client: httpx.AsyncClient) -> list[Engine]:
         turn = anyio.Lock()
@@ -225,7 +233,7 @@ class _Run:
                         log_path=self._directory / f"e{index}.log",
                     ),
                     client=client,
-                    pool=self._daemon,
+                    pool=self._daemons[0],
                     turn=turn,
                     on_progress=self._reporter.engine,
                     policy=self._parts.policy,
@@ -235,7 +243,7 @@ class _Run:
 
     def _command_of(self, model: ModelConfig) -> Callable[[int], list[str]]:
         images = self._config.images
-        return lambda port: self._parts.engine_command(model, port, self._socket_path, images)
+        return lambda port: self._parts.engine_command(model, port, self._sockets, images)
 
 
 def _first(group: BaseExceptionGroup[GpupoolError]) -> GpupoolError:

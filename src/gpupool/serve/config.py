@@ -34,9 +34,10 @@ _RESERVED_ARGS = frozenset(
         *("served-model-name", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "uds", "worker-cls"),
     }
 )
-_ONE_DEVICE_ARGS = frozenset(
+_TENSOR_PARALLEL_ARGS = frozenset({"tensor-parallel-size", "tp"})
+_OTHER_PARALLEL_ARGS = frozenset(
     {
-        *("tensor-parallel-size", "tp", "pipeline-parallel-size", "pp", "data-parallel-size"),
+        *("pipeline-parallel-size", "pp", "data-parallel-size"),
         *("dp", "decode-context-parallel-size", "dcp", "prefill-context-parallel-size", "pcp"),
     }
 )
@@ -45,8 +46,10 @@ _ONE_DEVICE_ARGS = frozenset(
 class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The memory that all models share, and how turns are given."""
 
-    device: str
+    device: str | Annotated[list[str], Meta(min_length=2, max_length=64)]
+    """Or several, for engines that have a rank on each."""
     budget_bytes: ByteSize = field(name="budget")
+    """Of each device."""
     page_bytes: ByteSize = field(name="page", default=ByteSize(64 * MIB))
     host_budget_bytes: ByteSize | None = field(name="host_budget", default=None)
     """Host memory for images and saved KV; by default the machine's memory."""
@@ -63,6 +66,11 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     turn_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 200
     min_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 8
     revoke_timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
+
+    @property
+    def devices(self) -> list[str]:
+        """One or more, in the order of ranks."""
+        return [self.device] if isinstance(self.device, str) else self.device
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +146,8 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {_explain(str(error))}.") from None
     try:
         _check_pool(config.pool)
+        if config.parking is not None and len(config.pool.devices) > 1:
+            raise ValueError("parking: is for pools of one device; remove it")
         models = _check_models(config, path.absolute().parent)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}.") from None
@@ -192,8 +202,14 @@ def _struct_at(key: str) -> type[Struct]:
 
 
 def _check_pool(pool: PoolConfig) -> None:
-    if not _DEVICE.fullmatch(pool.device):
-        raise ValueError(f"pool.device: {pool.device!r} is unknown; write host, cuda or cuda:N")
+    for device in pool.devices:
+        if not _DEVICE.fullmatch(device):
+            raise ValueError(f"pool.device: {device!r} is unknown; write host, cuda or cuda:N")
+    if len({device.partition(":")[0] for device in pool.devices}) > 1:
+        raise ValueError("pool.device: devices of one pool are of one kind")
+    ordinals = [int(device.partition(":")[2] or 0) for device in pool.devices]
+    if pool.devices[0] != "host" and len(set(ordinals)) < len(ordinals):
+        raise ValueError("pool.device: names a device twice")
     page, budget = pool.page_bytes, pool.budget_bytes
     if page < _SMALLEST_PAGE_BYTES or page & (page - 1) or page > 64 * GIB:
         raise ValueError(
@@ -208,6 +224,8 @@ def _check_pool(pool: PoolConfig) -> None:
     for key in ("record", "patience_ms"):
         if getattr(pool, key) is not None and pool.policy == "turns":
             raise ValueError(f"pool.{key}: turns know of no requests; remove it or set pool.policy")
+    if len(pool.devices) > 1 and pool.policy != "turns":
+        raise ValueError(f"pool.policy: {pool.policy} choose for one device; use turns")
 
 
 def _check_models(config: Config, base: Path) -> list[ModelConfig]:
@@ -229,7 +247,10 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
         own = [name for name in ("ttft_ms", "tbt_ms") if getattr(model, name) is not None]
         if own and config.pool.policy != "deadlines":
             raise ValueError(f"{key}.{own[0]}: only deadlines go by it; set pool.policy to it")
-        _check_args(key, model.args)
+        devices = len(config.pool.devices)
+        if devices > 1 and (model.share or model.kv_store_bytes is not None):
+            raise ValueError(f"{key}: share and kv_store are for pools of one device; remove them")
+        _check_args(key, model.args, devices)
         try:
             directory = checkpoint.locate(model.model, base)
             if directory is not None:
@@ -241,7 +262,7 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
     return checked
 
 
-def _check_args(key: str, args: dict[str, ArgValue]) -> None:
+def _check_args(key: str, args: dict[str, ArgValue], devices: int) -> None:
     seen: dict[str, str] = {}
     for name in args:
         if not _ARG.fullmatch(name):
@@ -256,8 +277,14 @@ def _check_args(key: str, args: dict[str, ArgValue]) -> None:
             raise ValueError(
                 f"{key}.args.{name}: is the same option as {seen[option]}; keep one of them"
             )
-        if option in _ONE_DEVICE_ARGS and args[name] != 1:
+        if option in _TENSOR_PARALLEL_ARGS and args[name] != devices:
             raise ValueError(
-                f"{key}.args.{name}: an engine in a pool uses one device; remove this option"
+                f"{key}.args.{name}: engines have a rank on each of the pool's devices, which are"
+                f" {devices}; remove this option, or name others in pool.device"
+            )
+        if option in _OTHER_PARALLEL_ARGS and args[name] != 1:
+            raise ValueError(
+                f"{key}.args.{name}: engines in a pool are tensor parallel alone; remove this"
+                " option"
             )
         seen[option] = name

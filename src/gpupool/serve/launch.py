@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,30 +28,31 @@ class Launch:
     log_path: Path
 
 
-def device_environment(device: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What shows a process the pool's GPU alone, so that daemon and engines mean the same one.
+def device_environment(devices: Sequence[str], inherited: Mapping[str, str]) -> dict[str, str]:
+    """What shows processes the pool's GPUs alone, so that daemons and engines mean the same ones.
 
-    Raises ServeError if the ordinal is not among those that CUDA_VISIBLE_DEVICES shows already.
+    Raises ServeError if an ordinal is not among those that CUDA_VISIBLE_DEVICES shows already.
     """
-    kind, _, ordinal = device.partition(":")
-    if kind != "cuda":
+    if not devices[0].startswith("cuda"):
         return {}
+    ordinals = [device.partition(":")[2] or "0" for device in devices]
     visible = inherited.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return {"CUDA_VISIBLE_DEVICES": ordinal or "0"}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(ordinals)}
     shown = [name.strip() for name in visible.split(",") if name.strip()]
-    if int(ordinal or 0) >= len(shown):
-        raise ServeError(
-            f"pool.device is {device!r} and CUDA_VISIBLE_DEVICES={visible!r} shows {len(shown)}"
-            " devices: name one of these"
-        )
-    return {"CUDA_VISIBLE_DEVICES": shown[int(ordinal or 0)]}
+    for device, ordinal in zip(devices, ordinals, strict=True):
+        if int(ordinal) >= len(shown):
+            raise ServeError(
+                f"pool.device is {device!r} and CUDA_VISIBLE_DEVICES={visible!r} shows"
+                f" {len(shown)} devices: name one of these"
+            )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(shown[int(ordinal)] for ordinal in ordinals)}
 
 
 def daemon_command(
-    pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None = None
+    pool: PoolConfig, socket_path: Path, parking: ParkingConfig | None = None, rank: int = 0
 ) -> list[str]:
-    """The command line of the pool daemon."""
+    """The command line of the daemon of the pool's device that ranks of this number use."""
     optional: list[str] = []
     if pool.host_budget_bytes is not None:
         optional += ["--host-budget-bytes", str(int(pool.host_budget_bytes))]
@@ -66,10 +67,12 @@ def daemon_command(
             optional += ["--patience-ms", f"{pool.patience_ms:g}"]
         if pool.record is not None:
             optional += ["--record", pool.record]
+    kind = pool.devices[0].partition(":")[0]
+    # One of those that are visible: see device_environment.
+    device = f"{kind}:{rank}" if kind == "cuda" and len(pool.devices) > 1 else kind
     return [
         *(sys.executable, "-m", "gpupool", "daemon"),
-        # The one device that is visible: see device_environment.
-        *("--device", pool.device.partition(":")[0]),
+        *("--device", device),
         *("--budget-bytes", str(int(pool.budget_bytes))),
         *("--page-bytes", str(int(pool.page_bytes))),
         *("--turn-ms", str(pool.turn_ms)),
@@ -81,10 +84,17 @@ def daemon_command(
 
 
 def engine_command(
-    model: ModelConfig, port: int, socket_path: Path, images: ImagesConfig | None = None
+    model: ModelConfig, port: int, sockets: Sequence[Path], images: ImagesConfig | None = None
 ) -> list[str]:
-    """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`."""
-    pooled: dict[str, str | int | float] = {"socket": str(socket_path), "model": model.name}
+    """The command line of the model's vLLM server, which listens on 127.0.0.1:`port`.
+
+    It has a rank in the pool of each daemon of ``sockets``.
+    """
+    names = [str(path) for path in sockets]
+    pooled: dict[str, str | int | float | list[str]] = {
+        "socket": names[0] if len(names) == 1 else names,
+        "model": model.name,
+    }
     if model.kv_store_bytes is not None:
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     if model.verify != "always":
@@ -112,6 +122,8 @@ def engine_command(
     args = {name.replace("_", "-"): value for name, value in model.args.items()}
     if images is not None:
         args.setdefault("load-format", "gpupool")
+    if len(names) > 1 and "tp" not in args:
+        args["tensor-parallel-size"] = len(names)
     for name, value in args.items():
         command += _option(name, value)
     return command

@@ -29,11 +29,12 @@ def new_samples(seen: int, count: int, last: Sequence[float]) -> tuple[int, Sequ
 
 
 class Metrics:
-    """One registry, apart from the process's global one."""
+    """One registry, apart from the process's global one. What daemons tell is added up."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._seen: dict[str, ModelStatus] = {}
+        self._statuses: dict[int, Status] = {}
+        self._seen: dict[tuple[int, str], ModelStatus] = {}
         self._requests = Counter(
             "gpupool_requests",
             "Requests answered, by model and HTTP status; 499 is a client that left",
@@ -145,21 +146,21 @@ class Metrics:
         """A request was answered with `code`; `model` is empty when no engine serves it."""
         self._requests.labels(model, str(code)).inc()
 
-    def take_status(self, status: Status) -> None:
-        """Takes over the daemon's figures. Each swap-in is observed once."""
-        for state, pages in (
-            ("free", status.pages_free),
-            ("granted", status.pages_granted),
-            ("fenced", status.pages_fenced),
-        ):
-            self._pages.labels(state).set(pages)
+    def take_status(self, status: Status, rank: int = 0) -> None:
+        """Takes over the figures of the daemon of one rank's device. Each swap-in counts once."""
+        self._statuses[rank] = status
+        every = self._statuses.values()
+        self._pages.labels("free").set(sum(each.pages_free for each in every))
+        self._pages.labels("granted").set(sum(each.pages_granted for each in every))
+        self._pages.labels("fenced").set(sum(each.pages_fenced for each in every))
         self._page_bytes.set(status.page_bytes)
-        self._host_bytes.set(status.host_bytes)
+        self._host_bytes.set(sum(each.host_bytes for each in every))
         for model in status.models:
-            seen = self._seen.get(model.name)
+            key = rank, model.name
+            seen = self._seen.get(key)
             if seen is not None and seen.pid != model.pid:
                 seen = None  # another process, which counts from the start
-            self._seen[model.name] = model
+            self._seen[key] = model
             fresh, samples = new_samples(
                 seen.swap_ins if seen else 0, model.swap_ins, model.swap_in_s
             )
@@ -181,9 +182,10 @@ class Metrics:
             if model.read_back_bytes >= back[0]:
                 self._read_back_bytes.labels(model.name).inc(model.read_back_bytes - back[0])
                 self._read_back_s.labels(model.name).inc(max(0.0, model.read_back_s - back[1]))
-            self._parked.labels(model.name).set(model.parked_bytes)
-            self._footprint.labels(model.name).set(model.footprint_bytes)
-            self._held.labels(model.name).set(model.held_bytes)
+            ranks = [m for each in every for m in each.models if m.name == model.name]
+            self._parked.labels(model.name).set(sum(m.parked_bytes for m in ranks))
+            self._footprint.labels(model.name).set(sum(m.footprint_bytes for m in ranks))
+            self._held.labels(model.name).set(sum(m.held_bytes for m in ranks))
 
     def _take_moved(self, model: ModelStatus, seen: ModelStatus | None) -> None:
         for way in ("in", "ahead", "out"):

@@ -72,8 +72,8 @@ class Announcer(Protocol):
 class Router:
     """Routes by the body's `model`.
 
-    `ask_status` gives the daemon's status, None when the daemon does not answer. `announcer` is
-    None where nobody goes by requests.
+    `ask_statuses` gives the status of each device's daemon, None of one that does not answer.
+    `announcer` is None where nobody goes by requests.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Router:
         *,
         client: httpx.AsyncClient,
         metrics: Metrics,
-        ask_status: Callable[[], Awaitable[Status | None]],
+        ask_statuses: Callable[[], Awaitable[Sequence[Status | None]]],
         max_body_bytes: int,
         announcer: Announcer | None = None,
     ) -> None:
         self._backends = {backend.name: backend for backend in backends}
         self._client = client
         self._metrics = metrics
-        self._ask_status = ask_status
+        self._ask_statuses = ask_statuses
         self._max_body_bytes = max_body_bytes
         self._announcer = announcer
         self._on_their_way: dict[str, Forwarded] = {}
@@ -189,17 +189,21 @@ class Router:
         )
 
     async def _status(self, _: Request) -> Response:
-        content = {"daemon": await self._ask_status(), "engines": self._reports()}
+        statuses = await self._ask_statuses()
+        content: dict[str, Any] = {"daemon": statuses[0], "engines": self._reports()}
+        if len(statuses) > 1:
+            content["devices"] = statuses
         return Response(msgspec.json.encode(content), media_type="application/json")
 
     async def _metrics_text(self, _: Request) -> Response:
-        if (status := await self._ask_status()) is not None:
-            self._metrics.take_status(status)
+        for rank, status in enumerate(await self._ask_statuses()):
+            if status is not None:
+                self._metrics.take_status(status, rank)
         text = self._metrics.render(self._reports())
         return Response(text, headers={"content-type": _TEXT})
 
     async def _page(self, _: Request) -> Response:
-        return HTMLResponse(status_page.render(await self._ask_status(), self._reports()))
+        return HTMLResponse(status_page.render(await self._ask_statuses(), self._reports()))
 
     def _reports(self) -> list[EngineReport]:
         return [backend.report() for backend in self._backends.values()]

@@ -28,10 +28,14 @@ th:first-child, td:first-child, .text {{ text-align: left; }}
 _NONE = "\N{EN DASH}"
 
 
-def render(status: Status | None, reports: Sequence[EngineReport]) -> str:
-    """The page's HTML; `status` is None when the daemon does not answer."""
+def render(statuses: Sequence[Status | None], reports: Sequence[EngineReport]) -> str:
+    """The page's HTML; a status is None when the daemon of that device does not answer.
+
+    What is told of a model is of its first rank.
+    """
     return _PAGE.format(
-        pool=escape(_pool_line(status)), rows="".join(_row(status, report) for report in reports)
+        pool="<br>".join(escape(_pool_line(status)) for status in statuses),
+        rows="".join(_row(statuses[0], report) for report in reports),
     )
 
 
