@@ -12,7 +12,7 @@ from gpupool.gate import Gate
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
 from gpupool.regions import Regions
-from gpupool.residency import Residency
+from gpupool.residency import Sleeper
 from gpupool.session import Session
 
 
@@ -23,6 +23,8 @@ class Model(Regions):
     ``with model.resident():``. Addresses and tensors over them stay valid for the life of the
     model; what is behind them is there only while it is resident.
     """
+
+    _residency: Sleeper
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Model(Regions):
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
         self._shares = shares
-        self._residency = Residency(name, session, before_swap_out, Verify[verify])
+        self._residency = Sleeper(name, session, before_swap_out, Verify[verify])
         self.gate = make_gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
 
@@ -249,6 +251,28 @@ class Model(Regions):
         gone = self.gate.give_up()
         with self._cold():
             return gone
+
+    def sleep(self) -> None:
+        """Give all memory up and come in for nobody until ``wake``; idempotent.
+
+        Who asks for the model meanwhile gets a UsageError. Raises UsageError inside a step of this
+        thread, and what a failed swap-out raises; the model is awake then, if it was.
+        """
+        awake, self._residency.asleep = not self._residency.asleep, True
+        try:
+            with self._left():
+                pass
+        except BaseException:
+            self._residency.asleep = not awake
+            raise
+
+    def wake(self) -> None:
+        """Let the model come in again when it is asked for."""
+        self._residency.asleep = False
+
+    def check_awake(self) -> None:
+        """Raise UsageError while the model is asleep."""
+        self._residency.check_awake()
 
     def close(self) -> None:
         """Swap out and leave the pool; idempotent. What keepers have kept of its memory is lost.

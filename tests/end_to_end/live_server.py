@@ -122,6 +122,7 @@ def start(config: Path, directory: Path) -> tuple[subprocess.Popen[bytes], Path]
                 **os.environ,
                 **ENGINE_ENVIRONMENT,
                 "PYTHONUNBUFFERED": "1",
+                "VLLM_SERVER_DEV_MODE": "1",  # /sleep and /wake_up
                 "XDG_RUNTIME_DIR": str(runtime),
                 "XDG_STATE_HOME": str(directory / "state"),
             },

@@ -65,6 +65,47 @@ def test_an_engines_own_port_is_closed_to_others(served: Served) -> None:
     assert direct.status_code == 401
 
 
+def test_an_engine_sleeps_until_it_is_woken(served: Served) -> None:
+    expected = {name: served.complete(name) for name in ("m0", "m1")}
+    base = f"http://127.0.0.1:{_port(served, 'm1')}"
+    anew = httpx.Limits(max_keepalive_connections=0)  # vLLM closes one after an error
+    with (
+        httpx.Client(base_url=base, timeout=60, limits=anew) as m1,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        assert m1.get("/is_sleeping").json() == {"is_sleeping": False}
+        for level, tags in ((1, [[]]), (2, [["weights"], ["kv_cache"]])):
+            for _ in range(2):
+                slept = m1.post("/sleep", params={"level": level})
+                assert slept.json() == {"status": "sleeping", "level": level}
+            wait_until(lambda: _is_out(served, "m1"), 30)
+            before = served.model("m1")
+            assert before is not None
+            asked = thread.submit(served.complete, "m1")  # waits
+            assert served.complete("m0") == expected["m0"]
+            assert m1.get("/is_sleeping").json() == {"is_sleeping": True}
+            # What needs the model is refused, and the engine lives.
+            checked = m1.post("/collective_rpc", json={"method": "compute_weight_checksums"})
+            assert checked.status_code == 500
+            still = served.model("m1")
+            assert still is not None and still["swap_ins"] == before["swap_ins"]
+            assert _is_out(served, "m1")
+            assert not asked.done()
+            for some in tags[:-1]:
+                assert m1.post("/wake_up", params={"tags": some}).json()["status"] == "sleeping"
+                assert m1.get("/is_sleeping").json() == {"is_sleeping": True}
+            assert m1.post("/wake_up", params={"tags": tags[-1]}).json()["status"] == "awake"
+            assert asked.result(60) == expected["m1"]
+            assert m1.get("/is_sleeping").json() == {"is_sleeping": False}
+        paused = m1.post("/sleep", params={"level": 0, "mode": "wait"})
+        assert paused.status_code == 200
+        released = m1.post("/release_kv_cache_memory")
+        assert released.json() == {"status": "kv_cache_released"}
+        wait_until(lambda: _is_out(served, "m1"), 30)
+        assert m1.post("/wake_up", params={"tags": ["kv_cache"]}).json()["status"] == "awake"
+        assert served.complete("m1") == expected["m1"]
+
+
 def test_a_client_that_leaves_ends_its_request(served: Served) -> None:
     with served.stream("m0", 480) as events:
         next(events)
@@ -146,6 +187,11 @@ def _running(served: Served, name: str) -> float:
         for line in metrics.splitlines()
         if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
     )
+
+
+def _is_out(served: Served, name: str) -> bool:
+    model = served.model(name)
+    return model is not None and model["state"] == "out"
 
 
 def _port(served: Served, name: str) -> str:

@@ -133,24 +133,14 @@ def test_a_model_larger_than_the_budget_is_refused_at_load() -> None:
     pool_worker.shutdown()
 
 
-def test_sleep_and_wake_up() -> None:
-    with running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a:
-        a.worker.wake_up()
-        assert a.worker.pool_model.gate.is_resident
-        a.worker.sleep()
-        assert not a.worker.pool_model.gate.is_resident
-        with pytest.raises(UsageError, match="level 1"):
-            a.worker.sleep(2)
-
-
 def test_a_callable_reaches_the_model_only_through_the_gate() -> None:
     with running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a:
-        a.worker.sleep()
+        a.worker.pool_model.swap_out()
         with pytest.raises(UsageError, match=r"with worker.resident\(\)"):
             _ = a.worker.model_runner
         with a.worker.resident():
             a.worker.model_runner.get_model().weight[0] = 12345
-        a.worker.sleep()
+        a.worker.pool_model.swap_out()
         with a.worker.resident():
             assert a.worker.model_runner.get_model().weight[0] == 12345
 

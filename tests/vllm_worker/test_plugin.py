@@ -21,14 +21,25 @@ def test_the_load_format_is_known() -> None:
     assert type(get_model_loader(LoadConfig(load_format="gpupool"))).__name__ == "ImageLoader"
 
 
+@pytest.mark.parametrize(
+    ("ours", "moved", "option"),
+    [
+        ("image_loader", "vllm.model_executor.model_loader.default_loader", "--load-format"),
+        ("sleep_backend", "vllm.device_allocator.sleep_mode_backend", "--sleep-mode-backend"),
+    ],
+)
 def test_a_vllm_of_another_shape_goes_on_without_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ours: str,
+    moved: str,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "gpupool.vllm.image_loader", raising=False)
-    monkeypatch.delattr("gpupool.vllm.image_loader", raising=False)
-    # As if a later vLLM had moved what the loader imports.
-    monkeypatch.setitem(sys.modules, "vllm.model_executor.model_loader.default_loader", None)
+    monkeypatch.delitem(sys.modules, f"gpupool.vllm.{ours}", raising=False)
+    monkeypatch.delattr(f"gpupool.vllm.{ours}", raising=False)
+    monkeypatch.setitem(sys.modules, moved, None)  # as if a later vLLM had moved it
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     plugin.register()
-    assert "--load-format gpupool is absent" in caplog.text
-    assert "default_loader" in caplog.text
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert f"{option} gpupool is absent" in line
+    assert moved in line

@@ -5,5 +5,6 @@ from gpupool.residency.ahead import Ahead
 from gpupool.residency.residency import Residency
 from gpupool.residency.resident import Resident, State
 from gpupool.residency.resizing import resize
+from gpupool.residency.sleeper import Sleeper
 
-__all__ = ["Ahead", "Residency", "Resident", "State", "add_region", "resize"]
+__all__ = ["Ahead", "Residency", "Resident", "Sleeper", "State", "add_region", "resize"]

@@ -21,6 +21,9 @@ class KvKeeping(Protocol):
     def begin(self, use: BlockUse) -> None:
         """The memory is there: return when what the step uses is."""
 
+    def forget(self) -> None:
+        """Nothing of what is in it will be read, as after a reset of the prefix cache."""
+
 
 class KeptByBlocks:
     """Of each block what was written since it was last saved, and no more."""
@@ -41,6 +44,10 @@ class KeptByBlocks:
         if not self._kv.cache.settled:
             self._kv.cache.require(use.all_blocks())
 
+    def forget(self) -> None:
+        """No block is saved or brought back; others may have the place of their copies."""
+        self._kv.cache.forget_all()
+
 
 class KeptWhole:
     """All of it every time: for state that is not addressed by blocks of tokens."""
@@ -55,6 +62,9 @@ class KeptWhole:
 
     def begin(self, use: BlockUse) -> None:
         """Nothing to do: all of it came in with the model."""
+
+    def forget(self) -> None:
+        """Nothing to do: its image is as long as itself whatever is in it."""
 
     # As a keeper.
 

@@ -25,6 +25,7 @@ from gpupool.vllm.destination import loading_into
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
 from gpupool.vllm.pool_steps import PoolSteps
+from gpupool.vllm.sleep_backend import PoolBackend
 
 logger = init_logger(__name__)
 
@@ -76,6 +77,7 @@ class PoolWorker(PoolSteps):
             make_gate=joined.make_gate,
         )
         self._pool_gang = joined.gang
+        self._pool_sleep = PoolBackend(self.pool_model, self._pool_forget_kv)
         self._pool_shares = given.share
         self._pool_images = settings.image_cache(given)
         self._pool_kv_store_bytes = given.kv_store_bytes
@@ -233,23 +235,30 @@ class PoolWorker(PoolSteps):
         with self._pool_inside, self._pool_door(writes=True):
             yield
 
+    @property
+    def sleep_mode_backend(self) -> PoolBackend:
+        """What vLLM's own worker would go by; the next three do."""
+        return self._pool_sleep
+
     def sleep(self, level: int = 1) -> None:
-        """Give the memory up until it is needed. Raises UsageError for level 2."""
-        if level != 1:
-            raise UsageError("a pooled engine keeps its weights on the host: use sleep level 1")
-        self.pool_model.swap_out()
+        """Leave the device until ``wake_up``. Raises UsageError for an unknown level."""
+        self._pool_sleep.suspend(level)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Bring the memory in, all of it whatever ``tags`` says."""
-        with self.pool_model.resident():
-            pass
+        """Bring the memory in, all of it, once the weights are to be awake."""
+        self._pool_sleep.resume(tags)
 
     def discard(self, tags: tuple[str, ...]) -> None:
-        """Refuse: the pool decides what is kept. Raises UsageError."""
-        raise UsageError("a pooled engine discards nothing by itself: use sleep level 1")
+        """Forget what is in the KV cache, and leave. Raises UsageError for other tags."""
+        self._pool_sleep.discard(tags)
+
+    def _pool_forget_kv(self) -> None:
+        if self._pool_kv is not None:
+            self._pool_kv.forget()
 
     @contextmanager
     def _pool_door(self, writes: bool) -> Iterator[None]:
+        self.pool_model.check_awake()
         if writes:
             self.pool_model.unshare()
         with self.pool_model.resident():

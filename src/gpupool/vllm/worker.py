@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from gpupool.vllm import compat, doors, image_loader
+from gpupool.vllm import compat, doors, image_loader, sleep_backend
 from gpupool.vllm.pool_worker import PoolWorker
 
 
@@ -44,4 +44,6 @@ def pooled(platform_worker: type[Any]) -> type[Any]:
 
 
 Worker = pooled(compat.platform_worker())
-image_loader.register()  # also where VLLM_PLUGINS leaves gpupool's plugin out
+# Also where VLLM_PLUGINS leaves gpupool's plugin out.
+image_loader.register()
+sleep_backend.register()

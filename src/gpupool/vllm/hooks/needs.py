@@ -41,6 +41,7 @@ _OUTPUT = "vllm.v1.core.sched.output"
 _LOADER = "vllm.model_executor.model_loader"
 _QUANTIZATION = "vllm.model_executor.layers.quantization.base_config"
 _ENVIRONMENT = "vllm.envs"
+_SLEEP = "vllm.device_allocator.sleep_mode_backend"
 
 NEEDS: tuple[Need, ...] = (
     Need(
@@ -224,6 +225,17 @@ NEEDS: tuple[Need, ...] = (
     Need(
         "being found by vLLM",
         {"": (Hook("vllm.plugins", "DEFAULT_PLUGINS_GROUP", says=("vllm.general_plugins",)),)},
+    ),
+    Need(
+        "sleep mode",
+        {
+            "": (
+                Hook(_SLEEP, "SleepModeBackend.suspend", ("level",)),
+                Hook(_SLEEP, "SleepModeBackend.resume", ("tags",)),
+                *_all(_SLEEP, "_state is_supported preserves_communicators", of="SleepModeBackend"),
+                Hook(_SLEEP, "SleepModeBackendFactory.register_backend", ("name", "class_name")),
+            )
+        },
     ),
     Need(
         "--load-format gpupool",
