@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check test-python kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check test-python newer-vllm kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,18 @@ gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contrac
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest
+
+# There is no CPU build of 0.33: its Python runs on the libraries of the one that is installed.
+NEWER_VLLM := 0.33.0
+NEWER := $(CURDIR)/build/vllm-$(NEWER_VLLM)
+ON_NEWER := VLLM_TARGET_DEVICE=cpu PYTHONPATH=$(NEWER) $(BIN)/python
+newer-vllm: $(STAMPS)/package $(STAMPS)/test ## The vLLM tests on the Python of vLLM 0.33, and vLLM's own of sleep mode
+	$(BIN)/python tools/vllm_python.py $(NEWER_VLLM) $(NEWER)
+	$(ON_NEWER) -m gpupool.vllm.hooks --tree $(NEWER)
+	$(ON_NEWER) -m pytest -p no:cacheprovider tests/vllm_worker
+	$(ON_NEWER) -c 'import sys, pytest; from gpupool.vllm import plugin; plugin.register(); \
+		sys.exit(pytest.main(sys.argv[1:]))' --noconftest -p no:cacheprovider -c /dev/null \
+		--rootdir $(NEWER) $(NEWER)/tests/v1/worker/test_sleep_mode_backend.py
 
 kernels: $(STAMPS)/package $(STAMPS)/test ## Compile the kernels for sm_80, sm_90, sm_100; none may spill
 	$(BIN)/python benchmarks/compile_kernels.py

@@ -1,9 +1,9 @@
 """Two real vLLM engines in one process, one of which sleeps now and then; prints their answers.
 
 Usage: sleep_run.py DIRECTORY SEED TURNS. The folders stock and pooled in the directory have
-checkpoints m0 and m1 each, and other weights for m0 in other.safetensors. Stock engines on a CPU do
-all that vLLM does about sleep save give memory back, so that they answer as pooled ones must. The
-pool holds one engine.
+checkpoints m0 and m1 each, adapters for m0, and other weights for it in other.safetensors. Stock
+engines on a CPU do all that vLLM does about sleep save give memory back, so that they answer as
+pooled ones must. The pool holds one engine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import pytest
 import vllm._custom_ops as custom_ops
 from traffic import traffic
 from vllm import LLM
+from vllm.engine.arg_utils import EngineArgs
 
 from gpupool.errors import UsageError
 
@@ -39,6 +41,10 @@ def engine(directory: Path, index: int, pooled: bool) -> LLM:
         embedded = {"device": "host", "budget_bytes": 16 * MIB, "page_bytes": 2 * MIB}
         more["worker_cls"] = "gpupool.vllm.Worker"
         more["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}"}}
+        if any(each.name == "sleep_mode_backend" for each in fields(EngineArgs)):  # 0.33 and newer
+            more["sleep_mode_backend"] = "gpupool"
+    if index == 0:
+        more |= {"enable_lora": True, "max_lora_rank": 8, "max_loras": 1}
     return LLM(
         model=str(directory / f"m{index}"),
         dtype="float32",
@@ -61,7 +67,10 @@ class Driver:
         self._checkpoint = directory / "m0" / "model.safetensors"
         self._others = directory / "other.safetensors"
         self._rng = random.Random(seed)
-        self._coming = [traffic(i, seed, [], seeded=False) for i in range(2)]
+        adapters = sorted(directory.glob("adapter*"))
+        self._coming = [
+            traffic(i, seed, adapters if i == 0 else [], seeded=False) for i in range(2)
+        ]
         self._live: list[dict[str, Any]] = [{}, {}]
 
     @property
@@ -81,7 +90,9 @@ class Driver:
         while len(self._live[index]) < CONCURRENT:
             asked = next(self._coming[index])
             prompt = {"prompt_token_ids": asked.prompt}
-            self.llms[index].llm_engine.add_request(asked.name, prompt, asked.sampling)
+            self.llms[index].llm_engine.add_request(
+                asked.name, prompt, asked.sampling, lora_request=asked.lora
+            )
             self._live[index][asked.name] = None
 
     def _step(self, index: int) -> None:
@@ -97,6 +108,7 @@ class Driver:
                 for sample in output.outputs
             ]
             if output.finished:
+                self.counts["through an adapter"] += output.lora_request is not None
                 answer = self._live[index].pop(output.request_id)
                 self.answers[output.request_id] = answer
 

@@ -24,12 +24,25 @@ from served import (
     groups_of,
 )
 from vllm.v1 import kv_cache_interface as interface
-from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.request import RequestStatus
 
 from demo.checkpoints import write_llama
 from gpupool.vllm import compat
+
+
+def _planned(config: Any, specs: dict[str, Any], memory_bytes: int) -> Any:
+    """How vLLM lays the KV cache of an engine."""
+    try:
+        from vllm.v1.core import kv_cache_planning as planning
+    except ImportError:  # before 0.33
+        from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+
+        (kept,) = get_kv_cache_configs(config, [specs], [memory_bytes])
+        return kept
+    groups = planning.get_global_kv_cache_groups(config, [specs])
+    (kept,) = planning.get_kv_cache_configs(config, [specs], [memory_bytes], groups)
+    return kept
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +104,7 @@ def test_in_every_layout_all_bytes_of_a_block_are_moved_or_it_is_kept_whole(
     spec = interface.FullAttentionSpec(
         block_size=TOKENS, num_kv_heads=4, head_size=64, dtype=torch.float16
     )
-    (kept,) = get_kv_cache_configs(config, [{f"l{i}": spec for i in range(4)}], [1 << 24])
+    kept = _planned(config, {f"l{i}": spec for i in range(4)}, 1 << 24)
     size_bytes = kept.num_blocks * 4 * spec.page_size_bytes
     found = compat.block_layout(kept, size_bytes)
     if found is not None:

@@ -16,6 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from vllm.device_allocator.sleep_mode_backend import SleepModeBackendFactory
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.executor.abstract import Executor
 
 from gpupool.errors import UsageError
@@ -207,3 +209,11 @@ def test_vllm_knows_the_backend_by_name() -> None:
         with pytest.raises(UsageError, match=r"add --worker-cls gpupool\.vllm\.Worker"):
             call()
     assert made.state() == "RUNNING"
+
+
+def test_the_backend_can_be_named_where_vllm_lets_it() -> None:
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    if "--sleep-mode-backend" not in parser.format_help():
+        pytest.skip("vLLM has no --sleep-mode-backend before 0.33")
+    given = parser.parse_args(["--model", "m", "--sleep-mode-backend", "gpupool"])
+    assert EngineArgs.from_cli_args(given).sleep_mode_backend == "gpupool"

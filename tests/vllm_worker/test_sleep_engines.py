@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from adapter import write_adapter
+
 from demo.checkpoints import write_llama
 
 _SCRIPT = Path(__file__).with_name("sleep_run.py")
@@ -24,6 +26,8 @@ def test_sleep_changes_no_answer(tmp_path: Path) -> None:
     stock = tmp_path / "stock"
     for index, name in enumerate(("m0", "m1", "other")):
         write_llama(stock / name, seed=index + 1, hidden_size=64, heads=2, kv_heads=1)
+    for number in range(2):
+        write_adapter(stock / f"adapter{number}", stock / "m0", seed=number)
     (stock / "other" / "model.safetensors").replace(stock / "other.safetensors")
     shutil.copytree(stock, tmp_path / "pooled")
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Everything that depends on the version or platform of vLLM, and nothing else.
 
-Runs with 0.32. Where the sources of 0.26 differ, it is written for them too, and has not run there.
+Runs with 0.32, and on the Python of 0.33 over the libraries of 0.32. Where the sources of 0.26
+differ, it is written for them too, and has not run there.
 """
 
 from __future__ import annotations
