@@ -257,6 +257,15 @@ class Model(Regions):
 
         Who asks for the model meanwhile gets a UsageError. Raises UsageError inside a step of this
         thread, and what a failed swap-out raises; the model is awake then, if it was.
+
+        >>> import gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
+        >>> model = pool.model("a")
+        >>> model.sleep()
+        >>> model.check_awake()
+        Traceback (most recent call last):
+        gpupool.errors.UsageError: model 'a' is asleep: wake it up first
+        >>> model.wake()
         """
         awake, self._residency.asleep = not self._residency.asleep, True
         try:
