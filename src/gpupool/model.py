@@ -43,17 +43,14 @@ class Model(Regions):
         ``verify`` says of which copies of a swap-in the digests are looked at: ``always`` (of all),
         ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for another word.
 
-        ``shares`` is whether weights may be shared (see ``share``).
-
-        ``make_gate`` makes what lets steps begin; ``gpupool.gang`` has one for ranks of an engine.
+        ``shares`` is whether weights may be shared (see ``share``). ``make_gate`` makes what lets
+        steps begin; ``gpupool.gang`` has one for ranks of an engine.
 
         ``before_swap_out`` runs when no step is open and nothing may touch the memory any more:
         it waits for the device and marks what was written.
         """
         lease_timeout_s = seconds("lease_timeout_s", lease_timeout_s)
-        self.name = name
-        self._lease_timeout_s = lease_timeout_s
-        self._session = session
+        self.name, self._session, self._lease_timeout_s = name, session, lease_timeout_s
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
         self._shares = shares

@@ -34,6 +34,7 @@ class PoolSteps:
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
             gate.set_idle(self._pool_tables.live_requests == 0)
             return output
+        self.pool_model.check_awake()  # before a gang begins what it would break over
         gate.set_idle(False)
         if self._pool_reporter is None:
             gate.open_step()
