@@ -162,8 +162,8 @@ def daemon(
     takes nothing along: its workers are told at once, and the next daemon replaces the socket.
     """
     from gpupool.daemon.live_policy import LivePolicy, Recording
-    from gpupool.daemon.parking_place import parking_place
     from gpupool.daemon.server import Server
+    from gpupool.host_budget.place import parking_place
     from gpupool.schedule.work import Goals
 
     if parking_folder is None and parking_limit_bytes is not None:

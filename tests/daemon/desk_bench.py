@@ -13,8 +13,8 @@ from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.daemon.desk import Desk
 from gpupool.daemon.live_policy import TURNS, LivePolicy
-from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
+from gpupool.host_budget.place import ParkingPlace
 
 PAGE_BYTES = 2 << 20
 PAGES = 4

@@ -8,7 +8,7 @@ from typing import Any
 from desk_bench import Bench, FakePeer
 
 from gpupool.daemon import protocol as p
-from gpupool.daemon.parking_place import ParkingPlace
+from gpupool.host_budget.place import ParkingPlace
 
 PAGE = 4096
 BUDGET = 10 * PAGE

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpupool.daemon import protocol as p
-from gpupool.daemon.parking_place import ParkingPlace
+from gpupool.host_budget.place import ParkingPlace
 
 PAGE = 4096
 BUDGET_PAGES = 12

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import protocol as p
-from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DoesNotFitError, DriverError, GpupoolError, PoolFullError
+from gpupool.host_budget.ledger import HostLedger
 
 _REFUSALS_MAX = 32  # so that all of them and one model's history fit a packet
 

@@ -9,14 +9,14 @@ from gpupool.daemon.account import Account
 from gpupool.daemon.conducting import Conducting
 from gpupool.daemon.extensions import Extensions
 from gpupool.daemon.hand_out import export, send_pages
-from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.image_desk import ImageDesk, forget
 from gpupool.daemon.parking import Parking
-from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.strangers import Strangers
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
+from gpupool.host_budget.ledger import HostLedger
+from gpupool.host_budget.place import ParkingPlace
 from gpupool.leases import Granted
 from gpupool.schedule.turns import Cool
 

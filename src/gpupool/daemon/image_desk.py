@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 
 from gpupool.daemon import protocol as p
-from gpupool.daemon.host_ledger import HostLedger
 from gpupool.daemon.workers import Sharing, Worker
 from gpupool.errors import ProtocolError, RefusedError
+from gpupool.host_budget.ledger import HostLedger
 
 _EXTENTS_MAX = p.FDS_MAX  # in one SharedImage: each may be of another memfd
 

@@ -20,10 +20,10 @@ from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener
 from gpupool.daemon.live_policy import TURNS, LivePolicy
-from gpupool.daemon.parking_place import ParkingPlace
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
+from gpupool.host_budget.place import ParkingPlace
 from gpupool.pool import open_driver
 
 logger = logging.getLogger("gpupool")

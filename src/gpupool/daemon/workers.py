@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.protocol import HISTORY, ModelStatus, Moved, SwapFigures
+from gpupool.host_budget.images import Images
 from gpupool.leases import Lease
 
 
@@ -17,35 +18,6 @@ class Sharing:
     fd: int
     size_bytes: int
     contents: list[bytes] = field(default_factory=list)
-
-
-@dataclass
-class Images:
-    """The images of one model: in host memory, or parked in a file."""
-
-    parkable_bytes: int = 0
-    """What may be parked."""
-    parked_bytes: int = 0
-    file_bytes: int = 0
-    """What its file takes, also of images that have come back."""
-    asked_until_s: float | None = None
-    """It was asked to park, and is not counted on any more from then on."""
-    returning: bool = False
-    """It waits for host memory, or reads its images back."""
-    why: str = ""
-    """Why it could not park when it was asked last."""
-    not_before_s: float = 0.0
-    """When it may be asked again."""
-    parks: int = 0
-    """How often it has parked."""
-    read_backs: int = 0
-    read_back_bytes: int = 0
-    read_back_s: float = 0.0
-
-    def come(self) -> None:
-        """The model is about to be in use, so that it is not asked any more as one that is out."""
-        if not self.why:
-            self.not_before_s = 0.0
 
 
 @dataclass
@@ -87,6 +59,11 @@ class Worker:
     copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copy_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     lease_wait_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    @property
+    def lost(self) -> bool:
+        """Its connection or its process has ended."""
+        return self.peer.lost
 
     def arrived(self, swap: SwapFigures) -> None:
         """Remember one swap-in and how long its lease was waited for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 
 from gpupool.errors import ProtocolError, RefusedError
 from gpupool.host_images import in_system_pages
@@ -11,7 +12,7 @@ from gpupool.sharing.store import HostStore
 
 
 class HostLedger:
-    """How much of a budget of host memory each worker has."""
+    """How much of a budget of host memory each model has."""
 
     def __init__(self, budget_bytes: int) -> None:
         """Start with nothing handed out."""
@@ -71,6 +72,22 @@ class HostLedger:
         self._held_bytes[key] = self.held_bytes(key) + in_system_pages(size_bytes)
         self._files.setdefault(key, set()).add(os.fstat(fd).st_ino)
         return fd
+
+    def hand_out_all(self, key: int, sizes_bytes: Sequence[int]) -> list[int]:
+        """A memfd of each size, or none of them. Raises RefusedError."""
+        total_bytes = sum(map(in_system_pages, sizes_bytes))
+        if total_bytes > self.free_bytes:
+            raise self.refusal(total_bytes)
+        fds: list[int] = []
+        try:
+            for size_bytes in sizes_bytes:
+                fds.append(self.hand_out(key, size_bytes))
+        except RefusedError:
+            for fd, size_bytes in zip(fds, sizes_bytes, strict=False):
+                os.close(fd)
+                self.returned(key, size_bytes)
+            raise
+        return fds
 
     def require_own(self, key: int, fd: int, size_bytes: int) -> None:
         """Raises ProtocolError unless the descriptor is of a memfd of that size made for it."""
