@@ -163,3 +163,20 @@ def test_who_asks_ahead_comes_last_and_has_no_busy_model_leave() -> None:
     bench.tell(a, p.Yielded(SWAP))
     parks(bench, a, 8)
     assert ahead.take() == [p.HostGranted(True)]
+
+
+def test_a_region_that_is_asked_for_meanwhile_leaves_what_comes_back_alone() -> None:
+    bench = bench_of()
+    a, b = loaded(bench, "a"), loaded(bench, "b")
+    new = newcomer(bench, 5)
+    assert asked(a, b) == [True, False]
+    parks(bench, a)
+    new.take()
+    bench.tell(new, p.HostMemoryUnused(5 * PAGE))
+    assert bench.tell(a, p.HostMemories([4 * PAGE], returns=True)) == [p.HostGranted(True)]
+    for pages in (1, 3):  # while it is read back: one is granted, and one taken back
+        got = bench.tell(a, p.HostMemories([pages * PAGE]))
+        assert got == ([p.HostGranted(True)] if pages == 1 else [])
+    assert bench.tell(a, p.Cancel(mapped=True)) == [p.Ok()]
+    bench.tell(a, p.Unparked(4 * PAGE, 4 * PAGE, 0.5))
+    assert states(bench)["a"] == ("out", 0)

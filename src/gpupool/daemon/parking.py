@@ -87,7 +87,7 @@ class Parking:
                     return asked.wake_at_s
                 self._hand_out(worker, first)
             except GpupoolError as error:
-                worker.images.returning = False
+                self._not_returning(first)
                 self._refuse(worker, error)
             self._line.leave(first.key)
         return None
@@ -95,10 +95,11 @@ class Parking:
     def _ask(self, worker: Worker, key: int, message: p.HostMemories) -> None:
         if self._line.has(key):
             raise ProtocolError("a worker that waits for host memory asks for more")
-        waiter = Waiter(key, message.sizes_bytes, message.ahead)
+        waiter = Waiter(key, message.sizes_bytes, message.ahead, message.returns)
         if 0 in waiter.sizes_bytes:
             raise RefusedError("host memory has at least one byte")
-        worker.images.returning = message.returns
+        if message.returns:  # else they may be on their way back all the same
+            worker.images.returning = True
         if self._arbiter.lease(key).state in (Residency.RESIDENT, Residency.LEAVING):
             self._hand_out(worker, waiter)  # others may wait for its pages
             return
@@ -138,8 +139,13 @@ class Parking:
         worker.images.unparked(message.size_bytes, message.file_bytes, message.read_s)
 
     def _cancel(self, worker: Worker, key: int) -> bool:
-        if not self._line.leave(key):
+        left = self._line.leave(key)
+        if left is None:
             return False
-        worker.images.returning = False
+        self._not_returning(left)
         worker.peer.say(p.Ok())
         return True
+
+    def _not_returning(self, waiter: Waiter) -> None:
+        if waiter.returns:
+            self._workers[waiter.key].images.returning = False

@@ -16,6 +16,8 @@ class Waiter:
     sizes_bytes: list[int]
     ahead: bool
     """Nobody waits for it yet."""
+    returns: bool = False
+    """It is for images that were parked."""
 
     @property
     def total_bytes(self) -> int:
@@ -44,11 +46,11 @@ class HostLine:
         self._waiters.append(waiter)
         self._sort()
 
-    def leave(self, key: int) -> bool:
-        """It waits no more; False if it did not."""
-        before = len(self._waiters)
-        self._waiters = [waiter for waiter in self._waiters if waiter.key != key]
-        return len(self._waiters) < before
+    def leave(self, key: int) -> Waiter | None:
+        """It waits no more; None if it did not."""
+        left = next((waiter for waiter in self._waiters if waiter.key == key), None)
+        self._waiters = [waiter for waiter in self._waiters if waiter is not left]
+        return left
 
     def keep(self, is_here: Callable[[int], bool]) -> None:
         """Forget all others."""
