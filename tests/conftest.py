@@ -31,6 +31,7 @@ BUDGETS_MIN = {
     "images": 2,
     "kernels": 6,
     "kv": 3,
+    "parking": 3,
     "plan": 3,
     "probe": 3,
     "profile": 3,

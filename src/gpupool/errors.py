@@ -115,4 +115,4 @@ class ProtocolError(GpupoolError):
 
 
 class RefusedError(GpupoolError):
-    """The pool daemon turned a request down; the message says why."""
+    """The pool turned a request down; the message says why."""

@@ -284,7 +284,8 @@ class Model(Regions):
         """Swap out and leave the pool; idempotent. What keepers have kept of its memory is lost.
 
         Of its memory nothing is left then but what tensors and ``Region.image`` refer to; an image
-        that somebody looks at stays on a daemon's account until the process ends.
+        that somebody looks at stays on the account of the pool, or a daemon's until the process
+        ends.
 
         Raises UsageError inside a step of this thread, and what a failed swap-out raises; the
         model is still in the pool then and ``close`` may be called again.

@@ -17,21 +17,16 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from gpupool._core import (
-    Driver,
-    PagePool,
-    SlabAllocator,
-    open_cuda_driver,
-    open_host_driver,
-)
+from gpupool._core import Driver, PagePool, SlabAllocator
 from gpupool.checks import whole
+from gpupool.devices import open_driver
 from gpupool.embedded import EmbeddedArbiter
 from gpupool.errors import UsageError
+from gpupool.host_budget.place import host_budget
 from gpupool.model import Model
 from gpupool.scrubbing import scrubbing
 from gpupool.session import Session
@@ -40,23 +35,7 @@ from gpupool.trace import MAX_EVENTS, observe, record
 
 MIB = 1 << 20
 
-_CUDA = re.compile(r"cuda(?::([0-9]{0,9}))?")
-
 _slab_owners = itertools.count(1 << 63)  # no model has such a number
-
-
-def open_driver(device: str) -> Driver:
-    """The driver named ``host``, ``cuda`` or ``cuda:<ordinal>``; never one for another.
-
-    It counts its calls, and is traced where GPUPOOL_TRACE is set. Raises UsageError for another
-    name or an impossible trace, RuntimeError where there is no CUDA driver, DriverError where
-    there is no such device.
-    """
-    if device == "host":
-        return observe(open_host_driver())
-    if not isinstance(device, str) or not (named := re.fullmatch(_CUDA, device)):
-        raise UsageError(f"unknown device {device!r}: use 'host', 'cuda' or 'cuda:<ordinal>'")
-    return observe(open_cuda_driver(int(named[1] or 0)))
 
 
 class Pool:
@@ -72,6 +51,9 @@ class Pool:
         budget_bytes: int,
         page_bytes: int = 64 * MIB,
         scrub: str = "never",
+        host_budget_bytes: int | None = None,
+        parking_folder: str | Path | None = None,
+        parking_limit_bytes: int | None = None,
         driver: Driver | None = None,
     ) -> None:
         """Open ``device`` (``host``, ``cuda``, ``cuda:1``); no memory is taken before it is used.
@@ -79,17 +61,26 @@ class Pool:
         ``scrub`` says when pages are zeroed beyond what a swap-in needs: ``never``, ``on-grant``
         (each before a model gets it) or ``background`` (free ones, by a thread, which makes later
         swap-ins shorter). Whatever it is, a model never reads what another left: what a swap-in
-        does not restore it zeroes. ``driver`` replaces the device's own, as tests do. Raises
-        UsageError for a page size that is no power of two or no multiple of the device's
-        granularity, a budget below one page, or another word for ``scrub``.
+        does not restore it zeroes.
+
+        ``host_budget_bytes`` is what images and KV blocks may have of host memory, by default what
+        the system has. With a ``parking_folder``, which is made private if it is missing, images of
+        models used least recently go to files there when others need the memory, of at most
+        ``parking_limit_bytes`` in all, and come back before their model does; see docs/swap.md.
+        ``driver`` replaces the device's own, as tests do.
+
+        Raises UsageError for a page size that is no power of two or no multiple of the device's
+        granularity, a budget below one page, another word for ``scrub``, a folder that others can
+        write to or that has no use, and OSError for one that cannot be made.
         """
         budget_bytes = whole("budget_bytes", budget_bytes)
         page_bytes = whole("page_bytes", page_bytes)
+        self._host = host_budget(host_budget_bytes, parking_folder, parking_limit_bytes)
         self.driver = open_driver(device) if driver is None else observe(driver)
         self.page_bytes = page_bytes
         self._pages = PagePool(self.driver, budget_bytes, page_bytes)
         self._scrubbing = scrubbing(scrub, self.driver, self._pages)
-        self._arbiter = EmbeddedArbiter(self.driver, self._pages, self._scrubbing)
+        self._arbiter = EmbeddedArbiter(self.driver, self._pages, self._scrubbing, self._host)
         self._models: dict[int, Model] = {}  # by the key of their session, until they are closed
 
     @property
@@ -199,6 +190,7 @@ class Pool:
         return PoolStatistics(
             page_bytes=self.page_bytes,
             pages=PagesStatistics.of(self._pages),
+            host_bytes=self._arbiter.host.bytes,
             models=self._arbiter.statistics(),
             driver=DriverStatistics.of(self.driver),
         )
@@ -242,7 +234,8 @@ class Pool:
         device can copy from and to, and take no page. Pages in slabs are not revoked: a model that
         does not fit beside them waits. A slab begins as zeros, whoever had its pages before; a
         block holds those, or what an earlier block of the same allocator left. Raises UsageError if
-        a slab does not hold 1 to 65536 blocks of each size.
+        a slab does not hold 1 to 65536 blocks of each size, or for ``pinned`` ones of a pool with a
+        budget of host memory.
 
         >>> import gpupool
         >>> pool = gpupool.Pool(device="host", budget_bytes=4 << 20, page_bytes=2 << 20)
@@ -262,6 +255,10 @@ class Pool:
         sizes = [whole("block_bytes", size) for size in block_bytes]
         slabs_max = whole("slabs_max", slabs_max)
         if pinned:
+            if self._host.limit_bytes is not None:
+                raise UsageError(
+                    "pinned slabs are on no account: take them of a pool without host_budget_bytes"
+                )
             return SlabAllocator.on_host(self.driver, bytes_each, sizes, slabs_max)
         if bytes_each < 1 or bytes_each % self.page_bytes:
             raise UsageError(

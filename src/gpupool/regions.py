@@ -35,7 +35,7 @@ class Regions:
         ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
         without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
         UsageError unless the model is out, and DriverError or HostMemoryError if there is no room,
-        or of a daemon RefusedError or LeaseTimeoutError.
+        or where there is a budget of host memory RefusedError or LeaseTimeoutError.
         """
         kind = _tag(tag)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)
@@ -107,7 +107,7 @@ class Regions:
     def pinned(self, timeout_s: float | None = None) -> Iterator[None]:
         """Keep the images in host memory for the length of a ``with`` block, as to look at them.
 
-        What a daemon had parked in a file is read back first, and host memory for it waited for, at
+        What was parked in a file is read back first, and host memory for it waited for, at
         most for ``timeout_s`` (default: the lease's). Raises LeaseTimeoutError, RefusedError if
         nobody can make room, DamagedMemoryError, HostMemoryError or DriverError.
         """
@@ -117,7 +117,31 @@ class Regions:
 
     @property
     def parked_bytes(self) -> int:
-        """Of the images what is in a file, and not in host memory."""
+        """Of the images what is in a file, and not in host memory.
+
+        >>> import gpupool, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> pool = gpupool.Pool(
+        ...     device="host",
+        ...     budget_bytes=4 << 20,
+        ...     page_bytes=2 << 20,
+        ...     host_budget_bytes=3 << 20,
+        ...     parking_folder=folder.name,
+        ... )
+        >>> models = []
+        >>> for name in "ab":
+        ...     models.append(pool.model(name))
+        ...     weights = models[-1].region("weights", 2 << 20)
+        ...     memoryview(weights.image())[:] = name.encode() * (2 << 20)
+        ...     weights.adopt_image()
+        >>> [model.parked_bytes for model in models], pool.statistics().host_bytes
+        ([2097152, 0], 2097152)
+        >>> with models[0].resident():
+        ...     [model.parked_bytes for model in models]
+        [0, 2097152]
+        >>> pool.close()
+        >>> folder.cleanup()
+        """
         return self._residency.parking.parked_bytes
 
     def regions(self, tag: str) -> list[Region]:

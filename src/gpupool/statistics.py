@@ -109,6 +109,18 @@ class ModelStatistics:
     """Pages it needs to be resident; 0 until it first asked."""
     swap_ins: SwapStatistics
     swap_outs: SwapStatistics
+    parked_bytes: int
+    """Of its images, what is in a file and not in host memory."""
+    parked_file_bytes: int
+    """What that file takes, also of images that have come back and are as they were."""
+    parks: int
+    """How often they were parked."""
+    read_backs: int
+    """How often they came back."""
+    read_back_bytes: int
+    """What was read then, of all times together."""
+    read_back_s: float
+    """How long that took."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,8 @@ class PoolStatistics:
 
     page_bytes: int
     pages: PagesStatistics
+    host_bytes: int
+    """Host memory that models have for images and KV blocks, what they share of it once."""
     models: tuple[ModelStatistics, ...]
     driver: DriverStatistics
 

@@ -20,6 +20,7 @@ CPP_ROOMS = ["digest", "driver", "memory", "transfer", "image", "swap"]
 CORE = {"_core", "errors"}
 LIBRARY = CORE | {
     "checks",
+    "devices",
     "host_images",
     "session",
     "gate",
@@ -49,7 +50,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "holdings": (CORE | {"leases", "schedule", "sharing"}, set()),
     "arbiter": (CORE | {"holdings", "leases", "schedule"}, set()),
     "host_budget": (
-        {"errors", "arbiter", "host_images", "schedule", "sharing"},
+        {"arbiter", "checks", "errors", "host_images", "schedule", "sharing"},
         set(),
     ),
     "turn": (set(), set()),
@@ -58,6 +59,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "statistics": (CORE, set()),
     "trace": (CORE | {"checks"}, set()),
     "host_images": (CORE, set()),
+    "devices": (CORE | {"trace"}, set()),
     "interop": (CORE, {"cupy", "torch"}),
     "keeper": (set(), set()),
     "residency": (CORE | {"host_images", "keeper", "session", "sharing", "trace"}, set()),
@@ -68,11 +70,15 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "scrubbing": (CORE, set()),
     "embedded": (
-        CORE | {"arbiter", "leases", "schedule", "scrubbing", "session", "sharing", "statistics"},
+        CORE
+        | {"arbiter", "host_budget", "host_images", "leases", "schedule", "scrubbing", "session"}
+        | {"sharing", "statistics"},
         set(),
     ),
     "pool": (
-        CORE | {"checks", "embedded", "model", "scrubbing", "session", "statistics", "trace"},
+        CORE
+        | {"checks", "devices", "embedded", "host_budget", "model", "scrubbing", "session"}
+        | {"statistics", "trace"},
         set(),
     ),
     "kv": (
@@ -89,7 +95,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         LIBRARY | {"adopt", "daemon", "gang", "images", "kernels", "kv", "profile"},
         {"vllm", "torch", "msgspec", "huggingface_hub", "click"},
     ),
-    "check": ({"", "errors", "pool"}, {"click"}),
+    "check": ({"", "devices", "errors", "pool"}, {"click"}),
     "serve": (
         {"errors", "daemon"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},

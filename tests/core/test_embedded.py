@@ -10,6 +10,7 @@ from pool_bench import BUDGET_PAGES, PAGE_BYTES, memory_of, pool_of
 from gpupool._core import Driver, FaultPlan, PagePool
 from gpupool.embedded import EmbeddedArbiter, EmbeddedSession
 from gpupool.errors import DriverError, LeaseTimeoutError
+from gpupool.host_budget.place import HostBudget
 
 
 class Holder:
@@ -37,7 +38,7 @@ def test_a_grant_that_crosses_the_end_of_its_wait_goes_back(
 ) -> None:
     """While the one that asks still sees to a revoke, another's decision grants it the pages."""
     pages = PagePool(driver, BUDGET_PAGES * PAGE_BYTES, PAGE_BYTES)
-    arbiter = EmbeddedArbiter(driver, pages, None)
+    arbiter = EmbeddedArbiter(driver, pages, None, HostBudget())
     first = joined(arbiter, "first", BUDGET_PAGES)
     asking = joined(arbiter, "asking", BUDGET_PAGES - 1)
     other = joined(arbiter, "other", 1)

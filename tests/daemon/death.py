@@ -10,7 +10,7 @@ import threading
 
 from gpupool._core import Driver, FaultPlan, Observer, with_faults
 from gpupool.daemon import client, wire
-from gpupool.pool import open_driver
+from gpupool.devices import open_driver
 
 MESSAGES = ("send-before", "send-after", "receive-before", "receive-after")
 CALLS = ("call-before", "call-after")

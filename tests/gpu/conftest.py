@@ -14,8 +14,9 @@ from typing import NoReturn
 import pytest
 
 from gpupool import Pool
+from gpupool.devices import open_driver
 from gpupool.errors import DriverError
-from gpupool.pool import MIB, open_driver
+from gpupool.pool import MIB
 
 BUDGET_BYTES = 256 * MIB
 

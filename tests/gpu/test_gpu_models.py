@@ -9,8 +9,8 @@ import pytest
 from conftest import missing
 
 from gpupool import Pool
+from gpupool.devices import open_driver
 from gpupool.errors import DriverError
-from gpupool.pool import open_driver
 
 torch = pytest.importorskip("torch")
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gpupool import __version__
-from gpupool.pool import open_driver
+from gpupool.devices import open_driver
 
 _PACKAGES = (
     "torch",

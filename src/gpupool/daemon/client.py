@@ -17,11 +17,11 @@ from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.daemon.obeying import Obeying
 from gpupool.daemon.page_table import PageTable
 from gpupool.daemon.share_request import ask_to_share
+from gpupool.devices import open_driver
 from gpupool.errors import (
     ProtocolError,
     UsageError,
 )
-from gpupool.pool import open_driver
 from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
 

@@ -22,9 +22,9 @@ from gpupool.daemon.listening import Listener
 from gpupool.daemon.live_policy import TURNS, LivePolicy
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
+from gpupool.devices import open_driver
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
 from gpupool.host_budget.place import ParkingPlace
-from gpupool.pool import open_driver
 
 logger = logging.getLogger("gpupool")
 

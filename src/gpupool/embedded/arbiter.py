@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.embedded.host_memory import EmbeddedHost
 from gpupool.embedded.orders import Order, Orders
 from gpupool.embedded.session import EmbeddedSession
 from gpupool.embedded.shared_images import EmbeddedImages
 from gpupool.embedded.swap_counts import SwapCounts
-from gpupool.errors import (
-    DriverError,
-    LeaseTimeoutError,
-    SwapCancelledError,
-)
+from gpupool.errors import DriverError, LeaseTimeoutError, SwapCancelledError
+from gpupool.host_budget.place import HostBudget
 from gpupool.leases import Granted
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable, Wanted
@@ -34,7 +32,13 @@ class EmbeddedArbiter:
     A turn has no length here: the model used least recently makes room for the one that asks.
     """
 
-    def __init__(self, driver: Driver, pages: PagePool, scrubbing: Scrubbing | None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        pages: PagePool,
+        scrubbing: Scrubbing | None,
+        host: HostBudget,
+    ) -> None:
         """Start without sessions."""
         self.driver = driver
         self.pages = pages
@@ -46,7 +50,8 @@ class EmbeddedArbiter:
         self._failed: dict[int, Exception] = {}
         self._orders = Orders(self._arbiter, self._changed, self._holders)
         self._swaps = SwapCounts()
-        self.images = EmbeddedImages(pages.page_bytes)
+        self.host = EmbeddedHost(host, self._arbiter, self._changed, self._holders)
+        self.images = EmbeddedImages(self.host.ledger.store, self._changed, pages.page_bytes)
         self._extending = 0  # threads that are to have what comes free before all others
         self.has_slabs = False
 
@@ -70,12 +75,13 @@ class EmbeddedArbiter:
         with self._changed:
             key = self._arbiter.add(name, time.monotonic())
             self._swaps.add(key)
+            self.host.add(key)
             return EmbeddedSession(self, key, on_close)
 
     def statistics(self) -> tuple[ModelStatistics, ...]:
         """The models in the order they joined."""
         with self._changed:
-            return self._swaps.statistics(self._arbiter, self.pages)
+            return self._swaps.statistics(self._arbiter, self.pages, self.host.images)
 
     def bind(self, key: int, holder: Revocable) -> None:
         """Whom to tell when the lease is revoked."""
@@ -281,6 +287,7 @@ class EmbeddedArbiter:
         with self._changed:
             self._holders.pop(key, None)  # it has none if it could not be made
             if self._swaps.remove(key):
+                self.host.remove(key)
                 self._arbiter.remove(key)
                 self._came_back()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
+from gpupool.errors import LeaseTimeoutError
 from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
 
@@ -23,6 +25,7 @@ class EmbeddedSession:
         self._arbiter = arbiter
         self.key = key
         self._on_close = on_close
+        self._asking = threading.Lock()  # for host memory, which one thread of a model waits for
 
     @property
     def driver(self) -> Driver:
@@ -39,19 +42,14 @@ class EmbeddedSession:
         self._arbiter.bind(self.key, holder)
 
     def host_memory(self, size_bytes: int) -> int:
-        """A memfd of that size; the caller closes it. Raises OSError."""
-        fd = os.memfd_create("gpupool-image", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size_bytes)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        """A memfd of that size; the caller closes it. Raises RefusedError."""
+        return self._arbiter.host.hand_out_now(self.key, size_bytes)
 
     @property
     def parking(self) -> Path | None:
-        """None: there is no account of host memory here that could run short."""
-        return None
+        """The folder for images that are parked; None where none ever are."""
+        place = self._arbiter.host.place
+        return None if place is None else place.folder
 
     def host_memories(
         self,
@@ -61,24 +59,28 @@ class EmbeddedSession:
         *,
         returns: bool = False,
     ) -> HostGrant:
-        """A memfd of each of these sizes, at once. Raises OSError."""
-        fds: list[int] = []
+        """A memfd of each of these sizes, as ``Session.host_memories``."""
+        begun_s = time.monotonic()
+        if not self._asking.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
+            raise LeaseTimeoutError("another thread awaits host memory for this model")
         try:
-            fds.extend(map(self.host_memory, sizes_bytes))
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            raise
-        return HostGrant(fds)
+            left_s = max(0.0, begun_s + timeout_s - time.monotonic())
+            host = self._arbiter.host
+            return host.hand_out(self.key, sizes_bytes, left_s, wanted, returns=returns)
+        finally:
+            self._asking.release()
 
     def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
-        """Nobody wishes it."""
+        """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
+        self._arbiter.host.parked(self.key, size_bytes, file_bytes, why)
 
     def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
-        """Nothing was parked."""
+        """What was read back of parked images; 0 if they are parked still."""
+        self._arbiter.host.unparked(self.key, size_bytes, file_bytes, read_s)
 
     def return_host_memory(self, size_bytes: int) -> None:
-        """Nobody keeps account of it here."""
+        """So much of it is closed and nowhere mapped any more, in whole memfds."""
+        self._arbiter.host.returned(self.key, size_bytes)
 
     def share_image(self, fd: int, size_bytes: int, contents: Sequence[bytes]) -> Offer:
         """What an image can be made of, as ``Session.share_image``."""
@@ -86,11 +88,11 @@ class EmbeddedSession:
 
     def settle_image(self, number: int, *, done: bool, gone: bool) -> None:
         """It is made of that from now on, or stays what it is."""
-        self._arbiter.images.settle(number, done=done, gone=gone)
+        self._arbiter.host.settle_image(self.key, number, done=done, gone=gone)
 
     def unshare_image(self, number: int) -> None:
         """Nothing of a shared image is mapped any more."""
-        self._arbiter.images.unshare(number)
+        self._arbiter.host.unshare_image(self.key, number)
 
     def declare(
         self,
@@ -104,6 +106,7 @@ class EmbeddedSession:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""
         detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
         self._arbiter.declare(self.key, pages, detail, warmable, shared)
+        self._arbiter.host.declared(self.key, parkable_bytes)
 
     def acquire(
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
@@ -112,11 +115,13 @@ class EmbeddedSession:
 
         Nothing is used early: the thread that waits is the one that makes others leave.
         """
+        self._arbiter.host.comes(self.key)
         return self._arbiter.acquire(self.key, timeout_s, ahead)
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
         self._arbiter.hurry(self.key)
+        self._arbiter.host.hurry(self.key)
 
     def cooled(self) -> None:
         """The warm pages that were asked for are released, as far as could be."""

@@ -13,11 +13,11 @@ from gpupool.sharing.store import HostStore
 class EmbeddedImages:
     """Their memory, by what is in it. Thread safe."""
 
-    def __init__(self, page_bytes: int) -> None:
-        """Without any."""
+    def __init__(self, store: HostStore, lock: threading.Condition, page_bytes: int) -> None:
+        """Those of a store that ``lock`` guards."""
         self._page_bytes = page_bytes
-        self._store = HostStore()
-        self._lock = threading.Lock()
+        self._store = store
+        self._lock = lock
 
     def share(self, key: int, fd: int, size_bytes: int, contents: Sequence[bytes]) -> Offer:
         """What an image can be made of. Raises OSError."""
@@ -33,16 +33,6 @@ class EmbeddedImages:
                 self._store.release(number)
                 raise
         return Offer(number, [Part(fds[e.segment], e.offset, e.size_bytes) for e in extents])
-
-    def settle(self, number: int, *, done: bool, gone: bool) -> None:
-        """It is made of that, or stays what it is."""
-        with self._lock:
-            self._store.settle(number, done=done, gone=gone)
-
-    def unshare(self, number: int) -> None:
-        """Nothing of it is mapped any more."""
-        with self._lock:
-            self._store.release(number)
 
     def contents(self, shared: Sequence[Place]) -> dict[int, bytes]:
         """What the pages of images have, by their places."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gpupool._core import PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.host_budget.images import Images
 from gpupool.statistics import ModelStatistics, SwapCount
 
 
@@ -30,7 +33,9 @@ class SwapCounts:
         """It swapped out."""
         self._of[key][1].add(report)
 
-    def statistics(self, arbiter: Arbiter, pages: PagePool) -> tuple[ModelStatistics, ...]:
+    def statistics(
+        self, arbiter: Arbiter, pages: PagePool, images_of: Callable[[int], Images]
+    ) -> tuple[ModelStatistics, ...]:
         """The models in the order they joined."""
         return tuple(
             ModelStatistics(
@@ -39,6 +44,13 @@ class SwapCounts:
                 needed_bytes=lease.pages * pages.page_bytes,
                 swap_ins=self._of[lease.key][0].statistics(),
                 swap_outs=self._of[lease.key][1].statistics(),
+                parked_bytes=images.parked_bytes,
+                parked_file_bytes=images.file_bytes,
+                parks=images.parks,
+                read_backs=images.read_backs,
+                read_back_bytes=images.read_back_bytes,
+                read_back_s=images.read_back_s,
             )
             for lease in arbiter.leases()
+            for images in [images_of(lease.key)]
         )

@@ -13,7 +13,7 @@ from gpupool.host_budget.place import ParkingPlace
 from gpupool.schedule.parking import ImagesView, Wishes, whom_to_park
 from gpupool.schedule.turns import Residency
 
-AGAIN_S = 1.0  # until a model that was in use is asked again
+_AGAIN_S = 1.0  # until a model that was in use is asked again
 _FAILED_S = 10.0  # and one that could not park
 _BYTES_A_SECOND = 50 << 20  # that a disk is taken to write at least
 
@@ -129,7 +129,18 @@ class MakingRoom:
         if why:
             images.not_before_s = now_s + _FAILED_S
         elif self._arbiter.lease(key).state is Residency.OUT:  # else it crossed an Acquire
-            images.not_before_s = now_s + AGAIN_S
+            images.not_before_s = now_s + _AGAIN_S
+
+    def stays(self, key: int, now_s: float, why: str = "") -> None:
+        """A model did not leave: it is in use, or there is a reason why."""
+        images = self._members[key].images
+        if images.parked_bytes == 0:
+            images.why = why
+            images.not_before_s = now_s + (_FAILED_S if why else _AGAIN_S)
+
+    def take_back(self, key: int) -> None:
+        """Nobody sees to an order any more."""
+        self._members[key].images.asked_until_s = None
 
     def _whom(
         self,

@@ -1,4 +1,4 @@
-"""Where workers may park images, and how much of them."""
+"""How much host memory there is, where images may be parked, and how much of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from gpupool.checks import whole
 from gpupool.errors import UsageError
 
 
@@ -16,6 +17,35 @@ class ParkingPlace(NamedTuple):
     folder: Path
     limit_bytes: int | None = None
     """Of all files together; None for what the disk has."""
+
+
+class HostBudget(NamedTuple):
+    """What models may have of host memory."""
+
+    limit_bytes: int | None = None
+    """None for what the system has."""
+    place: ParkingPlace | None = None
+    """Where images go that do not fit it; None where none are parked."""
+
+
+def host_budget(
+    host_budget_bytes: int | None,
+    parking_folder: str | Path | None,
+    parking_limit_bytes: int | None,
+) -> HostBudget:
+    """What is asked for, looked at. Raises UsageError, or OSError where there is no such folder."""
+    if host_budget_bytes is None:
+        if parking_folder is not None:
+            raise UsageError("a parking_folder needs host_budget_bytes: nothing is parked without")
+    else:
+        host_budget_bytes = whole("host_budget_bytes", host_budget_bytes, least=1)
+    if parking_folder is None:
+        if parking_limit_bytes is not None:
+            raise UsageError("parking_limit_bytes needs a parking_folder")
+        return HostBudget(host_budget_bytes)
+    if parking_limit_bytes is not None:
+        parking_limit_bytes = whole("parking_limit_bytes", parking_limit_bytes)
+    return HostBudget(host_budget_bytes, parking_place(Path(parking_folder), parking_limit_bytes))
 
 
 def parking_place(folder: Path, limit_bytes: int | None = None) -> ParkingPlace:

@@ -1,0 +1,283 @@
+"""Disks, drivers and threads that fail as images of an embedded pool go to files and come back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded_members import (
+    HELD_BYTES,
+    IMAGE_BYTES,
+    PAGE_BYTES,
+    Member,
+    beside,
+    closed_at_the_end,
+    parked,
+    pool_of,
+    until,
+)
+
+from gpupool import Pool
+from gpupool._core import FaultPlan
+from gpupool.errors import (
+    DamagedMemoryError,
+    DriverError,
+    HostMemoryError,
+    KvStoreFullError,
+    RefusedError,
+    SwapCancelledError,
+    UsageError,
+)
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import as_blocks
+from gpupool.kv.store import KvIdentity, KvStore
+from gpupool.residency import parked_file
+
+OUT_OF_MEMORY = 2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "parked"
+
+
+@pytest.fixture
+def pool(folder: Path) -> Iterator[Pool]:
+    with closed_at_the_end(pool_of(folder), folder) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("verify", ["off", "always"])
+@pytest.mark.parametrize("at", [0, 2 << 20, IMAGE_BYTES - 1])
+def test_a_bit_that_flips_in_the_file_is_found_before_a_step(
+    pool: Pool, verify: str, at: int
+) -> None:
+    a = Member(pool, "a", verify=verify)
+    b, c = Member(pool, "b"), Member(pool, "c")
+    assert parked(a, b, c) == ["a"]
+    a.flip(at)
+    for _ in range(2):
+        with pytest.raises(DamagedMemoryError, match=r"model 'a': .* not what was written there"):
+            a.check()
+        assert a.is_parked and not a.model.gate.is_resident
+        assert pool.statistics().host_bytes <= 2 * HELD_BYTES
+        b.check()
+        c.check()
+    a.flip(at)
+    a.check()
+
+
+@pytest.mark.parametrize("left_bytes", range(0, IMAGE_BYTES, 500 << 10))
+def test_a_file_that_is_cut_is_found_before_a_step(pool: Pool, left_bytes: int) -> None:
+    a, b = Member(pool, "a"), Member(pool, "b")
+    c = Member(pool, "c")
+    os.ftruncate(a.file, left_bytes - left_bytes % 4096)
+    with pytest.raises(DamagedMemoryError, match=r"model 'a': .*cannot be read back"):
+        a.check()
+    assert a.is_parked and not a.model.gate.is_resident
+    for member in (b, c):
+        member.check()
+    a.model.close()
+    Member(pool, "d").check()
+
+
+def test_a_full_disk_leaves_a_model_as_it_was_and_another_is_asked(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [1]
+    reserve = parked_file.ParkedFile.reserve
+
+    def reserve_or_not(self: Any, size_bytes: int) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise self._unwritable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        reserve(self, size_bytes)
+
+    monkeypatch.setattr(parked_file.ParkedFile, "reserve", reserve_or_not)
+    a, b = Member(pool, "a"), Member(pool, "b")
+    c = Member(pool, "c")
+    assert parked(a, b, c) == ["b"]
+    a.check()
+    refusals[0] = 100
+    said = r"of the host budget are free, and no other model can park .*No space left on device"
+    for _ in range(2):
+        with pytest.raises(RefusedError, match=said):
+            Member(pool, "d")
+    with pytest.raises(RefusedError, match=said):
+        b.check()
+    assert b.is_parked
+    assert refusals[0] == 99  # not of the first, which has just failed
+    refusals[0] = 0
+    c.model.close()
+    for each in (a, b):
+        each.check()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_disk_that_fills_up_loses_nothing(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    a, b = Member(pool, "a"), Member(pool, "b")
+    written, real = [0], os.pwritev
+
+    def write(*arguments: Any) -> int:
+        written[0] += 1
+        if written[0] >= nth:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pwritev", write)
+    with pytest.raises(RefusedError, match="No space left on device"):
+        Member(pool, "c")
+    assert written[0] >= nth
+    assert parked(a, b) == []
+    monkeypatch.undo()
+    a.check()
+    b.check()
+
+
+def test_every_call_of_the_driver_may_fail_as_images_go_and_come(folder: Path) -> None:
+    failures, nth, injected = 0, 0, 1
+    while injected:
+        nth += 1
+        plan = FaultPlan()
+        with closed_at_the_end(pool_of(folder, plan=plan), folder) as pool:
+            members = [Member(pool, name) for name in "abc"]
+            for member in members[1:]:
+                member.check()
+            plan.arm(nth, OUT_OF_MEMORY)
+            try:
+                members[0].check()
+            except (DriverError, HostMemoryError, RefusedError):
+                failures += 1
+            injected = plan.injected
+            plan.disarm()
+            assert pool.statistics().host_bytes <= 2 * HELD_BYTES
+            for member in members:
+                wait = pool._arbiter.host._members  # what failed is not asked again for a while
+                for each in wait.values():
+                    each.images.why, each.images.not_before_s = "", 0.0
+                member.check()
+    assert failures >= 5
+
+
+def test_who_is_interrupted_leaves_the_line(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = Member(pool, "a"), Member(pool, "b")
+    real = parked_file.ParkedFile.write
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for stage in ("write", "read"):
+        monkeypatch.setattr(parked_file.ParkedFile, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Member(pool, "c") if stage == "write" else a.check()
+        monkeypatch.undo()
+        assert parked_file.ParkedFile.write is real
+        assert pool._arbiter.host._line.first is None
+        assert pool.statistics().host_bytes <= 2 * HELD_BYTES
+        Member(pool, f"d {stage}").check()
+        for member in (a, b):
+            member.check()
+        Member(pool, f"e {stage}")
+        until(lambda: a.is_parked)
+
+
+def test_a_model_that_is_closed_waits_no_more(pool: Pool) -> None:
+    a, b, c = (Member(pool, name) for name in "abc")
+    assert a.is_parked
+    line = pool._arbiter.host._line
+    with b.model.pinned(), c.model.pinned():
+
+        def pin() -> None:
+            with a.model.pinned():
+                raise AssertionError("it is closed")
+
+        with beside(pin) as found:
+            until(lambda: line.first is not None)
+            a.model.close()
+        assert isinstance(found[0], UsageError), found
+        assert line.first is None
+    b.check()
+
+
+def store_of(member: Member) -> KvStore:
+    layout = BlockLayout.of([(0, PAGE_BYTES // 4, PAGE_BYTES // 4)], 64)
+    identity = KvIdentity(member.name, 1, "int8", layout)
+    return KvStore(member.model, identity, slab_bytes=PAGE_BYTES)
+
+
+def test_kv_blocks_are_on_the_account_and_others_park_for_the_next(pool: Pool) -> None:
+    """Who must not wait is refused, and whom it would have waited for parks meanwhile."""
+    a, b = Member(pool, "a"), Member(pool, "b")
+    store = store_of(a)
+    with a.model.resident():
+        with pytest.raises(KvStoreFullError, match="0 of the host budget are free"):
+            store.reserve(as_blocks([0], 64))
+        until(lambda: b.is_parked)
+        store.reserve(as_blocks(range(4), 64))
+        assert pool.statistics().host_bytes == HELD_BYTES + PAGE_BYTES
+    a.model.swap_out()
+    with pytest.raises(RefusedError, match="no other model can park its images in"):
+        pool.model("large").region("weights", 3 * PAGE_BYTES)  # for which all images would go
+    store.release(as_blocks(range(4), 64))
+    store.close()
+    large = pool.model("as large")
+    large.region("weights", 3 * PAGE_BYTES)
+    assert parked(a, b) == ["a", "b"]
+    with pytest.raises(RefusedError, match="model 'as large' has no image that could be parked"):
+        a.check()  # it is not filled yet
+    large.close()
+    a.check()
+
+
+def test_models_that_share_are_on_the_account_once_and_stay(pool: Pool) -> None:
+    def sharer(name: str) -> Any:
+        model = pool.model(name, shares=True)
+        region = model.region("weights", PAGE_BYTES)
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(region.image())), 7, PAGE_BYTES)
+        region.adopt_image()
+        model.share()
+        return model
+
+    a, b = sharer("a"), sharer("b")
+    assert pool.statistics().host_bytes == PAGE_BYTES
+    plain = Member(pool, "plain")
+    with pytest.raises(RefusedError, match="no other model can park its images in"):
+        pool.model("large").region("weights", 3 * PAGE_BYTES + 4096)  # what is shared stays
+    for model in (a, b):
+        with model.resident():
+            where = model.regions("weights")[0].address
+            assert ctypes.string_at(where, PAGE_BYTES) == bytes([7]) * PAGE_BYTES
+    with pytest.raises(RefusedError):  # it must not wait for a model to park
+        b.unshare()
+    until(lambda: plain.is_parked)
+    b.unshare()
+    assert pool.statistics().host_bytes == 2 * PAGE_BYTES
+    a.close()
+    plain.check()
+    assert b.parked_bytes == 0
+
+
+def test_who_asks_ahead_is_behind_who_waits(pool: Pool) -> None:
+    a, b, c = (Member(pool, name) for name in "abc")
+    d = Member(pool, "d")
+    assert parked(a, b, c, d) == ["a", "b"]
+    line = pool._arbiter.host._line
+    keys = {model.name: key for key, model in pool._models.items()}
+    with contextlib.ExitStack() as pins:
+        for member in (c, d):
+            pins.enter_context(member.model.pinned())
+        with beside(a.model.prefetch) as ahead, beside(b.check) as due:
+            until(lambda: line.has(keys["a"]) and line.has(keys["b"]))
+            assert line.first is not None and line.first.key == keys["b"]
+            a.model.gate.give_up()  # which ends what comes ahead
+            pins.close()
+    assert isinstance(ahead[0], SwapCancelledError), ahead
+    assert due == [None]
