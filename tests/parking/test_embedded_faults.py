@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -14,7 +12,6 @@ import pytest
 from embedded_members import (
     HELD_BYTES,
     IMAGE_BYTES,
-    PAGE_BYTES,
     Member,
     beside,
     closed_at_the_end,
@@ -29,14 +26,9 @@ from gpupool.errors import (
     DamagedMemoryError,
     DriverError,
     HostMemoryError,
-    KvStoreFullError,
     RefusedError,
-    SwapCancelledError,
     UsageError,
 )
-from gpupool.kernels.layout import BlockLayout
-from gpupool.kv.blocks import as_blocks
-from gpupool.kv.store import KvIdentity, KvStore
 from gpupool.residency import parked_file
 
 OUT_OF_MEMORY = 2
@@ -174,19 +166,41 @@ def test_who_is_interrupted_leaves_the_line(pool: Pool, monkeypatch: pytest.Monk
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for stage in ("write", "read"):
+    rounds = [("new", "write"), ("back", "write"), ("back", "read")]
+    for number, (what, stage) in enumerate(rounds):
         monkeypatch.setattr(parked_file.ParkedFile, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            Member(pool, "c") if stage == "write" else a.check()
+            Member(pool, "c") if what == "new" else a.check()
         monkeypatch.undo()
         assert parked_file.ParkedFile.write is real
         assert pool._arbiter.host._line.first is None
         assert pool.statistics().host_bytes <= 2 * HELD_BYTES
-        Member(pool, f"d {stage}").check()
+        Member(pool, f"d{number}").check()
         for member in (a, b):
             member.check()
-        Member(pool, f"e {stage}")
-        until(lambda: a.is_parked)
+        Member(pool, f"e{number}")
+        assert a.is_parked
+
+
+def test_a_model_that_fails_to_leave_stays_and_is_why(folder: Path) -> None:
+    def fail() -> None:
+        if fails:
+            raise OSError("the stream is stuck")
+
+    with closed_at_the_end(pool_of(folder, images=1), folder) as pool:
+        a, fails = Member(pool, "a"), False
+        b = Member(pool, "b", before_swap_out=fail)
+        b.check()
+        fails = True
+        for _ in range(2):
+            with pytest.raises(RefusedError, match=r"can park .*the stream is stuck"):
+                a.check()
+            assert b.model.gate.is_resident
+        b.check()
+        fails = False
+        b.model.swap_out()
+        pool._arbiter.host.images(b.model._session.key).not_before_s = 0.0  # type: ignore[attr-defined]
+        a.check()
 
 
 def test_a_model_that_is_closed_waits_no_more(pool: Pool) -> None:
@@ -205,79 +219,3 @@ def test_a_model_that_is_closed_waits_no_more(pool: Pool) -> None:
         assert isinstance(found[0], UsageError), found
         assert line.first is None
     b.check()
-
-
-def store_of(member: Member) -> KvStore:
-    layout = BlockLayout.of([(0, PAGE_BYTES // 4, PAGE_BYTES // 4)], 64)
-    identity = KvIdentity(member.name, 1, "int8", layout)
-    return KvStore(member.model, identity, slab_bytes=PAGE_BYTES)
-
-
-def test_kv_blocks_are_on_the_account_and_others_park_for_the_next(pool: Pool) -> None:
-    """Who must not wait is refused, and whom it would have waited for parks meanwhile."""
-    a, b = Member(pool, "a"), Member(pool, "b")
-    store = store_of(a)
-    with a.model.resident():
-        with pytest.raises(KvStoreFullError, match="0 of the host budget are free"):
-            store.reserve(as_blocks([0], 64))
-        until(lambda: b.is_parked)
-        store.reserve(as_blocks(range(4), 64))
-        assert pool.statistics().host_bytes == HELD_BYTES + PAGE_BYTES
-    a.model.swap_out()
-    with pytest.raises(RefusedError, match="no other model can park its images in"):
-        pool.model("large").region("weights", 3 * PAGE_BYTES)  # for which all images would go
-    store.release(as_blocks(range(4), 64))
-    store.close()
-    large = pool.model("as large")
-    large.region("weights", 3 * PAGE_BYTES)
-    assert parked(a, b) == ["a", "b"]
-    with pytest.raises(RefusedError, match="model 'as large' has no image that could be parked"):
-        a.check()  # it is not filled yet
-    large.close()
-    a.check()
-
-
-def test_models_that_share_are_on_the_account_once_and_stay(pool: Pool) -> None:
-    def sharer(name: str) -> Any:
-        model = pool.model(name, shares=True)
-        region = model.region("weights", PAGE_BYTES)
-        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(region.image())), 7, PAGE_BYTES)
-        region.adopt_image()
-        model.share()
-        return model
-
-    a, b = sharer("a"), sharer("b")
-    assert pool.statistics().host_bytes == PAGE_BYTES
-    plain = Member(pool, "plain")
-    with pytest.raises(RefusedError, match="no other model can park its images in"):
-        pool.model("large").region("weights", 3 * PAGE_BYTES + 4096)  # what is shared stays
-    for model in (a, b):
-        with model.resident():
-            where = model.regions("weights")[0].address
-            assert ctypes.string_at(where, PAGE_BYTES) == bytes([7]) * PAGE_BYTES
-    with pytest.raises(RefusedError):  # it must not wait for a model to park
-        b.unshare()
-    until(lambda: plain.is_parked)
-    b.unshare()
-    assert pool.statistics().host_bytes == 2 * PAGE_BYTES
-    a.close()
-    plain.check()
-    assert b.parked_bytes == 0
-
-
-def test_who_asks_ahead_is_behind_who_waits(pool: Pool) -> None:
-    a, b, c = (Member(pool, name) for name in "abc")
-    d = Member(pool, "d")
-    assert parked(a, b, c, d) == ["a", "b"]
-    line = pool._arbiter.host._line
-    keys = {model.name: key for key, model in pool._models.items()}
-    with contextlib.ExitStack() as pins:
-        for member in (c, d):
-            pins.enter_context(member.model.pinned())
-        with beside(a.model.prefetch) as ahead, beside(b.check) as due:
-            until(lambda: line.has(keys["a"]) and line.has(keys["b"]))
-            assert line.first is not None and line.first.key == keys["b"]
-            a.model.gate.give_up()  # which ends what comes ahead
-            pins.close()
-    assert isinstance(ahead[0], SwapCancelledError), ahead
-    assert due == [None]

@@ -1,0 +1,133 @@
+"""What is on the account of an embedded pool, and who waits for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded_members import (
+    HELD_BYTES,
+    PAGE_BYTES,
+    Member,
+    beside,
+    closed_at_the_end,
+    parked,
+    pool_of,
+    until,
+)
+
+from gpupool import Pool
+from gpupool.errors import KvStoreFullError, RefusedError, SwapCancelledError
+from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import as_blocks
+from gpupool.kv.store import KvIdentity, KvStore
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "parked"
+
+
+@pytest.fixture
+def pool(folder: Path) -> Iterator[Pool]:
+    with closed_at_the_end(pool_of(folder), folder) as pool:
+        yield pool
+
+
+def store_of(member: Member) -> KvStore:
+    layout = BlockLayout.of([(0, PAGE_BYTES // 4, PAGE_BYTES // 4)], 64)
+    identity = KvIdentity(member.name, 1, "int8", layout)
+    return KvStore(member.model, identity, slab_bytes=PAGE_BYTES)
+
+
+def test_kv_blocks_are_on_the_account_and_others_park_for_the_next(pool: Pool) -> None:
+    """Who must not wait is refused, and whom it would have waited for parks meanwhile."""
+    a, b = Member(pool, "a"), Member(pool, "b")
+    store = store_of(a)
+    with a.model.resident():
+        with pytest.raises(KvStoreFullError, match="0 of the host budget are free"):
+            store.reserve(as_blocks([0], 64))
+        until(lambda: b.is_parked)
+        store.reserve(as_blocks(range(4), 64))
+        assert pool.statistics().host_bytes == HELD_BYTES + PAGE_BYTES
+    a.model.swap_out()
+    with pytest.raises(RefusedError, match="no other model can park its images in"):
+        pool.model("large").region("weights", 3 * PAGE_BYTES)  # for which all images would go
+    store.release(as_blocks(range(4), 64))
+    store.close()
+    large = pool.model("as large")
+    large.region("weights", 3 * PAGE_BYTES)
+    assert parked(a, b) == ["a", "b"]
+    with pytest.raises(RefusedError, match="model 'as large' has no image that could be parked"):
+        a.check()  # it is not filled yet
+    large.close()
+    a.check()
+
+
+def test_models_that_share_are_on_the_account_once_and_stay(pool: Pool) -> None:
+    def sharer(name: str) -> Any:
+        model = pool.model(name, shares=True)
+        region = model.region("weights", PAGE_BYTES)
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(region.image())), 7, PAGE_BYTES)
+        region.adopt_image()
+        model.share()
+        return model
+
+    a, b = sharer("a"), sharer("b")
+    assert pool.statistics().host_bytes == PAGE_BYTES
+    plain = Member(pool, "plain")
+    with pytest.raises(RefusedError, match="no other model can park its images in"):
+        pool.model("large").region("weights", 3 * PAGE_BYTES + 4096)  # what is shared stays
+    for model in (a, b):
+        with model.resident():
+            where = model.regions("weights")[0].address
+            assert ctypes.string_at(where, PAGE_BYTES) == bytes([7]) * PAGE_BYTES
+    with pytest.raises(RefusedError):  # it must not wait for a model to park
+        b.unshare()
+    until(lambda: plain.is_parked)
+    b.unshare()
+    assert pool.statistics().host_bytes == 2 * PAGE_BYTES
+    a.close()
+    plain.check()
+    assert b.parked_bytes == 0
+
+
+def test_who_asks_ahead_is_behind_who_waits(pool: Pool) -> None:
+    a, b, c = (Member(pool, name) for name in "abc")
+    d = Member(pool, "d")
+    assert parked(a, b, c, d) == ["a", "b"]
+    line = pool._arbiter.host._line
+    keys = {model.name: key for key, model in pool._models.items()}
+    with contextlib.ExitStack() as pins:
+        for member in (c, d):
+            pins.enter_context(member.model.pinned())
+        with beside(a.model.prefetch) as ahead, beside(b.check) as due:
+            until(lambda: line.has(keys["a"]) and line.has(keys["b"]))
+            assert line.first is not None and line.first.key == keys["b"]
+            a.model.gate.give_up()  # which ends what comes ahead
+            pins.close()
+    assert isinstance(ahead[0], SwapCancelledError), ahead
+    assert due == [None]
+
+
+def test_the_first_in_line_is_not_overtaken(pool: Pool) -> None:
+    """Who needs little waits behind who needs much, although there would be room for it."""
+    a = Member(pool, "a")
+    line = pool._arbiter.host._line
+    much, little = pool.model("much"), pool.model("little")
+    keys = {model.name: key for key, model in pool._models.items()}
+    with contextlib.ExitStack() as pin:
+        pin.enter_context(a.model.pinned())
+        with beside(lambda: much.region("weights", 3 * PAGE_BYTES)) as first:
+            until(lambda: line.has(keys["much"]))
+            with beside(lambda: little.region("weights", 4096)) as second:
+                until(lambda: line.has(keys["little"]))
+                assert line.first is not None and line.first.key == keys["much"]
+                pin.close()
+    assert [len(first), len(second)] == [1, 1]
+    assert (much.footprint_bytes, little.footprint_bytes) == (3 * PAGE_BYTES, PAGE_BYTES)
+    assert a.is_parked
