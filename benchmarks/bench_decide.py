@@ -5,6 +5,10 @@
 Every model has a batch of 1 to 8 requests. For each policy and kind of decision: microseconds of
 the thread's processor time, median and 99th percentile. Under autoscaling, where a device is one
 model's, there are as many devices as models.
+
+Then whole looks of the daemon under a policy that it can have: what leases and engines say is
+followed, the policy decides, why is kept, and all leases get their ranks. Every model has 8
+requests there. A look is of the kind of what came of it; most are at tokens, and nothing does.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from looks import Looks
 
+from gpupool.live import POLICIES
 from gpupool.schedule import aegaeon, autoscaling, deadlines, fcfs
 from gpupool.schedule.costs import Costs
 from gpupool.schedule.work import (
@@ -118,12 +124,31 @@ def measure(models: int, requests_max: int, rounds: int) -> dict[str, dict[str, 
                     began_ns = time.thread_time_ns()
                     decide(state, NOW_S)
                     taken_us.append((time.thread_time_ns() - began_ns) / 1e3)
-            taken_us.sort()
-            found.setdefault(policy, {})[kind] = {
-                "median_us": statistics.median(taken_us),
-                "p99_us": taken_us[int(0.99 * len(taken_us))],
-            }
+            found.setdefault(policy, {})[kind] = _told(taken_us)
     return found
+
+
+def measure_looks(models: int, requests: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """The same of looks of a daemon."""
+    found: dict[str, dict[str, Any]] = {}
+    for policy in POLICIES:
+        taken_us: dict[str, list[float]] = {}
+        for seed in range(5):
+            looks = Looks(policy, models, requests, seed)
+            looks.run(4 * rounds)
+            for kind, taken in looks.taken_us.items():
+                taken_us.setdefault(kind, []).extend(taken)
+        decided = [t for kind, taken in taken_us.items() if kind != "nothing" for t in taken]
+        every = [t for taken in taken_us.values() for t in taken]
+        kinds = {**taken_us, "decided": decided, "all": every}
+        found[policy] = {kind: _told(taken) for kind, taken in kinds.items()}
+    return found
+
+
+def _told(taken_us: list[float]) -> dict[str, float]:
+    taken_us.sort()
+    p99_us = taken_us[int(0.99 * len(taken_us))]
+    return {"median_us": statistics.median(taken_us), "p99_us": p99_us, "count": len(taken_us)}
 
 
 @click.command(help=__doc__)
@@ -134,17 +159,20 @@ def measure(models: int, requests_max: int, rounds: int) -> dict[str, dict[str, 
 def main(models: int, requests_max: int, rounds: int, json_path: str | None) -> None:
     """Run and report."""
     found = measure(models, requests_max, rounds)
-    figures = {"models": models, "requests_max": requests_max, "decide": found}
+    looks = measure_looks(models, requests_max, rounds)
+    figures = {"models": models, "requests_max": requests_max, "decide": found, "look": looks}
     if json_path == "-":
         json.dump(figures, sys.stdout, indent=2)
         print()
     elif json_path is not None:
         Path(json_path).write_text(json.dumps(figures, indent=2) + "\n")
     else:
-        print(f"{'us':14}{'':10}{'median':>8}{'p99':>8}")
-        for policy, kinds in found.items():
-            for kind, taken in kinds.items():
-                print(f"{policy:14}{kind:10}{taken['median_us']:8.0f}{taken['p99_us']:8.0f}")
+        print(f"{'us':18}{'':10}{'median':>8}{'p99':>8}")
+        for what, rows in (("", found), ("look, ", looks)):
+            for policy, kinds in rows.items():
+                for kind, taken in kinds.items():
+                    row = f"{taken['median_us']:8.0f}{taken['p99_us']:8.0f}"
+                    print(f"{what + policy:18}{kind:10}{row}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from gpupool.errors import DriverError
 from gpupool.schedule.turns import Cool, Residency, Revoke
 
 
-@dataclass
+@dataclass(slots=True)
 class Lease:
     """One model's standing with the arbiter."""
 

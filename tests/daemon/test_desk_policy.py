@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import pytest
 from conducted_bench import STEP_S, SWAP_S, Asked, Live
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from gpupool.daemon import protocol as p
 from gpupool.daemon.live_policy import LivePolicy
 from gpupool.live import POLICIES
-from gpupool.schedule import deadlines
+from gpupool.schedule import deadlines, explaining
 from gpupool.schedule.recording import differing, from_line, to_line
-from gpupool.schedule.work import Goals
+from gpupool.schedule.work import Action, Goals, State, Switch
 
 LONG_S = 600.0
 
@@ -59,6 +60,41 @@ def test_everybody_is_served_and_decisions_can_be_made_again(
     again = [from_line(line)[1] for line in lines]
     assert json.dumps(again) == json.dumps(live.decided)
     assert list(differing(again, POLICIES[policy])) == []
+
+
+@given(workloads(), st.booleans())
+def test_what_is_kept_from_look_to_look_is_what_a_fresh_look_would_find(
+    workload: tuple[int, dict[str, int], list[Asked]], tells: bool
+) -> None:
+    """The sums of batches that did not change, and the order of due times for explanations."""
+    pages, models, requests = workload
+    kept = 0
+
+    def decide(state: State, now_s: float) -> list[Action]:
+        nonlocal kept
+        actions = deadlines.decide(state, now_s)
+        for batch in state.devices[0].batches if state.ready else ():
+            assert batch.sums == batch.summed(state.goals_for(batch.model))
+            kept += 1
+        for action in actions:
+            if isinstance(action, Switch):
+                others = [b for b in state.devices[0].batches if b is not action.batch]
+                others.sort(key=lambda batch: batch.summed(state.goals_for(batch.model))[0])
+                found = explaining.reason(state, now_s, action, str)
+                assert isinstance(found, explaining.Reason)
+                assert [o.name for o in found.others] == [str(b.model) for b in others[:3]]
+                assert len(found.others) + found.later == len(others)
+        return actions
+
+    with patch.dict(POLICIES, {"deadlines": decide}):
+        live = Live(pages, models, "deadlines", Goals(ttft_s=1.0, tbt_s=0.1))
+        for engine in live.engines.values():
+            engine.tells = tells
+        for asked in requests:
+            live.ask(asked)
+        live.at(1.0, lambda: live.conductor.set_goals(live.bench.key_of("a"), 0.5, 0.05))
+        live.run(LONG_S)
+    assert kept > 0
 
 
 def three_that_do_not_fit(policy: str, **goals: float) -> Live:

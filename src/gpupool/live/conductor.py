@@ -6,13 +6,14 @@ each lease gets a rank, and a time before which its model is not made to leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol
 
 from gpupool.leases import Lease
 from gpupool.live.measured import Measured
 from gpupool.live.notes import Notes
+from gpupool.live.orders import Orders
 from gpupool.live.places import Places
 from gpupool.live.requests import Requests
 from gpupool.live.wants import OUT_S, Wants
@@ -76,12 +77,12 @@ class Conductor:
         self.measured = Measured()
         self._leases = leases
         self._decide = POLICIES[policy]
-        self._silent_s = silent_s
         self._names: dict[int, str] = {}
-        self._heard_s: dict[int, float] = {}
-        """When something was heard of a model last."""
+        self._keys: dict[str, int] = {}
         self._there: set[int] = set()
         """Models that have arrived."""
+        self._again: set[int] = set()
+        """Models to be looked at although nothing about them changed."""
         self._target: int | None = None
         """The model that the device switches to."""
         self._next: tuple[int, ...] = ()
@@ -95,18 +96,20 @@ class Conductor:
         )
         self._give_up = give_up
         self._places = Places(self.state, self._device)
+        self._orders = Orders(silent_s, self._places.newest_s)
         self._wants = Wants(self.requests, turn_s, lambda key: self.state.goals_for(key).ttft_s)
         self._rest_until_s: float | None = None
         self._notes = Notes(self._names, record)
 
     def add(self, key: int, name: str) -> None:
         """A model has joined."""
-        self._names[key] = name
+        self._names[key], self._keys[name] = name, key
         self.measured.add(key)
 
     def forget(self, key: int) -> None:
         """A model has left, or its engine has ended."""
         name = self._names.pop(key)
+        del self._keys[name]
         self.requests.gone(name)
         if self._places.keep_only(key, ()):
             self._wake()
@@ -115,7 +118,8 @@ class Conductor:
         self._goals_of.pop(key, None)
         self._weights.pop(key, None)
         self._there.discard(key)
-        self._heard_s.pop(key, None)
+        self._again.discard(key)
+        self._orders.forget(key)
         self._left(key)
         self.measured.forget(key)
 
@@ -128,16 +132,19 @@ class Conductor:
             of_all.ttft_s if ttft_s is None else ttft_s, of_all.tbt_s if tbt_s is None else tbt_s
         )
         self._weights[key] = weight
+        for batch in self._device.batches:
+            batch.sums = None  # which are by the goals
 
     def tells(self, key: int, now_s: float) -> None:
         """A model's engine tells of its requests: where it has none, there are none."""
         self._wants.tells(key)
-        self._heard_s[key] = now_s
+        self._orders.heard(key, now_s)
 
     def arrived(self, key: int, now_s: float) -> None:
         """A model that was granted its pages has come."""
         self._there.add(key)
-        self._heard_s[key] = now_s
+        self._again.add(key)
+        self._orders.heard(key, now_s)
         if self._target == key:
             self._target = None
             self._wake()
@@ -150,39 +157,54 @@ class Conductor:
         """Have the policy decide as long as it has something to, order the leases, and say when to
         look again at the latest.
         """
-        hidden_at_s = self._follow(now_s)
+        leases = list(map(self._leases.lease, self._names))
+        hidden_at_s = self._follow(leases, now_s)
         ends_s = self._device.turn_ends_s
         if self._target is None and ends_s <= now_s and self._device.current is not None:
             self._wake()
         if self._rest_until_s is not None and self._rest_until_s <= now_s:
             self._wake()
-        while actions := self._decide(self.state, now_s):
+        while actions := self._decided(now_s):
             self._notes.note(self.state, now_s, actions)
             for action in actions:
                 self._apply(action, now_s)
-        self._order(now_s)
         running = self._target is None and self._device.current is not None
+        self._orders.give(leases, self._line(), self._target, now_s)
         times_s = [self._device.turn_ends_s] if running else []
         others_s = hidden_at_s, self._rest_until_s, overdue_at_s(self.state)
         times_s += [at_s for at_s in others_s if at_s is not None]
         return min((at_s for at_s in times_s if now_s < at_s < inf), default=None)
 
+    def _decided(self, now_s: float) -> list[Action]:
+        if self.state.ready:
+            self._sum_up()
+        return self._decide(self.state, now_s)
+
     # What is known becomes state.
 
-    def _follow(self, now_s: float) -> float | None:
+    def _sum_up(self) -> None:
+        """Sum up those batches again that are not as they were: of a hundred models mostly one."""
+        for name in self.requests.went_on:
+            if name in self._keys:
+                self._places.went_on(self._keys[name])
+        for batch in self._device.batches:
+            if batch.sums is None:
+                batch.sums = batch.summed(self.state.goals_for(batch.model))
+        self.requests.went_on.clear()
+
+    def _follow(self, leases: Sequence[Lease], now_s: float) -> float | None:
         """Tell the policy of requests that came and went; when an engine is late, if one may be."""
         late_s: list[float] = []
-        for key, name in self._names.items():
-            lease = self._leases.lease(key)
+        for key, name, lease in self._wants.changed(self._names, leases, self._again.copy()):
+            self._again.discard(key)
             if lease.state in (Residency.OUT, Residency.WAITING):
                 self._there.discard(key)  # one that is leaving may yet stay
             self._resident[key] = lease.held / lease.pages if lease.pages else 0.0
             known = self._places.any_of(key)
             interrupted = known and lease.state is Residency.OUT
-            if not self._wants.changed(key, name, lease) and not interrupted:
-                continue
             wanted = self._wants.now(key, name, lease, now_s, known=known)
             if wanted and interrupted:
+                self._again.add(key)  # it may come too late, which only the time tells
                 late_s.append(lease.since_s + OUT_S)
             if self._places.keep_only(key, wanted):
                 self._wake()
@@ -230,6 +252,7 @@ class Conductor:
             case Prefill(_, batch, requests, then, turn_s):
                 for request in requests:
                     request.prefilled = True
+                batch.sums = None
                 self._begin(batch, then, turn_s, now_s, prefilling=True)
             case Decode(_, batch, turn_s, then):
                 self._begin(batch, then, turn_s, now_s, prefilling=False)
@@ -258,19 +281,9 @@ class Conductor:
             batch.ran_s = now_s
         self.state.ready.remove(device)
 
-    def _order(self, now_s: float) -> None:
-        """Whoever has begun with pages goes on, then whose turn it is, then who is needed next."""
-        device = self._device
-        first = self._target
-        if first is None and device.current is not None:
-            first = device.current.model
-        line = dict.fromkeys((*(() if first is None else (first,)), *self._next))
-        places = {key: place for place, key in enumerate(line)}
-        for key in self._names:
-            lease = self._leases.lease(key)
-            lease.rank = -1 if lease.begun else places.get(key, len(places))
-            # For whoever comes next all others make room, and it stays once it has its pages.
-            stays = self._target in (None, key)
-            heard_s = max(self._heard_s.get(key, 0.0), lease.since_s)
-            lease.turn_ends_s = heard_s + self._silent_s if stays else 0.0
-            lease.expected = self._places.came_since(key, now_s - OUT_S)
+    def _line(self) -> tuple[int, ...]:
+        """Whose turn it is, or will be, then who is needed next."""
+        if self._target is not None:
+            return (self._target, *self._next)
+        current = self._device.current
+        return self._next if current is None else (current.model, *self._next)

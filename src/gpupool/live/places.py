@@ -15,14 +15,12 @@ class Places:
         self._state = state
         self._device = device
         self._placed: dict[int, dict[Request, Batch | None]] = {}
+        self.newest_s: dict[int, float] = {}
+        """When the last of a model's requests came."""
 
     def any_of(self, key: int) -> bool:
         """Whether the policy knows of one of this model."""
         return bool(self._placed.get(key))
-
-    def came_since(self, key: int, since_s: float) -> bool:
-        """Whether a request of this model came after that."""
-        return any(request.arrival_s > since_s for request in self._placed.get(key, ()))
 
     def keep_only(self, key: int, wanted: Iterable[Request]) -> bool:
         """Add what is new of a model's requests, and leave out what has gone; whether any was."""
@@ -38,8 +36,11 @@ class Places:
                 request.model = key
                 placed[request] = None
                 self._state.arrived.append(request)
-        if not placed:
+        if placed:
+            self.newest_s[key] = max(request.arrival_s for request in placed)
+        else:
             del self._placed[key]
+            self.newest_s.pop(key, None)
         return True
 
     def put(self, request: Request, batch: Batch | None, now_s: float) -> None:
@@ -49,8 +50,15 @@ class Places:
             batch = Batch(request.model, ran_s=now_s)
             self._device.batches.append(batch)
         batch.requests.append(request)
+        batch.sums = None
         batch.taken += 1
         self._placed[request.model][request] = batch
+
+    def went_on(self, key: int) -> None:
+        """Requests of this model are not as they were when its batches were summed up."""
+        for batch in self._placed.get(key, {}).values():
+            if batch is not None:
+                batch.sums = None
 
     def give_up(self, request: Request) -> None:
         """It gets no place, and none later."""
@@ -61,6 +69,7 @@ class Places:
         batch = self._placed[request.model][request]
         if batch is not None:
             batch.requests.remove(request)
+            batch.sums = None
             if not batch.requests:
                 self._device.batches.remove(batch)
         elif request in self._state.arrived:

@@ -44,12 +44,10 @@ class Requests:
         self._models: dict[str, _OfModel] = {}
         self._told: dict[Hashable, dict[str, _Announced]] = {}
         self._count = 0
-        self._changes = 0
-        self._versions: dict[str, int] = {}
-
-    def version(self, model: str) -> int:
-        """Another number each time that ``of`` says something else; 0 for a model without any."""
-        return self._versions.get(model, 0)
+        self.changed: set[str] = set()
+        """Models of which ``of`` says something else since whoever reads this emptied it."""
+        self.went_on: set[str] = set()
+        """The same, of models whose requests are others or have other tokens."""
 
     def announce(
         self, teller: Hashable, model: str, request_id: str, prompt_tokens: int, now_s: float
@@ -62,7 +60,7 @@ class Requests:
         request = self._new(prompt_tokens, now_s)
         told[request_id] = _Announced(teller, model, request_id, request)
         self._models.setdefault(model, _OfModel()).announced[request_id] = told[request_id]
-        self._changed(model)
+        self._stir(model)
 
     def over(self, teller: Hashable, request_id: str) -> None:
         """What was announced has its answer, or wants none any more."""
@@ -84,7 +82,7 @@ class Requests:
         of_model = self._models.setdefault(model, _OfModel())
         if number in of_model.running or len(of_model.running) >= EACH_MAX:
             return
-        self._changed(model)
+        self._stir(model)
         parts = (of_model.announced.get(part) for part in request_id.split("-"))
         announced = next((found for found in parts if found is not None), None)
         if announced is None:
@@ -99,6 +97,7 @@ class Requests:
     def produced(self, model: str, made: Iterable[tuple[int, int]]) -> list[Request]:
         """So many tokens in all, by the numbers of requests; those with their first ones."""
         first = []
+        self.went_on.add(model)
         running = self._models.get(model, _OfModel()).running
         for number, tokens in made:
             if (request := running.get(number)) is not None:
@@ -146,12 +145,12 @@ class Requests:
         self._count += 1
         return Request(self._count, -1, now_s, prompt_tokens)
 
-    def _changed(self, model: str) -> None:
-        self._changes += 1
-        self._versions[model] = self._changes
+    def _stir(self, model: str) -> None:
+        self.changed.add(model)
+        self.went_on.add(model)
 
     def _tidy(self, model: str) -> None:
         of_model = self._models[model]
-        self._changed(model)
+        self._stir(model)
         if not of_model.announced and not of_model.running:
-            del self._models[model], self._versions[model]
+            del self._models[model]

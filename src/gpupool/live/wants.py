@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from operator import attrgetter
 
 from gpupool.leases import Lease
 from gpupool.live.requests import Requests
 from gpupool.schedule.turns import Residency
 from gpupool.schedule.work import Request
 
+_STANDING = attrgetter("state", "ahead", "idle", "fenced", "since_s", "held", "pages")
 OUT_S = 0.25
 """An engine with requests that has not asked for its memory by then is not counted on."""
 
@@ -26,11 +28,13 @@ class Wants:
         self._standing_for: dict[int, Request] = {}
         """The requests that stand for work of which nobody tells, by model."""
         self._telling: set[int] = set()
-        self._looked: dict[int, tuple[object, ...]] = {}
+        self._looked: dict[int, object] = {}
 
     def tells(self, key: int) -> None:
         """A model's engine tells of its requests: where it has none, there are none."""
-        self._telling.add(key)
+        if key not in self._telling:
+            self._telling.add(key)
+            self._looked.pop(key, None)
 
     def forget(self, key: int) -> None:
         """The model is gone."""
@@ -38,12 +42,20 @@ class Wants:
         self._telling.discard(key)
         self._looked.pop(key, None)
 
-    def changed(self, key: int, name: str, lease: Lease) -> bool:
-        """Whether anything is new, but for the time, since this was asked last."""
-        asks = lease.state, lease.ahead, lease.idle, lease.fenced, lease.since_s
-        looks = (*asks, key in self._telling, self._requests.version(name))
-        before, self._looked[key] = self._looked.get(key), looks
-        return looks != before
+    def changed(
+        self, names: Mapping[int, str], leases: Sequence[Lease], besides: Set[int]
+    ) -> Iterator[tuple[int, str, Lease]]:
+        """The models of which anything is new, but for the time, since this was asked last.
+
+        And those ``besides``. There may be many models: this is all that each costs at each look.
+        """
+        looked, told = self._looked, self._requests.changed.copy()
+        self._requests.changed.clear()
+        for (key, name), lease in zip(names.items(), leases, strict=True):
+            standing = _STANDING(lease)
+            if standing != looked.get(key) or name in told or key in besides:
+                looked[key] = standing
+                yield key, name, lease
 
     def now(self, key: int, name: str, lease: Lease, now_s: float, *, known: bool) -> list[Request]:
         """The requests, or one that stands for whatever else the model wants to do.

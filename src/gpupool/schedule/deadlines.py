@@ -178,31 +178,24 @@ def _models(needs: list[_Need], besides: Batch) -> tuple[int, ...]:
 
 
 def _needs(state: State, device: Device) -> list[_Need]:
-    """Of every batch, first due first: one pass over all requests, without a call for each."""
+    """Of every batch, first due first: one pass over the requests of those not summed yet."""
     needs: list[_Need] = []
     costs_of, goals_of, goals_of_all = state.costs, state.goals_of, state.goals
-    resident = device.resident
+    resident, add = device.resident, needs.append
     for batch in device.batches:
-        model, requests = batch.model, batch.requests
+        model = batch.model
         costs, goals = costs_of[model], goals_of.get(model, goals_of_all)
-        ttft_s, tbt_s = goals.ttft_s, goals.tbt_s
-        due_s = _NEVER_S
-        tokens = 0
-        fresh: list[int] = []
-        for request in requests:
-            produced = request.produced_tokens
-            length = request.prompt_tokens + produced
-            tokens += length
-            next_s = request.arrival_s + ttft_s + produced * tbt_s
-            if next_s < due_s:
-                due_s = next_s
-            if not request.prefilled:
-                fresh.append(length)
-        load_s = costs.load_s(resident.get(model, 0.0))
+        due_s, tokens, fresh = batch.sums or batch.summed(goals)
+        # Costs.load_s and Costs.step, without a call for each batch.
+        fixed_s = costs.switch_fixed_s
+        load_s = fixed_s + (1 - resident.get(model, 0.0)) * (costs.switch_s - fixed_s)
+        waits = False
         if fresh:
             load_s += costs.prefill(fresh)
-        share = costs.step(tokens, len(requests)) / tbt_s
-        needs.append((batch, due_s - GUARD_S, load_s, bool(fresh), share))
+            waits = True
+        step_s, per_token_s, per_request_s = costs.step_s
+        step_s = step_s + per_token_s * tokens + per_request_s * len(batch.requests)
+        add((batch, due_s - GUARD_S, load_s, waits, step_s / goals.tbt_s))
     needs.sort(key=_DUE_S)
     return needs
 
@@ -213,8 +206,9 @@ def _until_s(needs: list[_Need], besides: Batch | None) -> float:
     for batch, due_s, need_s, _, _ in needs:
         if batch is not besides:
             load_s += need_s + TURN_S_MIN
-            if due_s - load_s < until_s:
-                until_s = due_s - load_s
+            latest_s = due_s - load_s
+            if latest_s < until_s:
+                until_s = latest_s
     return until_s
 
 

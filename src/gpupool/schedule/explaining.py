@@ -1,54 +1,135 @@
-"""Decisions in words."""
+"""Decisions in words. What they need is kept as numbers first: most are never asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gpupool.schedule.work import Action, Batch, Decode, Device, Prefill, Refuse, State, Switch
 
 _OTHERS_MAX = 3
+_INF = float("inf")
+
+
+class _Standing(NamedTuple):
+    """A model's work on a device."""
+
+    name: str
+    requests: int
+    fresh: int
+    due_s: float
+    there: float
+
+    def in_words(self, now_s: float) -> str:
+        """Like ``small (2 requests, 1 to prefill, due in 0.41 s, 30% there)``."""
+        details = [f"{self.requests} request{'' if self.requests == 1 else 's'}"]
+        if self.fresh:
+            details.append(f"{self.fresh} to prefill")
+        if self.requests:
+            due_s = self.due_s - now_s
+            details.append(f"due in {due_s:.2f} s" if due_s >= 0 else f"late by {-due_s:.2f} s")
+        details.append(f"{self.there:.0%} there")
+        return f"{self.name} ({', '.join(details)})"
+
+
+class Reason(NamedTuple):
+    """What there is to say of a switch or of a turn."""
+
+    now_s: float
+    turn_s: float | None
+    """None: it is a switch."""
+    chosen: _Standing
+    others: tuple[_Standing, ...]
+    """The first of them."""
+    later: int
+    """How many others there are besides."""
+
+    def in_words(self) -> str:
+        """One line."""
+        chosen = self.chosen.in_words(self.now_s)
+        if self.turn_s is None:
+            doing = f"switch to {chosen}"
+        else:
+            length = "to its end" if self.turn_s == _INF else f"of {self.turn_s:.2f} s"
+            doing = f"a turn {length} for {chosen}"
+        told = [other.in_words(self.now_s) for other in self.others]
+        if self.later:
+            told.append(f"{self.later} more later")
+        return f"{doing}; {', '.join(told)}" if told else f"{doing}; nobody else has work"
+
+
+class Refusal(NamedTuple):
+    """What there is to say of a request that is turned away."""
+
+    name: str
+    why: str
+
+    def in_words(self) -> str:
+        """One line."""
+        return f"refuse a request of {self.name}: {self.why}"
+
+
+def reason(
+    state: State, now_s: float, action: Action, name_of: Callable[[int], str]
+) -> Reason | Refusal | None:
+    """Why a device switches, or whom it gives a turn, before the action is applied.
+
+    None for what follows from that: a request that gets its place, a turn that goes on, a rest.
+    """
+    turn_s: float | None = None
+    match action:
+        case Switch(device, batch, line):
+            pass
+        case Prefill(device, batch, _, line, float(turn_s)):
+            pass
+        case Decode(device, batch, float(turn_s), line):
+            pass
+        case Refuse(request, why):
+            return Refusal(name_of(request.model), why)
+        case _:
+            return None
+    others = _first_due(state, device, batch, line)
+    return Reason(
+        now_s,
+        turn_s,
+        _standing(state, device, batch, name_of),
+        tuple([_standing(state, device, other, name_of) for other in others]),
+        max(0, len(device.batches) - (batch in device.batches) - _OTHERS_MAX),
+    )
 
 
 def explain(
     state: State, now_s: float, action: Action, name_of: Callable[[int], str]
 ) -> str | None:
-    """Why a device switches, or whom it gives a turn, before the action is applied.
+    """The same in words."""
+    found = reason(state, now_s, action, name_of)
+    return None if found is None else found.in_words()
 
-    None for what follows from that: a request that gets its place, a turn that goes on, a rest.
+
+def _first_due(state: State, device: Device, batch: Batch, line: tuple[int, ...]) -> list[Batch]:
+    """The others that are due first, in order.
+
+    A policy that goes by due times has told them all in that order, and then nothing is computed
+    again: with 100 models that takes as long as the decision.
     """
-    match action:
-        case Switch(device, batch, _):
-            doing = f"switch to {_described(state, device, batch, now_s, name_of)}"
-        case Prefill(device, batch, _, _, float(turn_s)) | Decode(device, batch, float(turn_s), _):
-            length = "to its end" if turn_s == float("inf") else f"of {turn_s:.2f} s"
-            doing = f"a turn {length} for {_described(state, device, batch, now_s, name_of)}"
-        case Refuse(request, why):
-            return f"refuse a request of {name_of(request.model)}: {why}"
-        case _:
-            return None
+    if len(line) == len(device.batches) - 1:
+        first = line[:_OTHERS_MAX]
+        found = [other for other in device.batches if other.model in first]
+        if len(found) == len(first):
+            return sorted(found, key=lambda other: first.index(other.model))
     others = [other for other in device.batches if other is not batch]
     others.sort(key=lambda other: _due_s(state, other))
-    told = [_described(state, device, other, now_s, name_of) for other in others[:_OTHERS_MAX]]
-    if len(others) > _OTHERS_MAX:
-        told.append(f"{len(others) - _OTHERS_MAX} more later")
-    return f"{doing}; {', '.join(told)}" if told else f"{doing}; nobody else has work"
+    return others[:_OTHERS_MAX]
 
 
-def _described(
-    state: State, device: Device, batch: Batch, now_s: float, name_of: Callable[[int], str]
-) -> str:
-    """Like ``small (2 requests, 1 to prefill, due in 0.41 s, 30% there)``."""
-    count = len(batch.requests)
-    details = [f"{count} request{'' if count == 1 else 's'}"]
-    if fresh := sum(not request.prefilled for request in batch.requests):
-        details.append(f"{fresh} to prefill")
-    if batch.requests:
-        due_s = _due_s(state, batch) - now_s
-        details.append(f"due in {due_s:.2f} s" if due_s >= 0 else f"late by {-due_s:.2f} s")
-    details.append(f"{device.resident.get(batch.model, 0.0):.0%} there")
-    return f"{name_of(batch.model)} ({', '.join(details)})"
+def _standing(
+    state: State, device: Device, batch: Batch, name_of: Callable[[int], str]
+) -> _Standing:
+    due_s, _, fresh = batch.sums or batch.summed(state.goals_for(batch.model))
+    there = device.resident.get(batch.model, 0.0)
+    return _Standing(name_of(batch.model), len(batch.requests), len(fresh), due_s, there)
 
 
 def _due_s(state: State, batch: Batch) -> float:
-    goals = state.goals_for(batch.model)
-    return min((goals.due_s(request) for request in batch.requests), default=float("inf"))
+    due_s, _, _ = batch.sums or batch.summed(state.goals_for(batch.model))
+    return due_s

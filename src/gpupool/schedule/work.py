@@ -8,7 +8,7 @@ none come. Times are seconds of one monotonic clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -45,6 +45,14 @@ class Request:
         return self.prompt_tokens + self.produced_tokens
 
 
+Sums: TypeAlias = tuple[float, int, Sequence[int]]
+"""What a policy needs of the requests of a batch:
+
+when the first of their next tokens is due; the tokens of all their contexts; the contexts of those
+that wait for their prefill. A bare tuple, because a device with 100 models has 100 of them.
+"""
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Requests of one model that wait, or run, together on one device."""
@@ -55,11 +63,29 @@ class Batch:
     """How many it has had in all."""
     ran_s: float = 0.0
     """When its last turn began; before the first, when it was made."""
+    sums: Sums | None = None
+    """What ``summed`` says of it, if whoever holds it knows that nothing changed since."""
 
     @property
     def context_tokens(self) -> int:
         """Tokens of all its requests."""
         return sum([r.prompt_tokens + r.produced_tokens for r in self.requests])
+
+    def summed(self, goals: Goals) -> Sums:
+        """One pass over its requests, without a call for each."""
+        ttft_s, tbt_s = goals.ttft_s, goals.tbt_s
+        due_s, tokens = float("inf"), 0
+        fresh: list[int] = []
+        for request in self.requests:
+            produced = request.produced_tokens
+            length = request.prompt_tokens + produced
+            tokens += length
+            next_s = request.arrival_s + ttft_s + produced * tbt_s
+            if next_s < due_s:
+                due_s = next_s
+            if not request.prefilled:
+                fresh.append(length)
+        return due_s, tokens, fresh
 
     def fitting(self, kv_tokens_max: int) -> list[Request]:
         """Of the prefilled requests those whose KV fits at once, first come first; one at least."""
