@@ -247,9 +247,11 @@ def _advance(bar: Any, done: int) -> None:
 
 
 def _show(results: list[Result], json_to: str | None, plot_to: Path | None) -> None:
-    from gpupool.simulate.report import describe, plot
+    from gpupool.simulate.report import describe, describe_fits, plot
 
     figures = [{k: v for k, v in asdict(result).items() if k != "ttft_s"} for result in results]
+    if results[0].fits:
+        click.echo(describe_fits(results[0]), err=True)
     text = msgspec.json.format(msgspec.json.encode(figures if len(figures) > 1 else figures[0]))
     try:
         if plot_to is not None:

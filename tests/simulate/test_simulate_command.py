@@ -104,3 +104,29 @@ def test_what_is_not_a_number_is_refused(option: str) -> None:
     done = CliRunner().invoke(main, ["simulate", "--models", "2", option, "nan"])
     assert done.exit_code == 2
     assert option in done.output and "not in the range" in done.output
+
+
+def test_how_well_measurements_fit_is_told(tmp_path: Path, trace: str) -> None:
+    """Of the models that are simulated alone, and not where times are brought along."""
+    pytest.importorskip("numpy")
+    rows = ["model,gpu,input_tokens,batch_size,prefill_s,decode_step_s"]
+    for model, gpu in (("qwen2_5_7b", "H100"), ("llama2_13b_chat", "H100"), ("qwen2_5_7b", "A100")):
+        for place, tokens in enumerate((16, 32, 64, 128, 256, 512)):
+            slip = 5 if place == 3 else 1
+            rows.append(f"{model},{gpu},{tokens},{place + 1},{slip * (0.01 + tokens / 1e5)},0.01")
+        rows.append(f"{model},{gpu},4096,2,0.01,0.01")
+    path = tmp_path / "profiles.csv"
+    path.write_text("\n".join(rows) + "\n")
+    only = tmp_path / "only.csv"
+    only.write_text(TRACE.replace(",a,", ",qwen2_5_7b,").replace(",b,", ",qwen2_5_7b,"))
+    arguments = ["simulate", str(only), "--profiles", str(path), "--json", "-"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    (fit,) = json.loads(done.stdout)["fits"]
+    assert (fit["model"], fit["gpu"], fit["points"]) == ("qwen2_5_7b", "H100", 7)
+    assert fit["left_out"] == 2, "one that is off, and one that is too long"
+    assert 0 <= fit["error_worst"] < 0.2
+    assert done.stderr.startswith("qwen2_5_7b on H100: a fit of 7 points, 2 left out, off by ")
+    assert done.stderr.count("\n") == 1
+    done = CliRunner().invoke(main, [*arguments, "--assumptions", "aegaeon-artifact"])
+    assert json.loads(done.stdout)["fits"] == [] and done.stderr == ""
+    assert json.loads(run(trace, "--json", "-"))["fits"] == []

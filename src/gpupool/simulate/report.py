@@ -37,6 +37,15 @@ def describe(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def describe_fits(result: Result) -> str:
+    """A line for each model whose measurements were used; empty without any."""
+    return "\n".join(
+        f"{fit.model} on {fit.gpu}: a fit of {fit.points} points, {fit.left_out} left out, off by"
+        f" {fit.error_median:.1%} (median), by {fit.error_worst:.1%} at most where used"
+        for fit in result.fits
+    )
+
+
 def _classes(results: Sequence[Result]) -> list[list[str]]:
     """A row for each class under each policy."""
     rows = [["class", "policy", "goals (s)", "weight", "models", "requests"]]

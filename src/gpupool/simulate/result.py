@@ -30,6 +30,20 @@ class ClassResult:
 
 
 @dataclass(frozen=True, slots=True)
+class FitResult:
+    """How well the times of a model that was simulated fit what was measured of it."""
+
+    model: str
+    gpu: str
+    points: int
+    left_out: int
+    error_median: float
+    """Relative, of all prefills and steps that were compared."""
+    error_worst: float
+    """Of those that were used."""
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One policy on one trace. Times in seconds; shares from 0 to 1."""
 
@@ -66,6 +80,8 @@ class Result:
     """Requests of which at least 90% of the tokens came in time."""
     classes: tuple[ClassResult, ...] = ()
     """Where classes were given, each of them."""
+    fits: tuple[FitResult, ...] = ()
+    """Of the measurements that were given, those that were used."""
     ttft_s: tuple[float, ...] = field(default=(), repr=False)
     """Of every request that began, in order: what plots are made of."""
 
@@ -79,6 +95,7 @@ def result_of(
     prefill_devices: int,
     models: Sequence[str],
     classes: Mapping[str, ModelClass] = MappingProxyType({}),
+    fits: Sequence[FitResult] = (),
 ) -> Result:
     """The figures of engines that have run, one for each group of devices.
 
@@ -120,6 +137,7 @@ def result_of(
         goodput_tokens_per_s=on_time / duration_s,
         goodput_requests_per_s=good / duration_s,
         classes=_by_class(by_key, models, classes),
+        fits=tuple(fits),
         ttft_s=tuple(ttft_s),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from gpupool.simulate.host_tier import HostTier
 from gpupool.simulate.loading import ArtifactLoader, Loader
 from gpupool.simulate.profiles import Fit, known_fit
 from gpupool.simulate.residency import ResidentLoader
-from gpupool.simulate.result import Result, result_of
+from gpupool.simulate.result import FitResult, Result, result_of
 from gpupool.simulate.trace import Arrival
 
 POLICIES = ("autoscaling", "fcfs", "aegaeon", "deadlines")
@@ -133,7 +133,23 @@ def simulate(
         prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
         models=[arrival.model for arrival in workload],
         classes=class_of,
+        fits=_fits_used({found[name].name for name in keys}, hardware.gpu, assumptions, fits),
     )
+
+
+def _fits_used(
+    checkpoints: Set[str],
+    gpu: str,
+    assumptions: Assumptions,
+    fits: Mapping[tuple[str, str], Fit],
+) -> list[FitResult]:
+    if assumptions.name == ARTIFACT.name:  # which brings its own
+        return []
+    return [
+        FitResult(model, gpu, fit.points, fit.left_out, fit.error_median, fit.error_worst)
+        for (model, on), fit in fits.items()
+        if on == gpu and model in checkpoints
+    ]
 
 
 def _add(progress: Callable[[int], None], before: int, done: int) -> None:
