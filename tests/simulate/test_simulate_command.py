@@ -130,3 +130,18 @@ def test_how_well_measurements_fit_is_told(tmp_path: Path, trace: str) -> None:
     done = CliRunner().invoke(main, [*arguments, "--assumptions", "aegaeon-artifact"])
     assert json.loads(done.stdout)["fits"] == [] and done.stderr == ""
     assert json.loads(run(trace, "--json", "-"))["fits"] == []
+
+
+@pytest.mark.parametrize("assumptions", ["honest", "aegaeon-artifact"])
+def test_requests_that_were_cut_are_counted(tmp_path: Path, assumptions: str) -> None:
+    if assumptions != "honest":
+        pytest.importorskip("numpy")
+    path = tmp_path / "trace.csv"
+    path.write_text("time,model,input,output\n" + "0,llama2_13b_chat,4000,97\n" * 3)
+    arguments = [str(path), "--assumptions", assumptions]
+    found = json.loads(run(*arguments, "--json", "-"))
+    assert (found["cut"], found["finished"]) == (3, 3)
+    assert "refused" not in found
+    assert "3 / 0 / 3" in run(*arguments)
+    path.write_text("time,model,input,output\n0,llama2_13b_chat,4000,96\n")
+    assert json.loads(run(*arguments, "--json", "-"))["cut"] == 0

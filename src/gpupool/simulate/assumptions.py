@@ -96,14 +96,16 @@ def workload_of(
 
     Raises ModuleNotFoundError under assumptions that draw lengths anew, where numpy is missing.
     """
-    found = list(trace)
-    if assumptions.arrivals_before_s is not None:
-        found = [arrival for arrival in trace if arrival.at_s < assumptions.arrivals_before_s]
-        found = _drawn_anew(found, seed)
-    return [
-        _cut(arrival, checkpoints[arrival.model].context_tokens_max, assumptions)
-        for arrival in found
-    ]
+    asked = asked_of(trace, assumptions, seed)
+    return [cut(arrival, checkpoints[arrival.model], assumptions) for arrival in asked]
+
+
+def asked_of(trace: Sequence[Arrival], assumptions: Assumptions, seed: int) -> list[Arrival]:
+    """The requests that count, as long as they are: some models cannot take all of one."""
+    if assumptions.arrivals_before_s is None:
+        return list(trace)
+    found = [arrival for arrival in trace if arrival.at_s < assumptions.arrivals_before_s]
+    return _drawn_anew(found, seed)
 
 
 def _drawn_anew(trace: Sequence[Arrival], seed: int) -> list[Arrival]:
@@ -127,7 +129,9 @@ def _drawn_anew(trace: Sequence[Arrival], seed: int) -> list[Arrival]:
     return found
 
 
-def _cut(arrival: Arrival, tokens_max: int, assumptions: Assumptions) -> Arrival:
+def cut(arrival: Arrival, checkpoint: Checkpoint, assumptions: Assumptions) -> Arrival:
+    """A request, the same if it is not too long, else with its prompt and answer in proportion."""
+    tokens_max = checkpoint.context_tokens_max
     whole = arrival.input_tokens + arrival.output_tokens
     if whole <= tokens_max:
         return arrival

@@ -70,7 +70,6 @@ class Engine:
         self.tallies: dict[int, Tally] = {}
         self.gaps_ms: Counter[int] = Counter()
         self.switches = 0
-        self.refused = 0
         self.busy_s = 0.0
         self.switching_s = 0.0
         self.now_s = 0.0
@@ -171,10 +170,8 @@ class Engine:
                 self._join(action)
             case Drop(request):
                 self._drop(request)
-            case Refuse(request, _):
-                self.state.arrived.remove(request)
-                self.tallies[request.key].dropped = True
-                self.refused += 1
+            case Refuse(request, why):
+                raise AssertionError(f"request {request.key} was cut to what fits: {why}")
             case Round(device, turns):
                 device.turns = turns
             case Switch(device, batch, keep):

@@ -17,7 +17,7 @@ _ROWS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("switches", lambda r: f"{r.switches}"),
     ("switching (device s)", lambda r: f"{r.switching_s:.0f}"),
     ("utilisation", lambda r: f"{r.utilisation:.2f}"),
-    ("finished / given up / refused", lambda r: f"{r.finished} / {r.dropped} / {r.refused}"),
+    ("finished / given up / cut", lambda r: f"{r.finished} / {r.dropped} / {r.cut}"),
 )
 
 

@@ -55,7 +55,8 @@ class Result:
     requests: int
     finished: int
     dropped: int
-    refused: int
+    cut: int
+    """Requests that were longer than their model takes, and served in part."""
     duration_s: float
     """From the start of the trace to the last token."""
     attainment_tokens: float
@@ -94,13 +95,14 @@ def result_of(
     devices: int,
     prefill_devices: int,
     models: Sequence[str],
+    cut: int = 0,
     classes: Mapping[str, ModelClass] = MappingProxyType({}),
     fits: Sequence[FitResult] = (),
 ) -> Result:
     """The figures of engines that have run, one for each group of devices.
 
-    ``models`` has the model of each request, by its key, and ``classes`` the class of each model,
-    if there are classes.
+    ``models`` has the model of each request, by its key, ``cut`` says how many of them were, and
+    ``classes`` has the class of each model, if there are classes.
     """
     by_key = {key: tally for engine in engines for key, tally in engine.tallies.items()}
     tallies = list(by_key.values())
@@ -109,7 +111,6 @@ def result_of(
     ttft_s = _ttft_s(tallies)
     good = sum(tally.on_time >= 0.9 * tally.output_tokens for tally in served)
     duration_s = max(engine.now_s for engine in engines)
-    refused = sum(engine.refused for engine in engines)
     gaps_ms = sum((engine.gaps_ms for engine in engines), Counter[int]())
     return Result(
         policy=policy,
@@ -119,8 +120,8 @@ def result_of(
         models=len(set(models)),
         requests=len(tallies),
         finished=sum(tally.tokens == tally.output_tokens for tally in served),
-        dropped=sum(tally.dropped for tally in tallies) - refused,
-        refused=refused,
+        dropped=sum(tally.dropped for tally in tallies),
+        cut=cut,
         duration_s=duration_s,
         attainment_tokens=_attainment_tokens(tallies),
         attainment_time=_attainment_time(tallies),

@@ -18,8 +18,9 @@ from gpupool.simulate.assumptions import (
     ARTIFACT_FITS,
     HONEST,
     Assumptions,
+    asked_of,
     checkpoints_of,
-    workload_of,
+    cut,
 )
 from gpupool.simulate.checkpoints import Checkpoint
 from gpupool.simulate.classes import ModelClass, classes_of
@@ -86,7 +87,8 @@ def simulate(
     if not 1 <= hardware.groups <= hardware.devices:
         raise UsageError(f"{hardware.devices} devices cannot be {hardware.groups} groups")
     found = {**checkpoints_of(trace, assumptions), **checkpoints}
-    workload = workload_of(trace, found, assumptions, seed)
+    asked = asked_of(trace, assumptions, seed)
+    workload = [cut(arrival, found[arrival.model], assumptions) for arrival in asked]
     if not workload:
         raise UsageError("no request of the trace counts")
     keys = {name: key for key, name in enumerate(dict.fromkeys(a.model for a in workload))}
@@ -132,6 +134,7 @@ def simulate(
         devices=hardware.devices,
         prefill_devices=hardware.prefill_devices if policy == "aegaeon" else 0,
         models=[arrival.model for arrival in workload],
+        cut=sum(served != whole for served, whole in zip(workload, asked, strict=True)),
         classes=class_of,
         fits=_fits_used({found[name].name for name in keys}, hardware.gpu, assumptions, fits),
     )
