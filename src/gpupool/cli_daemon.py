@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 import msgspec
 
+from gpupool.cli_numbers import Number
 from gpupool.errors import GpupoolError
 
 _DURATION_MAX = 1e6  # ms or s
 
 
 def _duration(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuse what no clock can wait for, infinity and NaN among them."""
+    """Refuse what no clock can wait for, infinity among them."""
     if value is not None and not value <= _DURATION_MAX:
         raise click.BadParameter(f"{value:g} is not at most {_DURATION_MAX:g}.", param=parameter)
     return value
@@ -82,7 +83,7 @@ _SOCKET = click.option(
     "--ttft-ms",
     default=10_000.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     callback=_duration,
     metavar="MS",
     help="With deadlines: when the first token of a request is due after it came.",
@@ -91,14 +92,14 @@ _SOCKET = click.option(
     "--tbt-ms",
     default=100.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     callback=_duration,
     metavar="MS",
     help="With deadlines: how long after that each further token is due.",
 )
 @click.option(
     "--patience-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     callback=_duration,
     metavar="MS",
     help="A request whose model had no turn for so long is given up: the router answers it with "
@@ -115,7 +116,7 @@ _SOCKET = click.option(
     "--turn-ms",
     default=200.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     callback=_duration,
     metavar="MS",
     help="How long a busy model keeps its memory while others wait. With deadlines, of work that "
@@ -133,7 +134,7 @@ _SOCKET = click.option(
     "--revoke-timeout-s",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     callback=_duration,
     metavar="S",
     help="A worker that keeps revoked memory for longer is killed; longer than any one step.",
@@ -248,7 +249,7 @@ def status(socket_path: Path, as_json: bool, why: bool) -> None:
     "--share",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Of the time, how much to copy for: the rest is left to others on the link.",
 )
 def prefetch(socket_path: Path, model: str, share: float) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from gpupool.cli_numbers import Number
 from gpupool.errors import GpupoolError
 
 if TYPE_CHECKING:
     from gpupool.plan.planner import Plan
 
-_ABOVE_ZERO = click.FloatRange(min=0, min_open=True, max=1e9)
+_ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 _STRATEGIES = ("dedicated", "autoscaling", "fcfs", "aegaeon", "deadlines")
 
 
@@ -31,7 +32,7 @@ _STRATEGIES = ("dedicated", "autoscaling", "fcfs", "aegaeon", "deadlines")
 @click.option("--tbt-s", type=_ABOVE_ZERO, help="A goal, instead of the file's.")
 @click.option(
     "--attainment",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="The share of tokens in time that is asked for, instead of the file's.",
 )
 @click.option(

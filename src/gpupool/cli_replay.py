@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -14,6 +15,7 @@ from gpupool.schedule.recording import Decided, differing, from_line
 from gpupool.schedule.timeline import trace_events
 
 _SHOWN_MAX = 5
+_NO_DECISION = ValueError, LookupError, TypeError, AttributeError
 
 
 @click.command()
@@ -45,8 +47,7 @@ def replay(context: click.Context, recording: Path, trace_path: Path | None, as_
             for _, before, now in differing([decided], POLICIES[policy]):
                 differ.append(f"decision {decisions}: {before.actions} is {now} now")
     if trace_path is not None:
-        with _understood(recording, 0):
-            events = list(trace_events(decided for _, decided in _read(recording)))
+        events = _traced(recording)
         try:
             trace_path.write_bytes(msgspec.json.encode({"traceEvents": events}))
         except OSError as error:
@@ -75,10 +76,28 @@ def _read(path: Path) -> Iterator[tuple[str, Decided]]:
             yield found
 
 
+def _traced(path: Path) -> list[dict[str, Any]]:
+    number = 0
+
+    def told() -> Iterator[Decided]:
+        nonlocal number
+        for number, (_, decided) in enumerate(_read(path), 1):  # noqa: B007 - used where it fails
+            yield decided
+
+    try:
+        return list(trace_events(told()))
+    except _NO_DECISION as error:
+        raise _unreadable(path, number, error) from None
+
+
 @contextmanager
 def _understood(path: Path, number: int) -> Iterator[None]:
     """Lines that somebody changed, or that were cut, are no decisions."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise click.ClickException(f"{path}, line {number}: is no decision ({error!r})") from None
+    except _NO_DECISION as error:
+        raise _unreadable(path, number, error) from None
+
+
+def _unreadable(path: Path, number: int, error: Exception) -> click.ClickException:
+    return click.ClickException(f"{path}, line {number}: is no decision ({error!r})")

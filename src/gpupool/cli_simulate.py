@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from functools import partial
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
+from gpupool.cli_numbers import Number
 from gpupool.errors import GpupoolError, UsageError
 
 if TYPE_CHECKING:
@@ -20,19 +21,7 @@ if TYPE_CHECKING:
 _LONG_REQUESTS = 5000
 
 
-class _Number(click.FloatRange):
-    """A range has nothing against NaN, which is neither below nor above its ends."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if isnan(number):
-            self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
-        return number
-
-
-_ABOVE_ZERO = _Number(min=0, min_open=True, max=1e9)
+_ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 
 
 @click.command("simulate")
@@ -58,14 +47,14 @@ _ABOVE_ZERO = _Number(min=0, min_open=True, max=1e9)
     "--start-s",
     default=30.0,
     show_default=True,
-    type=_Number(0, 1e6),
+    type=Number(0, 1e6),
     help="Under autoscaling an engine takes requests so long after its start, load included,",
 )
 @click.option(
     "--idle-s",
     default=60.0,
     show_default=True,
-    type=_Number(0, 1e6),
+    type=Number(0, 1e6),
     help="gives its device back after so long without requests,",
 )
 @click.option(
@@ -136,14 +125,14 @@ _ABOVE_ZERO = _Number(min=0, min_open=True, max=1e9)
     "--cv",
     default=1.0,
     show_default=True,
-    type=_Number(min=0, min_open=True, max=100),
+    type=Number(min=0, min_open=True, max=100),
     help="coefficient of variation of the gaps (1: Poisson, more: bursts),",
 )
 @click.option(
     "--zipf",
     default=0.0,
     show_default=True,
-    type=_Number(0, 10),
+    type=Number(0, 10),
     help="popularity of the k-th model in proportion to 1/k^ZIPF.",
 )
 @click.option("--json", "json_to", metavar="FILE", help="Write every figure here; -: print them.")
@@ -187,6 +176,7 @@ def _results(
     if (trace is None) == (options["models"] is None):
         raise UsageError("give either TRACE or --models")
     if trace is not None:
+        _refuse_beside_a_trace()
         arrivals = read_trace(trace)
     else:
         arrivals = synthetic_trace(
@@ -240,6 +230,16 @@ def _results(
                 )
             )
     return results
+
+
+def _refuse_beside_a_trace() -> None:
+    context = click.get_current_context()
+    for name in ("rate", "duration_s", "cv", "zipf"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is of traces that are made up: leave it out, or give"
+                " --models rather than TRACE"
+            )
 
 
 def _advance(bar: Any, done: int) -> None:

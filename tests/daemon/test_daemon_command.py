@@ -52,9 +52,9 @@ def test_help_names_every_option() -> None:
         ({"budget_bytes": str(10**18)}, 1, "raise it (ulimit -Hn) or use larger pages"),
         ({"budget_bytes": "0"}, 2, "0 is not in the range x>=1"),
         ({"budget_bytes": "8GB"}, 2, "'8GB' is not a valid integer range"),
-        ({"turn_ms": "nan"}, 2, "nan is not at most"),
+        ({"turn_ms": "nan"}, 2, "nan is not in the range"),
         ({"policy": "fair"}, 2, "'fair' is not one of 'turns', 'deadlines', 'fcfs'"),
-        ({"patience_ms": "nan", "policy": "fcfs"}, 2, "nan is not at most"),
+        ({"patience_ms": "nan", "policy": "fcfs"}, 2, "nan is not in the range"),
         ({"patience_ms": "5"}, 2, "--patience-ms needs a policy of requests: deadlines or fcfs"),
         ({"record": "/x"}, 2, "--record needs a policy of requests: deadlines or fcfs"),
         ({"record": "/proc/x", "policy": "fcfs"}, 1, "/proc/x cannot be written: "),
@@ -154,3 +154,10 @@ def test_what_the_status_looks_like() -> None:
 )
 def test_sizes(size_bytes: int, text: str) -> None:
     assert size(size_bytes) == text
+
+
+def test_a_share_that_is_no_number_is_refused(directory: Path) -> None:
+    arguments = ["prefetch", "--socket", str(directory / "daemon.sock"), "m", "--share", "nan"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "nan is not in the range" in result.output

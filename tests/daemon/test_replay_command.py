@@ -110,3 +110,15 @@ def test_what_is_no_text_gets_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(128, 256)) + b"\n")
     result = replay(path)
     assert result.exit_code == 1 and "line 1: is no decision" in result.output
+
+
+def test_a_trace_names_the_line_that_it_cannot_draw(lines: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    place = next(k for k, line in enumerate(lines) if '"Switch"' in line)
+    fields = json.loads(lines[place])
+    fields["actions"].append(["Rest"])
+    path.write_text("".join([*lines[:place], json.dumps(fields) + "\n", *lines[place + 1 :]]))
+    result = replay(path, "--trace", str(tmp_path / "trace.json"))
+    assert result.exit_code == 1
+    assert f"line {place + 1}: is no decision" in result.output
+    assert not (tmp_path / "trace.json").exists()

@@ -63,5 +63,15 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str, says: str) -> 
 
 def test_what_was_never_measured_is_named() -> None:
     assert known_fit("qwen2_5_7b", "H100", {}).step_s[0] > 0
-    with pytest.raises(UsageError, match="qwen2_5_7b on TPU"):
+    with pytest.raises(UsageError, match="qwen2_5_7b on TPU") as error:
         known_fit("qwen2_5_7b", "TPU", {})
+    assert str(error.value).count(" on ") == 5, "the nearest few"
+    assert "like qwen2_5_7b on H100, " in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"x" * 200_000, b"a\x00"])
+def test_what_is_no_text_or_no_csv_is_named(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "profiles.csv"
+    path.write_bytes(rows().encode() + b"m,g,16,1," + damage + b",1\n")
+    with pytest.raises(UsageError, match=r"profiles\.csv.*(no CSV file|is no number)"):
+        read_profiles(path)

@@ -86,7 +86,10 @@ def test_a_plot_is_drawn(trace: str, tmp_path: Path) -> None:
         (("--models", "4", "--link-gbps", "0"), "link-gbps"),
         (("--models", "4", "--policy", "autoscaling", "--start-s", "-1"), "start-s"),
         (("--models", "4", "--policy", "autoscaling", "--requests-max", "0"), "requests-max"),
-        (("--models", "4", "--devices", "2", "--prefill-devices", "2"), "cannot prefill only"),
+        (
+            ("--models", "4", "--policy", "aegaeon", "--devices", "2", "--prefill-devices", "2"),
+            "cannot prefill only",
+        ),
         (("--models", "4", "--json", "/nowhere/figures.json"), "No such file"),
     ],
 )
@@ -145,3 +148,12 @@ def test_requests_that_were_cut_are_counted(tmp_path: Path, assumptions: str) ->
     assert "3 / 0 / 3" in run(*arguments)
     path.write_text("time,model,input,output\n0,llama2_13b_chat,4000,96\n")
     assert json.loads(run(*arguments, "--json", "-"))["cut"] == 0
+
+
+@pytest.mark.parametrize("option", ["--rate", "--cv", "--zipf", "--duration-s"])
+def test_options_of_made_up_traces_are_refused_beside_a_trace(trace: str, option: str) -> None:
+    """Also with the value that they have unless given."""
+    for value in ("1", "0.1"):
+        done = CliRunner().invoke(main, ["simulate", trace, option, value])
+        assert done.exit_code == 1
+        assert f"{option} is of traces that are made up" in done.stderr

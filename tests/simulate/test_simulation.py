@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from statistics import mean
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpupool.errors import UsageError
 from gpupool.schedule.autoscaling import Scaling
 from gpupool.simulate.assumptions import ARTIFACT, HONEST, Assumptions, with_patience
-from gpupool.simulate.checkpoints import Checkpoint
-from gpupool.simulate.result import Result
+from gpupool.simulate.checkpoints import MIX, Checkpoint
+from gpupool.simulate.result import Result, quantile
 from gpupool.simulate.simulation import POLICIES, Hardware, simulate
 from gpupool.simulate.synthetic import synthetic_trace
 from gpupool.simulate.trace import Arrival
@@ -112,7 +115,7 @@ def test_a_host_that_holds_few_models_costs_reads_from_disk() -> None:
     [
         (Hardware(devices=4, prefill_devices=4), "aegaeon", "cannot prefill only"),
         (Hardware(gpu="TPU"), "aegaeon", "TPU"),
-        (Hardware(device_bytes=16e9), "aegaeon", "does not fit"),
+        (Hardware(device_bytes=16e9), "aegaeon", "does not fit .* GB or more"),
         (Hardware(), "none", "there is no policy none"),
         (Hardware(devices=4, groups=5), "fcfs", "cannot be 5 groups"),
     ],
@@ -162,3 +165,33 @@ def test_kv_that_comes_back_takes_its_time_on_the_link() -> None:
     idle_s = [r.duration_s - r.switching_s - r.utilisation * r.duration_s for r in (few, much)]
     assert idle_s[0] < 0.1
     assert idle_s[1] > kv_s
+
+
+def test_what_a_policy_ignores_is_no_reason_to_refuse_it() -> None:
+    trace = trace_of(4, 0.5, 20.0)
+    both = Hardware(devices=2, prefill_devices=2)
+    for policy in ("autoscaling", "fcfs", "deadlines"):
+        assert simulate(trace, policy, both) == simulate(trace, policy, Hardware(devices=2))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=200), st.integers(0, 100))
+def test_a_quantile_is_the_smallest_that_is_enough(values: list[int], percent: int) -> None:
+    ordered = sorted(values)
+    found = quantile(ordered, percent / 100)
+    assert found in ordered
+    assert 100 * sum(value <= found for value in ordered) >= percent * len(ordered)
+    if found > ordered[0]:
+        assert 100 * sum(value < found for value in ordered) < percent * len(ordered)
+
+
+@pytest.mark.parametrize("model", sorted(set(MIX)))
+def test_the_room_that_is_asked_for_is_enough(model: str) -> None:
+    trace = [Arrival(0.0, model, 10, 10)]
+    with pytest.raises(UsageError, match="does not fit") as error:
+        simulate(trace, "fcfs", Hardware(device_bytes=10e9))
+    found = re.search(r"devices of ([\d.]+) GB", str(error.value))
+    assert found is not None
+    enough_bytes = float(found[1]) * 1e9
+    assert simulate(trace, "fcfs", Hardware(device_bytes=enough_bytes)).finished == 1
+    with pytest.raises(UsageError, match="does not fit"):
+        simulate(trace, "fcfs", Hardware(device_bytes=enough_bytes - 0.2e9))

@@ -68,6 +68,20 @@ NOTHING_MEASURED = Profiles({}, {})
 
 def read_profiles(path: Path) -> Profiles:
     """Fits and checkpoints of a file. Raises UsageError, OSError and ModuleNotFoundError."""
+    try:
+        points, described = _read(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no CSV file: {error}") from None
+    fits = {}
+    for (model, gpu), found in points.items():
+        try:
+            fits[model, gpu] = fit_points(found)[0]
+        except UsageError as error:
+            raise UsageError(f"{path}, {model} on {gpu}: {error}") from None
+    return Profiles(fits, {key: found for key, found in described.items() if found is not None})
+
+
+def _read(path: Path) -> tuple[dict[Key, list[Point]], dict[Key, Checkpoint | None]]:
     points: dict[Key, list[Point]] = {}
     described: dict[Key, Checkpoint | None] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -86,13 +100,7 @@ def read_profiles(path: Path) -> Profiles:
                     f"{path}, line {reader.line_num}: sizes and times of a switch must be those of"
                     f" the other rows of {key[0]} on {key[1]}"
                 )
-    fits = {}
-    for (model, gpu), found in points.items():
-        try:
-            fits[model, gpu] = fit_points(found)[0]
-        except UsageError as error:
-            raise UsageError(f"{path}, {model} on {gpu}: {error}") from None
-    return Profiles(fits, {key: found for key, found in described.items() if found is not None})
+    return points, described
 
 
 def add_to_profiles(path: Path, gpu: str, checkpoint: Checkpoint, points: Sequence[Point]) -> None:

@@ -16,6 +16,7 @@ _PREFILL_TOKENS_MAX = 4096
 """Measured batches of more prompt tokens, where it is not said how many steps they took, took
 several, each a part of the prompts: their times to the first token are of the first step, and their
 decode steps have prefills in them."""
+_NEAR_MAX = 4
 _OUTLIER = 0.1
 """Points this far off, and four times as far as is usual, are left out and the fit made anew."""
 
@@ -78,8 +79,13 @@ def known_fit(model: str, gpu: str, measured: Mapping[tuple[str, str], Fit]) -> 
     """What was measured, or else the fit that comes with gpupool. Raises UsageError."""
     found = measured.get((model, gpu)) or _CALIBRATED.get((model, gpu))
     if found is None:
-        known = ", ".join(f"{a} on {b}" for a, b in {**measured, **_CALIBRATED})
-        raise UsageError(f"no times are known of {model} on {gpu}; measure them, or use {known}")
+        known = sorted({**measured, **_CALIBRATED}, key=lambda k: (k[0] != model, k[1] != gpu))
+        close = [k for k in known if model in k or gpu in k] or known
+        near = ", ".join(f"{a} on {b}" for a, b in close[:_NEAR_MAX])
+        raise UsageError(
+            f"no times are known of {model} on {gpu}; measure them (gpupool profile), or use those"
+            f" of another, like {near}"
+        )
     return found
 
 

@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import ceil
 from types import MappingProxyType
 
 from gpupool.simulate.classes import ModelClass
 from gpupool.simulate.engine import Engine
 from gpupool.simulate.tally import Tally
+
+_ROUNDING = 1e-9
+"""0.07 of 100 are 7, and by floats a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Result:
     tbt_s_p99: float
     switches: int
     switching_s: float
-    """All devices together, while they computed nothing."""
+    """Of all devices together, until the weights were there: KV that comes after is not in it."""
     utilisation: float
     """Of the devices' time until the last token, what they computed."""
     goodput_tokens_per_s: float
@@ -187,8 +191,9 @@ def _ttft_s(tallies: Sequence[Tally]) -> list[float]:
 
 
 def quantile(ordered: Sequence[float], level: float) -> float:
-    """The smallest that is not below so large a share of all; 0 where there are none."""
-    return ordered[min(len(ordered) - 1, int(level * len(ordered)))] if ordered else 0.0
+    """The smallest that at least so large a share of all is not above; 0 where there are none."""
+    place = ceil(level * len(ordered) - _ROUNDING) - 1
+    return ordered[max(0, place)] if ordered else 0.0
 
 
 def _mean_ms(gaps_ms: Counter[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from types import MappingProxyType
 
 from gpupool.errors import UsageError
@@ -80,7 +81,7 @@ def simulate(
     """
     if policy not in POLICIES:
         raise UsageError(f"there is no policy {policy}; there are {', '.join(POLICIES)}")
-    if not 0 <= hardware.prefill_devices < hardware.devices:
+    if policy == "aegaeon" and not 0 <= hardware.prefill_devices < hardware.devices:
         raise UsageError(
             f"of {hardware.devices} devices {hardware.prefill_devices} cannot prefill only"
         )
@@ -204,8 +205,12 @@ def _costs(
     room = hardware.device_bytes * assumptions.memory_share - checkpoint.weights_bytes
     kv_tokens_max = int(room * assumptions.kv_share / checkpoint.kv_bytes_per_token)
     if kv_tokens_max < checkpoint.context_tokens_max:
+        held = checkpoint.context_tokens_max * checkpoint.kv_bytes_per_token / assumptions.kv_share
+        least_bytes = (checkpoint.weights_bytes + held) / assumptions.memory_share
+        least_gb = ceil(least_bytes / 1e8) / 10
         raise UsageError(
-            f"{checkpoint.name} does not fit a device with {checkpoint.context_tokens_max} tokens"
+            f"{checkpoint.name} does not fit a device with {checkpoint.context_tokens_max} tokens:"
+            f" give it devices of {least_gb:.1f} GB or more, or fewer tokens of context"
         )
     kv_s = checkpoint.kv_bytes_per_token / hardware.link_bytes_per_s
     load_s, fixed_s = checkpoint.weights_bytes / hardware.link_bytes_per_s, 0.0
