@@ -41,6 +41,7 @@ from gpupool.live import POLICIES  # noqa: E402
 from gpupool.schedule.recording import differing, from_line  # noqa: E402
 from gpupool.simulate.assumptions import HONEST  # noqa: E402
 from gpupool.simulate.profile_file import read_profiles  # noqa: E402
+from gpupool.simulate.result import quantile  # noqa: E402
 from gpupool.simulate.simulation import Hardware, simulate  # noqa: E402
 from gpupool.simulate.trace import Arrival  # noqa: E402
 
@@ -228,8 +229,8 @@ def _figures(policy: str, run: LiveRun, ttft_s: float, tbt_s: float) -> Row:
         policy,
         len(run.answers),
         statistics.median(firsts),
-        _quantile(firsts, 0.99),
-        _quantile(sorted(gaps), 0.99),
+        quantile(firsts, 0.99),
+        quantile(sorted(gaps), 0.99),
         _attainment(run.answers, ttft_s, tbt_s),
         run.swap_ins,
         statistics.median(swaps) if swaps else 0.0,
@@ -245,10 +246,6 @@ def _attainment(answers: list[Answered], ttft_s: float, tbt_s: float) -> float:
         tokens += answered.arrival.output_tokens
         in_time += sum(at_s <= due_s + k * tbt_s for k, at_s in enumerate(answered.tokens_s))
     return in_time / tokens
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _table(rows: list[Row]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from stage_bench import Stage
 
+from gpupool.daemon.limits import COUNT_MAX
+from gpupool.live import POLICIES
 from gpupool.schedule.turns import Residency
 
 
@@ -73,3 +75,19 @@ def test_costs_are_what_was_measured() -> None:
     assert measured.costs[1].step(1, 1) == pytest.approx(0.01)
     measured.stepped(1, 1, 0.06)
     assert measured.costs[1].step(1, 1) == pytest.approx(0.02), "one that is far off counts a fifth"
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_no_prompt_is_too_long_for_a_policy(policy: str) -> None:
+    """Its engine says what it cannot take: whatever the protocol lets anybody tell gets a turn."""
+    stage = Stage("a", "b", policy=policy)
+    for number in range(2):
+        stage.announce(1, f"request {number}", tokens=COUNT_MAX)
+    stage.enter(1, Residency.WAITING)
+    stage.look()
+    assert stage.first() == 1
+    stage.enter(1, Residency.RESIDENT)
+    stage.conductor.arrived(1, stage.now_s)
+    stage.look()
+    (device,) = stage.conductor.state.devices
+    assert device.current is not None and len(device.current.requests) == 2

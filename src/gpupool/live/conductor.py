@@ -236,8 +236,6 @@ class Conductor:
                 self._places.put(request, batch, now_s)
                 device.unused = False
                 self._wake()
-            case Refuse(request, _):
-                self._places.give_up(request)  # its engine tells who asked
             case Drop(request):
                 self._places.give_up(request)
                 self._give_up(self._names[request.model], request)
@@ -260,8 +258,8 @@ class Conductor:
                 self.state.ready.remove(device)
                 device.current = None
                 self._rest_until_s = until_s
-            case Round():
-                raise NotImplementedError("no policy that is driven live has rounds")
+            case Refuse() | Round():
+                raise NotImplementedError("no policy that is driven live refuses, or has rounds")
 
     def _begin(
         self,

@@ -13,8 +13,9 @@ _STEP_S = 0.02
 _PREFILL_S_PER_TOKEN = 2e-4
 _SHARE_MIN = 0.05
 """A swap of less than that of a model says nothing of what all of it takes."""
-_KV_TOKENS_MAX = 1 << 40
-"""An engine sees to its own KV: it lets nobody begin for whom it has no room."""
+_KV_TOKENS_MAX = 1 << 62
+"""More than anybody can tell of. An engine sees to its own KV: it lets nobody begin for whom it has
+no room, so a policy has nobody to refuse."""
 
 
 @dataclass

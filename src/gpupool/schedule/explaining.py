@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpupool.schedule.work import Action, Batch, Decode, Device, Prefill, Refuse, State, Switch
+from gpupool.schedule.work import Action, Batch, Decode, Device, Prefill, State, Switch
 
 _OTHERS_MAX = 3
 _INF = float("inf")
@@ -58,20 +58,9 @@ class Reason(NamedTuple):
         return f"{doing}; {', '.join(told)}" if told else f"{doing}; nobody else has work"
 
 
-class Refusal(NamedTuple):
-    """What there is to say of a request that is turned away."""
-
-    name: str
-    why: str
-
-    def in_words(self) -> str:
-        """One line."""
-        return f"refuse a request of {self.name}: {self.why}"
-
-
 def reason(
     state: State, now_s: float, action: Action, name_of: Callable[[int], str]
-) -> Reason | Refusal | None:
+) -> Reason | None:
     """Why a device switches, or whom it gives a turn, before the action is applied.
 
     None for what follows from that: a request that gets its place, a turn that goes on, a rest.
@@ -84,8 +73,6 @@ def reason(
             pass
         case Decode(device, batch, float(turn_s), line):
             pass
-        case Refuse(request, why):
-            return Refusal(name_of(request.model), why)
         case _:
             return None
     others = _first_due(state, device, batch, line)
