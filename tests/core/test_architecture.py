@@ -109,7 +109,10 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"click", "msgspec"},
     ),
     "cli_numbers": (set(), {"click"}),
-    "cli_daemon": ({"cli_numbers", "daemon", "errors", "host_budget", "schedule"}, {"click", "msgspec"}),
+    "cli_daemon": (
+        {"cli_numbers", "daemon", "errors", "host_budget", "schedule"},
+        {"click", "msgspec"},
+    ),
     "cli_simulate": ({"cli_numbers", "errors", "schedule", "simulate"}, {"click", "msgspec"}),
     "cli_replay": ({"live", "schedule"}, {"click", "msgspec"}),
     "cli_profile": ({"errors", "profile", "serve", "simulate"}, {"click", "msgspec"}),
