@@ -48,6 +48,14 @@ class GangGate(Gate):
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
+    def open_step(self, timeout_s: float | None = None) -> None:
+        """As ``Gate.open_step``; a rank without a step that the others have ends the gang."""
+        try:
+            super().open_step(timeout_s)
+        except BaseException as error:
+            self._member.fail(error)
+            raise
+
     def fetch_ahead(self, share: float, timeout_s: float | None = None) -> bool:
         """Do nothing: what one rank fetches ahead is of no use without the others."""
         return False
@@ -80,6 +88,7 @@ class GangGate(Gate):
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
         self.broken("it was closed")
+        self._member.hang_up("it was closed")
         return super().close()
 
     # What the leader says, on the member's threads.
@@ -111,9 +120,16 @@ class GangGate(Gate):
             self._changed.notify_all()
             return told and self._revokes == 0
 
-    def leave(self) -> None:
-        """Leave, as agreed; all that can stay warm does, since nobody here asked for it."""
-        self._or_break(None, None, partial(self._resident.give_up, _ALL_PAGES))
+    def leave(self, turn: int) -> None:
+        """Leave ``turn``, as agreed; all that can stay warm does, since nobody here asked for it.
+
+        Whoever leaves by itself meanwhile may have come back for the next one already.
+        """
+
+        def stale() -> bool:
+            return turn != self._standing.turn
+
+        self._or_break(None, stale, partial(self._resident.give_up, _ALL_PAGES))
 
     def broken(self, why: str) -> None:
         """No step begins any more, and revokes are obeyed alone."""
@@ -153,22 +169,18 @@ class GangGate(Gate):
         """Without the lock: nothing of the standing changes before the gang goes."""
         deadline_s = time.monotonic() + timeout_s
         turn, step = self._standing.turn, self._standing.opened
+        self._asks = True
+        self._member.say(g.Wants(step))
         try:
-            self._asks = True
-            self._member.say(g.Wants(step))
-            try:
-                self._member.await_come(turn, timeout_s)
-            finally:
-                self._asks = False
-            super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
-            try:
-                self._member.say(g.Here())
-                self._member.await_go(turn, max(0.0, deadline_s - time.monotonic()))
-            except BaseException:
-                self._resident.give_up()
-                raise
-        except BaseException as error:
-            self._member.fail(str(error) or type(error).__name__)
+            self._member.await_come(turn, timeout_s)
+        finally:
+            self._asks = False
+        super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
+        try:
+            self._member.say(g.Here())
+            self._member.await_go(turn, max(0.0, deadline_s - time.monotonic()))
+        except BaseException:
+            self._resident.give_up()
             raise
 
     def _leave_alone(
@@ -177,7 +189,7 @@ class GangGate(Gate):
         with self._changed:
             self._leaving_alone += 1
         try:
-            return self._give_up(timeout_s, None, leave, then)
+            return self._or_break(timeout_s, None, leave, then)
         finally:
             with self._changed:
                 self._leaving_alone -= 1
@@ -187,13 +199,21 @@ class GangGate(Gate):
         timeout_s: float | None,
         is_stale: Callable[[], bool] | None,
         leave: Callable[[], SwapReport],
+        then: State = State.OUT,
     ) -> bool:
         """A rank that cannot leave where the others do ends the gang."""
         try:
-            return self._give_up(timeout_s, is_stale, leave, State.OUT)
-        except Exception as error:
-            self._member.fail(str(error) or type(error).__name__)
+            return self._give_up(timeout_s, is_stale, leave, then)
+        except BaseException as error:
+            if not self._steps.are_mine():  # else it was a mistake, which changed nothing
+                self._member.fail(error)
             raise
+
+    def _after_error(self, before: State) -> State:
+        after = super()._after_error(before)
+        # What came for nothing and could not be given up is there still.
+        there = after is State.OUT and self._resident.resident
+        return State.RESIDENT if there else after
 
     def _goes_on(self, turn: int) -> bool:
         if turn != self._standing.turn or self._standing.broken:

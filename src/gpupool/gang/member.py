@@ -26,8 +26,8 @@ class Rank(Protocol):
     def part(self, turn: int, step: int) -> bool:
         """Go on up to ``step``; whether ``leave`` is to be called."""
 
-    def leave(self) -> None:
-        """Leave, as agreed."""
+    def leave(self, turn: int) -> None:
+        """Leave ``turn``, as agreed."""
 
     def broken(self, why: str) -> None:
         """The gang has ended."""
@@ -62,9 +62,9 @@ class Member:
         with contextlib.suppress(OSError):
             wire.send(self._connection, g.encode(message), [])
 
-    def fail(self, why: str) -> None:
+    def fail(self, error: BaseException) -> None:
         """This rank cannot go on, and so nor can the gang."""
-        self.say(g.Failed(g.reason(why)))
+        self.say(g.Failed(g.reason(str(error) or type(error).__name__)))
 
     def granted(self) -> None:
         """This rank has its lease."""
@@ -83,10 +83,17 @@ class Member:
         with self._changed:
             self._await(lambda: self._go >= turn, timeout_s, "begin")
 
-    def close(self) -> None:
-        """Leave the gang, which ends with that; idempotent."""
+    def hang_up(self, why: str) -> None:
+        """End the gang, for ``why`` unless it has ended; idempotent."""
+        with self._changed:
+            self._broken = self._broken or why
+            self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Leave the gang, which ends with that; idempotent."""
+        self.hang_up("it was closed")
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -131,9 +138,9 @@ class Member:
             pass  # it went away, and says so below
         finally:
             with self._changed:
-                self._broken = why
+                self._broken = self._broken or why
                 self._changed.notify_all()
-            rank.broken(why)
+            rank.broken(self._broken)
             self._orders.put(None)
 
     def _obey(self, rank: Rank) -> None:
@@ -142,7 +149,7 @@ class Member:
                 self.say(g.Halted(order.turn, rank.halt(order.turn, order.hurry_s)))
             else:
                 with contextlib.suppress(Exception):  # of which the leader was told
-                    rank.leave()
+                    rank.leave(order.turn)
 
 
 def _connect(path: Path, timeout_s: float) -> socket.socket:

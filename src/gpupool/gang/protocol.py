@@ -11,14 +11,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gpupool.daemon.limits import TEXT_BYTES_MAX, one_line
 from gpupool.errors import ProtocolError
 
 GANG_VERSION = 1
 RANKS_MAX = 64
 MESSAGE_BYTES_MAX = 1 << 12
-_REASON_CHARACTERS_MAX = 1000
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
-Reason = Annotated[str, Meta(max_length=_REASON_CHARACTERS_MAX)]
+Reason = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
 
 class Join(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -129,4 +129,4 @@ def decode_of_leader(packet: bytes) -> LeaderMessage:
 
 def reason(text: str) -> str:
     """A reason in one line that a message bears."""
-    return " ".join(text.split())[:_REASON_CHARACTERS_MAX]
+    return one_line(" ".join(text.split()))

@@ -46,6 +46,10 @@ class Resident(Protocol):
         """The same, with nothing to be kept that only a later bring-in would need."""
 
     @property
+    def resident(self) -> bool:
+        """Whether any of it is there."""
+
+    @property
     def torn(self) -> bool:
         """Neither resident nor out, after an error that could not be undone at once."""
 
