@@ -203,7 +203,7 @@ class Spoken:
         self.why = threading.Event()
         self.reason = ""
 
-    def halt(self, turn: int, hurry_s: float | None) -> int:
+    def halt(self, turn: int, hurry_at_s: float | None) -> int:
         return 0
 
     def part(self, turn: int, step: int) -> bool:

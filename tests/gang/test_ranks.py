@@ -10,7 +10,9 @@ import pytest
 from ranks_bench import FOR_EVER_S, PATIENCE_S, Ranks, ranks_of
 
 from gpupool.errors import DriverError, GangBrokenError, LeaseTimeoutError, UsageError
+from gpupool.gang import protocol as g
 from gpupool.gang.gate import GangGate
+from gpupool.gang.leader import Leader
 
 
 @pytest.fixture
@@ -103,3 +105,26 @@ def test_a_reason_that_is_no_proper_text_is_heard_all_the_same(ranks: Ranks) -> 
     _, second = ranks.all_at_once(GangGate.open_step)
     assert isinstance(second, OSError)
     refused(ranks.gates[0], "rank 1 failed: no")
+
+
+def test_what_has_waited_for_others_is_cut_short_when_it_was_due(tmp_path: Path) -> None:
+    """Not that much later: the daemon of who was asked has a deadline."""
+    with ranks_of(tmp_path / "gang.sock", min_steps=1000, pause_s=FOR_EVER_S) as ranks:
+        ranks.all_at_once(lambda gate: gate.set_idle(False))
+        ranks.step()
+        halts = ranks.beside(lambda: ranks.gates[0].halt(1, time.monotonic() - 1.0))
+        assert halts.result(PATIENCE_S) == 1
+        ranks.all_at_once(lambda gate: gate.set_idle(True))
+
+
+def test_the_earliest_wish_counts() -> None:
+    leader = Leader(3)
+    for rank in range(3):
+        leader.heard(rank, g.Wants(1))
+    for rank in range(3):
+        leader.heard(rank, g.Granted())
+    assert leader.heard(1, g.Leave(1, 9.0)) == []
+    assert leader.heard(0, g.Leave(1, 8.0)) == []
+    assert leader.heard(0, g.Here()) == leader.heard(1, g.Here()) == []
+    assert leader.heard(2, g.Here())[-1] == (0, g.Halt(1, 8.0))
+    assert leader.heard(2, g.Leave(1, 1.0)) == []

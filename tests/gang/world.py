@@ -132,7 +132,7 @@ class World:
             case g.Go():
                 assert rank.where == "here"
                 rank.where, rank.open = "in", True
-            case g.Halt(hurry_s=None):
+            case g.Halt(hurry_at_s=None):
                 self._halted(rank, message)
             case g.Halt():
                 rank.halt = message

@@ -82,7 +82,7 @@ class GangGate(Gate):
             if stale() or self._state is State.OUT:
                 return False
             turn = self._standing.turn
-        self._member.say(g.Leave(turn, 0.0 if timeout_s is None else timeout_s / 2))
+        self._member.say(g.Leave(turn, self._clock() + (timeout_s or 0.0) / 2))
         return self._or_break(timeout_s, stale, leave)
 
     def close(self) -> bool:
@@ -93,16 +93,16 @@ class GangGate(Gate):
 
     # What the leader says, on the member's threads.
 
-    def halt(self, turn: int, hurry_s: float | None) -> int:
+    def halt(self, turn: int, hurry_at_s: float | None) -> int:
         """Begin no step of ``turn`` for now; the last one that has begun.
 
-        With ``hurry_s`` what is left of a turn, as ``Turn`` has it, is waited for.
+        With ``hurry_at_s`` what is left of a turn, as ``Turn`` has it, is waited for.
         """
         with self._changed:
-            if hurry_s is None:
+            if hurry_at_s is None:
                 return self._standing.halt(turn)
             self._revokes += 1
-            self._turn.hurry_in(hurry_s)
+            self._turn.hurry_in(hurry_at_s - self._clock())
             try:
                 while self._goes_on(turn):
                     limits_s = [self._turn.hurry_at_s - self._clock(), *super()._changes_in_s()]

@@ -28,8 +28,8 @@ class Leader:
     """The step that each rank which is out wants to begin."""
     granted: int = 0
     here: set[int] = field(default_factory=set)
-    hurry_s: float | None = None
-    """Somebody is to leave in this turn."""
+    hurry_at_s: float | None = None
+    """Somebody is to leave in this turn, which may be cut short then."""
     halting: bool = False
     halted: dict[int, int] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Leader:
         self.turn += 1
         self.granted = 0
         self.wanted, self.here, self.halted = {}, set(), {}
-        self.hurry_s, self.halting = None, False
+        self.hurry_at_s, self.halting = None, False
         return [(0, g.Come(self.turn))]
 
     def _granted(self, rank: int) -> list[Said]:
@@ -93,16 +93,17 @@ class Leader:
         return [*self._to_all(g.Go(self.turn)), *self._halt()]
 
     def _leave(self, message: g.Leave) -> list[Said]:
-        if message.turn != self.turn or self.hurry_s is not None:
+        if message.turn != self.turn or self.halting:
             return []  # it has ended, or others said so
-        self.hurry_s = message.hurry_s
+        first = message.hurry_at_s if self.hurry_at_s is None else self.hurry_at_s
+        self.hurry_at_s = min(first, message.hurry_at_s)
         return self._halt()
 
     def _halt(self) -> list[Said]:
-        if not self.together or self.hurry_s is None or self.halting:
+        if not self.together or self.hurry_at_s is None or self.halting:
             return []
         self.halting = True
-        return [(0, g.Halt(self.turn, self.hurry_s))]
+        return [(0, g.Halt(self.turn, self.hurry_at_s))]
 
     def _halted(self, rank: int, message: g.Halted) -> list[Said]:
         if message.turn != self.turn or not self.halting:

@@ -20,8 +20,8 @@ _RETRY_S = 0.02
 class Rank(Protocol):
     """Who is told what the leader says: a gate."""
 
-    def halt(self, turn: int, hurry_s: float | None) -> int:
-        """Begin no step of ``turn`` for now, with ``hurry_s`` once it had its turn; the last."""
+    def halt(self, turn: int, hurry_at_s: float | None) -> int:
+        """Begin no step of ``turn`` for now, with ``hurry_at_s`` once it had its turn; the last."""
 
     def part(self, turn: int, step: int) -> bool:
         """Go on up to ``step``; whether ``leave`` is to be called."""
@@ -127,7 +127,7 @@ class Member:
                         with self._changed:
                             self._go = message.turn
                             self._changed.notify_all()
-                    case g.Halt(hurry_s=None):
+                    case g.Halt(hurry_at_s=None):
                         self.say(g.Halted(message.turn, rank.halt(message.turn, None)))
                     case g.Halt():
                         self._orders.put(message)
@@ -146,7 +146,7 @@ class Member:
     def _obey(self, rank: Rank) -> None:
         while (order := self._orders.get()) is not None:
             if isinstance(order, g.Halt):
-                self.say(g.Halted(order.turn, rank.halt(order.turn, order.hurry_s)))
+                self.say(g.Halted(order.turn, rank.halt(order.turn, order.hurry_at_s)))
             else:
                 with contextlib.suppress(Exception):  # of which the leader was told
                     rank.leave(order.turn)

@@ -44,10 +44,13 @@ class Here(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Leave(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """The rank's memory is wanted elsewhere; after ``hurry_s`` the turn may be cut short."""
+    """The rank's memory is wanted elsewhere; from ``hurry_at_s`` on the turn may be cut short.
+
+    That is by the monotonic clock, which all processes of a machine have in common.
+    """
 
     turn: Count
-    hurry_s: Annotated[float, Meta(ge=0)]
+    hurry_at_s: Annotated[float, Meta(ge=0)]
 
 
 class Halted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -78,11 +81,11 @@ class Go(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 class Halt(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Begin no further step for now, and say where that is.
 
-    ``hurry_s`` is for the rank by whose turn all go, which has what is left of it first.
+    ``hurry_at_s`` is for the rank by whose turn all go, which has what is left of it first.
     """
 
     turn: Count
-    hurry_s: Annotated[float, Meta(ge=0)] | None = None
+    hurry_at_s: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Part(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
