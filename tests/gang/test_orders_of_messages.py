@@ -61,6 +61,7 @@ def run(world: World, seed: int) -> int:
         {"gangs": 1, "ranks": 2, "steps": 3, "alone": 1},
         {"gangs": 1, "ranks": 2, "steps": 3, "alone": 1, "pauses_after": 1},
         {"gangs": 2, "ranks": 2, "steps": 2},
+        {"gangs": 1, "ranks": 2, "steps": 2, "alone": 1, "ends": 1},
     ],
     ids=str,
 )
@@ -70,19 +71,37 @@ def test_in_every_order_there_is(shape: dict[str, Any]) -> None:
     assert states > 1000
 
 
+# Of gangs that share some devices, in different numbers of ranks.
+CHAIN = [[0, 1], [1, 2], [0, 1, 2], [0, 2]]
+
+
+def chained(gang: int) -> list[int]:
+    return CHAIN[gang]
+
+
 @pytest.mark.parametrize(
     "shape",
     [
         {"gangs": 3, "ranks": 3, "steps": 8, "alone": 3},
         {"gangs": 2, "ranks": 4, "steps": 12, "alone": 2, "pauses_after": 5},
         {"gangs": 4, "ranks": 2, "steps": 10, "alone": 4},
+        {"gangs": 4, "ranks": 3, "steps": 8, "alone": 3, "devices_of": chained},
     ],
-    ids=str,
+    ids=lambda shape: " ".join(f"{key}={shape[key]}" for key in shape if key != "devices_of"),
 )
 def test_in_drawn_orders(shape: dict[str, Any]) -> None:
     turns = [run(world_of(**shape), seed) for seed in range(60)]
     print(f"{shape}: {sum(turns)} turns")
     assert sum(turns) > 60 * 3 * shape["gangs"]  # they did take turns
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_that_ends_at_any_moment_ends_its_engine_alone(ranks: int) -> None:
+    shape = {"gangs": 3, "ranks": ranks, "steps": 6, "alone": 2, "ends": 1}
+    for seed in range(100):
+        run(world_of(**shape), seed)
+    for seed in range(100):
+        run(world_of(gangs=4, ranks=3, steps=6, alone=2, ends=2, devices_of=chained), seed)
 
 
 class FirstRankDecides(Leader):
@@ -125,11 +144,20 @@ class LeavesAtOnce(Standing):
         return self.parts_after is not None
 
 
+class TellsNobody(Leader):
+    """Of an end of the gang."""
+
+    def breaks(self, why: str) -> list[Said]:
+        super().breaks(why)
+        return []
+
+
 PLANTED: dict[str, dict[str, Any]] = {
     "the first rank decides": {"leader": FirstRankDecides},
     "all ask at once": {"leader": AllAtOnce},
     "a rank goes on": {"standing": GoesOn},
     "a rank leaves at once": {"standing": LeavesAtOnce},
+    "an end is not told": {"leader": TellsNobody, "ends": 1},
     "devices in different orders": {"devices_of": lambda i: [0, 1] if i else [1, 0]},
 }
 

@@ -26,7 +26,7 @@ class Rank:
 
     device: int
     standing: Standing
-    where: str = "out"  # wanting, queued, arriving, here, in
+    where: str = "out"  # wanting, queued, here, in, ended
     open: bool = False
     halt: g.Halt | None = None
     """To be obeyed once it had its turn."""
@@ -45,6 +45,8 @@ class Gang:
     ranks: list[Rank]
     steps: int
     pauses_after: int = 0
+    ended: bool = False
+    """With one of its ranks."""
 
 
 @dataclass
@@ -67,6 +69,8 @@ class World:
 
     gangs: list[Gang]
     devices: list[Device]
+    ends: int = 0
+    """How many ranks are still to end, whatever they are at."""
 
     def acts(self) -> list[Act]:
         found: list[Act] = []
@@ -84,8 +88,12 @@ class World:
 
     @property
     def done(self) -> bool:
-        """Every engine has had its steps, and nobody waits for a device."""
-        served = all(rank.closed == gang.steps for gang in self.gangs for rank in gang.ranks)
+        """Every engine has had its steps, or given all up, and nobody waits for a device."""
+        served = all(
+            rank.where in ("out", "ended") if gang.ended else rank.closed == gang.steps
+            for gang in self.gangs
+            for rank in gang.ranks
+        )
         return served and not any(device.queue or device.alone for device in self.devices)
 
     def copy(self) -> World:
@@ -93,13 +101,18 @@ class World:
 
     def _of_rank(self, i: int, r: int, gang: Gang, rank: Rank) -> list[Act]:
         name, found = f"gang {i} rank {r}", list[Act]()
+        if self.ends > 0 and rank.where != "ended":
+            found.append((f"{name}: ends", partial(self._ends, i, r)))
         if rank.to_leader:
             found.append((f"{name}: its leader hears", partial(self._leader_hears, gang, r)))
         if rank.to_rank:
             found.append((f"{name}: hears", partial(self._hears, i, r)))
         if rank.halt is not None:
             found.append((f"{name}: had its turn", partial(self._halts, rank)))
-        more = not rank.open and rank.standing.opened < gang.steps
+        if rank.standing.broken and rank.where not in ("out", "queued", "ended"):
+            found.append((f"{name}: gives up", partial(self._gives_up, rank)))
+            return found
+        more = not rank.open and not rank.standing.broken and rank.standing.opened < gang.steps
         paused = gang.pauses_after == rank.closed > 0 and rank.closed not in rank.turns.values()
         if rank.where == "out" and more:
             found.append((f"{name}: wants", partial(self._wants, rank)))
@@ -119,8 +132,9 @@ class World:
 
     def _leader_hears(self, gang: Gang, r: int) -> None:
         for to, message in gang.leader.heard(r, gang.ranks[r].to_leader.popleft()):
-            assert not isinstance(message, g.Broken), message.why
-            gang.ranks[to].to_rank.append(message)
+            assert gang.ended or not isinstance(message, g.Broken), message
+            if gang.ranks[to].where != "ended":
+                gang.ranks[to].to_rank.append(message)
 
     def _hears(self, i: int, r: int) -> None:
         rank = self.gangs[i].ranks[r]
@@ -138,6 +152,10 @@ class World:
                 rank.halt = message
             case g.Part():
                 rank.standing.part(message.turn, message.step)
+            case g.Broken():
+                rank.standing.broken = message.why
+                rank.halt = None
+                rank.to_rank.clear()
 
     def _halts(self, rank: Rank) -> None:
         assert rank.halt is not None
@@ -162,10 +180,35 @@ class World:
         rank.closed += 1
 
     def _leave(self, rank: Rank) -> None:
-        rank.where = "out"
         rank.turns[rank.standing.turn] = rank.closed
-        device = self.devices[rank.device]
-        device.holder, device.revoked = None, False
+        self._let_go(rank)
+
+    def _let_go(self, rank: Rank) -> None:
+        if rank.where in ("here", "in"):
+            device = self.devices[rank.device]
+            device.holder, device.revoked = None, False
+        rank.where = "out"
+
+    def _gives_up(self, rank: Rank) -> None:
+        """Its gang has ended: what it has goes, and its engine ends the step it is in."""
+        rank.open = False
+        self._let_go(rank)
+
+    def _ends(self, i: int, r: int) -> None:
+        gang = self.gangs[i]
+        rank = gang.ranks[r]
+        self.ends -= 1
+        gang.ended = True
+        queue = self.devices[rank.device].queue
+        if (i, r) in queue:
+            queue.remove((i, r))
+        self._gives_up(rank)
+        rank.where, rank.halt = "ended", None
+        rank.to_rank.clear()
+        rank.to_leader.append(g.Failed("it ended"))
+        if r == 0:  # and the leader with it
+            for other in gang.ranks:
+                other.to_leader = deque([] if other is not rank else [g.Failed("it ended")])
 
     def _another(self, device: Device) -> None:
         device.queue.append(ALONE)
@@ -198,25 +241,20 @@ def world_of(
     steps: int,
     alone: int = 0,
     pauses_after: int = 0,
+    ends: int = 0,
     devices_of: Callable[[int], list[int]] | None = None,
     leader: type[Leader] = Leader,
     standing: type[Standing] = Standing,
 ) -> World:
-    """So many gangs of so many ranks, one device for each rank."""
+    """So many gangs on so many devices, on all of them unless ``devices_of`` says on which."""
+    devices = [list(devices_of(i) if devices_of else range(ranks)) for i in range(gangs)]
     return World(
         [
-            Gang(
-                leader(ranks),
-                [
-                    Rank(device, standing())
-                    for device in (devices_of(i) if devices_of else range(ranks))
-                ],
-                steps,
-                pauses_after,
-            )
-            for i in range(gangs)
+            Gang(leader(len(of)), [Rank(d, standing()) for d in of], steps, pauses_after)
+            for of in devices
         ],
         [Device(alone=alone) for _ in range(ranks)],
+        ends,
     )
 
 
@@ -224,6 +262,8 @@ def check_end(world: World) -> None:
     """No act is left: everything must be done, and each turn have had the same steps everywhere."""
     assert world.done, "nothing can happen any more, and not everything is done"
     for gang in world.gangs:
+        if gang.ended:
+            continue
         for other in gang.ranks[1:]:
             both = gang.ranks[0].turns.keys() & other.turns.keys()
             assert all(gang.ranks[0].turns[turn] == other.turns[turn] for turn in both)
