@@ -165,6 +165,19 @@ def test_devices_are_named_once_and_in_order(daemons: list[Daemon]) -> None:
     refused(daemons[:1] * 2, "in alphabetical order")
 
 
+def test_links_do_not_alter_the_order(daemons: list[Daemon], directory: Path) -> None:
+    first, second = (daemon.socket_path.resolve() for daemon in daemons)
+    links = [directory / "a.sock", directory / "b.sock"]
+    for link, path in zip(links, (second, first), strict=True):
+        link.symlink_to(path)
+    words = f"these are {second}, {first}"
+    for named in (links, [first, links[1]]):
+        with pytest.raises(UsageError, match="in alphabetical order"):
+            GangRank([str(path) for path in named], "m", 0, "engine")
+    with pytest.raises(UsageError, match=words):
+        GangRank([str(path) for path in links], "m", 0, "engine")
+
+
 def test_pools_that_choose_for_one_device_are_refused(
     start_daemon: StartDaemon, directory: Path
 ) -> None:

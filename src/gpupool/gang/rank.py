@@ -26,13 +26,15 @@ class GangRank:
         Raises UsageError, GangBrokenError where the ranks do not meet, and what joining a pool
         raises.
         """
-        if list(sockets) != sorted(set(sockets)):
+        paths = [str(Path(socket).resolve()) for socket in sockets]  # links have other names
+        if paths != sorted(set(paths)):
             raise UsageError(
                 "name each daemon of an engine's ranks once and in alphabetical order: that all "
-                "engines take devices in one order is what keeps them from waiting for each other"
+                "engines take devices in one order is what keeps them from waiting for each other; "
+                f"these are {', '.join(paths)}"
             )
         word = hashlib.blake2b(f"{model}\0{engine}".encode(), digest_size=8).hexdigest()
-        path = Path(sockets[0]).absolute().parent / f"gang-{word}.sock"
+        path = Path(paths[0]).parent / f"gang-{word}.sock"
         with contextlib.ExitStack() as undo:
             if rank == 0:
                 leader = LeaderThread(path, len(sockets))
