@@ -71,7 +71,7 @@ class Engine:
         With ``pauses`` all ranks give their memory up between the same steps now and then.
         """
         futures = [
-            self._threads.submit(self._steps, rank, steps, random.Random(seed), pauses)
+            self._threads.submit(self._ends_together, rank, steps, random.Random(seed), pauses)
             for rank in self.ranks
         ]
         return [future.exception(2 * DEADLINE_S) for future in futures]
@@ -84,6 +84,15 @@ class Engine:
         """All ranks at once, as an engine ends."""
         list(self._threads.map(RankOfEngine.close, self.ranks))
         self._threads.shutdown()
+
+    def _ends_together(
+        self, rank: RankOfEngine, steps: int, draw: random.Random, pauses: bool
+    ) -> None:
+        try:
+            self._steps(rank, steps, draw, pauses)
+        except BaseException:
+            self._together.abort()  # what an engine does about its other ranks
+            raise
 
     def _steps(self, rank: RankOfEngine, steps: int, draw: random.Random, pauses: bool) -> None:
         gate = rank.model.gate

@@ -87,8 +87,7 @@ class GangGate(Gate):
 
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
-        self.broken("it was closed")
-        self._member.hang_up("it was closed")
+        self._member.hang_up("it was closed")  # which it hears itself
         return super().close()
 
     # What the leader says, on the member's threads.

@@ -1,0 +1,66 @@
+"""Whatever fails in one rank, and when: its engine ends, and the others never notice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_bench import DEADLINE_S, StartDaemon, until
+from gang_bench import PAGES, Engine
+
+from gpupool.errors import DriverError
+
+STEPS = 30
+
+
+class Planted:
+    """Fails once, at the call of that number, instead of what was there."""
+
+    def __init__(self, real: Callable[..., Any] | None, at: int) -> None:
+        self._real, self._left = real, at
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise DriverError("planted", "map", 1)
+        return None if self._real is None else self._real(*given, **named)
+
+    @property
+    def failed(self) -> bool:
+        return self._left <= 0
+
+
+@pytest.mark.parametrize("where", ["declare", "_arrive", "before_swap_out", "_unmap"])
+@pytest.mark.parametrize("rank", range(2))
+def test_a_failure_at_any_time_ends_its_engine_alone(
+    start_daemon: StartDaemon, directory: Path, where: str, rank: int
+) -> None:
+    """While three engines take turns on devices of which each has two."""
+    daemons = [start_daemon(socket_path=directory / f"{i}.sock", pages=PAGES) for i in range(3)]
+    of = [daemons[:2], daemons[1:], [daemons[0], daemons[2]]]
+    draw = random.Random(f"{where} {rank}")
+    engines = [Engine(on, f"m{i}", min_steps=draw.randrange(3)) for i, on in enumerate(of)]
+    residency = engines[0].ranks[rank].model._residency
+    planted = Planted(getattr(residency, where), draw.randrange(1, 9))
+    setattr(residency, where, planted)
+
+    def run(engine: Engine) -> list[BaseException | None]:
+        try:
+            return engine.run(STEPS, seed=draw.randrange(9), pauses=True)
+        finally:
+            engine.close()  # or its memory would be waited for
+
+    with ThreadPoolExecutor(3) as threads:
+        ended = list(threads.map(run, engines, timeout=4 * DEADLINE_S))
+    assert planted.failed
+    assert None not in ended[0], ended
+    assert ended[1:] == [[None, None]] * 2
+    assert [one.steps for engine in engines[1:] for one in engine.ranks] == [STEPS] * 4
+    assert len({one.steps for one in engines[0].ranks}) == 1
+    for daemon in daemons:
+        until(lambda daemon=daemon: not daemon.status().models)  # type: ignore[misc]
+        assert daemon.status().pages_fenced == 0
