@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_who_was_asked_for_pages_keeps_no_more_than_it_may(ranks: Ranks) -> None
     assert ranks.memories[0].kept[0] > 7
 
 
+def test_who_waits_to_leave_does_so_with_what_it_may_keep(ranks: Ranks) -> None:
+    ranks.step()
+    gate = ranks.gates[1]
+    gate.open_step()
+    revoke = ranks.beside(lambda: gate.give_up(FOR_EVER_S, lambda: False, 7))
+    while gate._revokes == 0:
+        time.sleep(0.001)
+    assert not gate.part(1, 2)  # nobody else is to
+    gate.close_step()
+    assert revoke.result(PATIENCE_S) is True
+    assert ranks.memories[1].kept == [7]
+
+
 def test_memory_that_came_in_vain_and_does_not_go_is_not_lost(ranks: Ranks) -> None:
     ranks.memories[1].fails_to_come = DriverError("no memory", "map", 2)
     ranks.memories[0].fails_to_go = DriverError("busy", "unmap", 1)
@@ -114,6 +128,7 @@ def test_what_has_waited_for_others_is_cut_short_when_it_was_due(tmp_path: Path)
         ranks.step()
         halts = ranks.beside(lambda: ranks.gates[0].halt(1, time.monotonic() - 1.0))
         assert halts.result(PATIENCE_S) == 1
+        assert ranks.gates[0]._turn.hurry_at_s == math.inf  # for the next turn
         ranks.all_at_once(lambda gate: gate.set_idle(True))
 
 
