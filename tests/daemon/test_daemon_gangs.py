@@ -150,8 +150,13 @@ def test_nothing_is_fetched_ahead_for_a_gang(
 def test_the_socket_of_a_gang_goes_once_all_are_there(
     make_engine: MakeEngine, directory: Path
 ) -> None:
-    make_engine("m")
-    until(lambda: not list(directory.glob("gang-*")))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as killed:
+        killed.bind(str(directory / "gang-0.sock"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as begins:
+        begins.bind(str(directory / "gang-1.sock"))
+        begins.listen()
+        make_engine("m")
+        until(lambda: [path.name for path in directory.glob("gang-*")] == ["gang-1.sock"])
 
 
 def refused(daemons: list[Daemon], words: str, *, rank: int = 0) -> None:

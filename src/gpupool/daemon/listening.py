@@ -48,6 +48,14 @@ class Listener:
         self.socket.close()
 
 
+def remove_stale(directory: Path, names: str) -> None:
+    """Remove sockets of such ``names``, a pattern, that nobody listens on. Raises OSError."""
+    with _locked(directory):
+        for path in directory.glob(names):
+            with contextlib.suppress(UsageError, OSError):  # it is in use, or gone
+                _remove_stale(path)
+
+
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
     """Keep other daemons from starting or stopping in a directory, and its descriptor."""

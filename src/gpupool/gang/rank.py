@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from gpupool.daemon.listening import remove_stale
 from gpupool.errors import UsageError
 from gpupool.gang.gate import GangGate
 from gpupool.gang.member import Member
@@ -37,6 +38,8 @@ class GangRank:
         path = Path(paths[0]).parent / f"gang-{word}.sock"
         with contextlib.ExitStack() as undo:
             if rank == 0:
+                with contextlib.suppress(OSError):  # the next line says what is wrong there
+                    remove_stale(path.parent, "gang-*.sock")  # of engines killed as they began
                 leader = LeaderThread(path, len(sockets))
                 undo.callback(leader.close)
             member = Member(path, rank, len(sockets), _JOIN_TIMEOUT_S)
