@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gpupool.gang.gate import GangGate
 from gpupool.gang.member import Member
@@ -20,26 +21,30 @@ FOR_EVER_S = 1000.0  # longer than any test may take
 class Memory:
     """Comes and goes at once, unless it is told to fail."""
 
-    torn = False
-
     def __init__(self) -> None:
-        self.resident = False
+        self.resident = self.torn = False
         self.fails_to_come: Exception | None = None
         self.fails_to_go: Exception | None = None
         self.kept: list[int] = []
         self.granted: Callable[[], None] = lambda: None
+        self.may_come = threading.Event()
+        self.may_come.set()
 
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         if self.fails_to_come is not None:
             raise self.fails_to_come
         self.granted()
+        assert self.may_come.wait(PATIENCE_S)
         self.resident = True
 
     def give_up(self, keep: int = 0, park_s: float | None = None) -> None:
         if self.fails_to_go is not None:
             raise self.fails_to_go
         self.kept.append(keep)
-        self.resident = False
+        self.resident = self.torn = False
+
+    def cool(self, pages: int) -> None:
+        self.torn = True
 
     def leave_for_good(self) -> None:
         self.give_up()
@@ -51,7 +56,7 @@ class Memory:
 class Ranks:
     """All of one engine."""
 
-    def __init__(self, path: Path, ranks: int, **more: float) -> None:
+    def __init__(self, path: Path, ranks: int, **more: Any) -> None:
         self._leader = LeaderThread(path, ranks)
         self.members = [Member(path, rank, ranks, PATIENCE_S) for rank in range(ranks)]
         self.memories = [Memory() for _ in range(ranks)]
@@ -59,7 +64,7 @@ class Ranks:
         for memory, member in zip(self.memories, self.members, strict=True):
             memory.granted = member.granted
             settings = {"lease_timeout_s": FOR_EVER_S} | more
-            self.gates.append(GangGate(memory, member=member, **settings))  # type: ignore[arg-type]
+            self.gates.append(GangGate(memory, member=member, **settings))
         self._threads = ThreadPoolExecutor(4 * ranks)
 
     def beside(self, work: Callable[[], object]) -> Future[object]:
@@ -92,7 +97,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks_of(path: Path, ranks: int = 2, **more: float) -> Iterator[Ranks]:
+def ranks_of(path: Path, ranks: int = 2, **more: Any) -> Iterator[Ranks]:
     """Ranks that have met, and whose memory is out."""
     path.parent.chmod(0o700)
     found = Ranks(path, ranks, **more)

@@ -199,6 +199,7 @@ BEGUN: list[tuple[int, g.RankMessage]] = [
         ([*BEGUN[:2], (1, g.Granted())], "lease out of turn"),
         ([*BEGUN[:2], (0, g.Here())], "arrived out of turn"),
         ([*BEGUN, (0, g.Leave(1, 0.0)), (1, g.Halted(1, 1))], "halted out of turn"),
+        ([*BEGUN, (0, g.Leave(1, 0.0)), (0, g.Halted(1, 1)), (0, g.Halted(1, 1))], "out of turn"),
         ([(1, g.Failed("no memory"))], "rank 1 failed: no memory"),
         ([(1, g.Join(1, 0, 2))], "Join out of turn"),
     ],
@@ -211,6 +212,18 @@ def test_what_a_rank_cannot_have_meant_ends_the_gang(
     for _, message in last:
         assert isinstance(message, g.Broken)
         assert why in message.why
+
+
+def test_nobody_wants_the_place_of_a_turn_that_begins() -> None:
+    parted: list[tuple[int, g.RankMessage]] = [
+        *BEGUN,
+        (1, g.Leave(1, 5.0)),
+        *((rank, g.Halted(1, 1)) for rank in range(2)),
+    ]
+    assert _heard(*parted) == [(rank, g.Part(1, 1)) for rank in range(2)]
+    again = [*parted, *((rank, g.Wants(2)) for rank in range(2)), *BEGUN[2:]]
+    assert _heard(*again) == [(rank, g.Go(2)) for rank in range(2)]
+    assert _heard(*again, (0, g.Leave(2, 1.0)), (0, g.Halted(1, 1))) == []  # of the turn before
 
 
 def test_an_ended_gang_says_nothing_more() -> None:
