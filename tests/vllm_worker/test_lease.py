@@ -49,6 +49,20 @@ def test_a_step_waits_no_longer_than_vllm_does(monkeypatch: pytest.MonkeyPatch) 
             assert not b.worker.pool_model.gate.is_resident
 
 
+def test_a_rank_behind_the_first_ends_where_a_step_of_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compat, "step_timeout_s", lambda: 0.05)
+    with (
+        running(PooledWorker, _config("a"), seed=1, requests=1, tokens=4) as a,
+        running(PooledWorker, _config("b"), seed=1, requests=1, tokens=4) as b,
+    ):
+        a.worker._pool_follows = True
+        with b.worker.resident(), _elsewhere() as run, pytest.raises(SystemExit) as ended:
+            run(lambda: _all_tokens(a))
+        assert isinstance(ended.value.__cause__, LeaseTimeoutError)
+
+
 def test_a_cache_that_is_kept_whole_does_not_go_beyond_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

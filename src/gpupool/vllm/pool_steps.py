@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from vllm.logger import init_logger
 
 from gpupool.model import Model
 from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.kv_keeping import KvKeeping
 from gpupool.vllm.reporting import Reporter
+
+logger = init_logger(__name__)
 
 _WAITED_S = 1e-3  # an open gate takes microseconds
 
@@ -22,8 +28,34 @@ class PoolSteps:
     _pool_kv: KvKeeping | None = None
     _pool_unsampled = 0  # steps whose sample_tokens is still to come
 
+    _pool_follows = False  # a rank behind the first
+
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step with the memory in place."""
+        with self._pool_heard():
+            return self._pool_step(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Finish the step that ``execute_model`` left open."""
+        with self._pool_heard():
+            return self._pool_sample(grammar_output)
+
+    @contextmanager
+    def _pool_heard(self) -> Iterator[None]:
+        """End the process of a rank that fails, unless it is the first.
+
+        vLLM hears of failures from the first rank alone, which may wait for this one for as long as
+        a step may take; but that a process has ended it sees at once.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self._pool_follows:
+                raise
+            logger.exception("gpupool: this rank ends, and the engine with it")
+            raise SystemExit(1) from error
+
+    def _pool_step(self, scheduler_output: Any) -> Any:
         gate = self.pool_model.gate
         use = self._pool_tables.step(scheduler_output)
         if self._pool_kv is not None:
@@ -56,8 +88,7 @@ class PoolSteps:
             gate.close_step()
         return output
 
-    def sample_tokens(self, grammar_output: Any) -> Any:
-        """Finish the step that ``execute_model`` left open."""
+    def _pool_sample(self, grammar_output: Any) -> Any:
         if self._pool_unsampled == 0:
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         try:

@@ -77,6 +77,7 @@ class PoolWorker(PoolSteps):
             make_gate=joined.make_gate,
         )
         self._pool_gang = joined.gang
+        self._pool_follows = place.rank > 0
         self._pool_sleep = PoolBackend(self.pool_model, self._pool_forget_kv)
         self._pool_shares = given.share
         self._pool_images = settings.image_cache(given)
