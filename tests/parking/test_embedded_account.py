@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,7 @@ from embedded_members import (
     PAGE_BYTES,
     Member,
     beside,
-    closed_at_the_end,
     parked,
-    pool_of,
     until,
 )
 
@@ -25,17 +21,6 @@ from gpupool.errors import KvStoreFullError, RefusedError, SwapCancelledError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import as_blocks
 from gpupool.kv.store import KvIdentity, KvStore
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "parked"
-
-
-@pytest.fixture
-def pool(folder: Path) -> Iterator[Pool]:
-    with closed_at_the_end(pool_of(folder), folder) as pool:
-        yield pool
 
 
 def store_of(member: Member) -> KvStore:

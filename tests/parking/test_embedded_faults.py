@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,6 @@ from gpupool.errors import (
 from gpupool.residency import parked_file
 
 OUT_OF_MEMORY = 2
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "parked"
-
-
-@pytest.fixture
-def pool(folder: Path) -> Iterator[Pool]:
-    with closed_at_the_end(pool_of(folder), folder) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("verify", ["off", "always"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,6 @@ from embedded_members import (
 import gpupool.regions
 from gpupool import Pool
 from gpupool.errors import LeaseTimeoutError, RefusedError, SwapCancelledError, UsageError
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "parked"
-
-
-@pytest.fixture
-def pool(folder: Path) -> Iterator[Pool]:
-    with closed_at_the_end(pool_of(folder), folder) as pool:
-        yield pool
 
 
 def test_the_doctests_of_regions() -> None:
