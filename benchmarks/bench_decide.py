@@ -9,6 +9,8 @@ model's, there are as many devices as models.
 Then whole looks of the daemon under a policy that it can have: what leases and engines say is
 followed, the policy decides, why is kept, and all leases get their ranks. Every model has 8
 requests there. A look is of the kind of what came of it; most are at tokens, and nothing does.
+Rows of `patience` have a patience that nobody exceeds, and those of `record` write a line of JSON
+for each decision, to nowhere.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from looks import Looks
 from gpupool.live import POLICIES
 from gpupool.schedule import aegaeon, autoscaling, deadlines, fcfs
 from gpupool.schedule.costs import Costs
+from gpupool.schedule.recording import to_line
 from gpupool.schedule.work import (
     Action,
     Batch,
@@ -131,17 +134,23 @@ def measure(models: int, requests_max: int, rounds: int) -> dict[str, dict[str, 
 def measure_looks(models: int, requests: int, rounds: int) -> dict[str, dict[str, Any]]:
     """The same of looks of a daemon."""
     found: dict[str, dict[str, Any]] = {}
-    for policy in POLICIES:
+    rows: dict[str, tuple[str, dict[str, Any], int]] = {
+        policy: (policy, {}, 4 * rounds) for policy in POLICIES
+    }
+    rows["patience"] = ("deadlines", {"patience_s": 1e6}, 4 * rounds)
+    written = partial(to_line, "deadlines")
+    rows["record"] = ("deadlines", {"record": written}, rounds)
+    for row, (policy, more, looked) in rows.items():
         taken_us: dict[str, list[float]] = {}
         for seed in range(5):
-            looks = Looks(policy, models, requests, seed)
-            looks.run(4 * rounds)
+            looks = Looks(policy, models, requests, seed, **more)
+            looks.run(looked)
             for kind, taken in looks.taken_us.items():
                 taken_us.setdefault(kind, []).extend(taken)
         decided = [t for kind, taken in taken_us.items() if kind != "nothing" for t in taken]
         every = [t for taken in taken_us.values() for t in taken]
         kinds = {**taken_us, "decided": decided, "all": every}
-        found[policy] = {kind: _told(taken) for kind, taken in kinds.items()}
+        found[row] = {kind: _told(taken) for kind, taken in kinds.items()}
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -29,6 +30,11 @@ PUBLISHED = {
     ("fcfs", "0.5"): {16: 0.969, 24: 0.514, 32: 0.338, 48: 0.210},
     ("aegaeon", "0.1"): {48: 0.998, 56: 0.978, 64: 0.936, 70: 0.902, 80: 0.837},
     ("aegaeon", "0.5"): {32: 0.990, 40: 0.959, 48: 0.898},
+}
+# The same of aegaeon at other link rates in GB/s, by rate and number of models.
+PUBLISHED_LINKS = {
+    ("0.1", 80): {10: 0.576, 16: 0.854, 25: 0.904, 50: 0.918},
+    ("0.5", 64): {10: 0.546, 16: 0.785, 25: 0.829, 50: 0.881},
 }
 # Rates that those traces have, their lengths in seconds, and with how many models to begin.
 LOADS: dict[str, tuple[float, float, dict[str, int]]] = {
@@ -74,6 +80,25 @@ def reference(folder: Path, draws: int) -> None:
                 f"| {policy} | {rate} | {models} | {published:.3f} | {time:.3f}"
                 f" | {time - published:+.3f} | {mean(r.attainment_time for r in found):.3f}"
                 f" | {found[0].attainment_tokens:.3f} | {best.attainment_time:.3f} |",
+                flush=True,
+            )
+
+
+def other_links(folder: Path) -> None:
+    """The published table of link rates beside ours, by the artifact's metric."""
+    print("| rate | models | GB/s | published | ours | difference | deadlines |")
+    print("|---|---|---|---|---|---|---|")
+    for (rate, models), points in PUBLISHED_LINKS.items():
+        trace = trace_of(folder, models, rate)
+        for gbps, published in points.items():
+            hardware = replace(POOL, link_bytes_per_s=gbps * 1e9)
+            ours, best = (
+                simulate(trace, policy, hardware, assumptions=ARTIFACT).attainment_time
+                for policy in ("aegaeon", "deadlines")
+            )
+            print(
+                f"| {rate} | {models} | {gbps} | {published:.3f} | {ours:.3f}"
+                f" | {ours - published:+.3f} | {best:.3f} |",
                 flush=True,
             )
 
@@ -183,6 +208,8 @@ def main() -> None:
     if options.reference is not None:
         if options.goals_scale == 1:
             reference(options.reference, options.draws)
+            print()
+            other_links(options.reference)
             print()
         beside_each_other(options.reference, options.goals_scale)
     else:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import random
 import time
+from collections.abc import Callable
 
 from gpupool.leases import Lease
 from gpupool.live import Conductor
+from gpupool.schedule.recording import Decided
 from gpupool.schedule.turns import Residency
 from gpupool.schedule.work import Goals
 
@@ -22,7 +24,16 @@ SWAP_S = 0.1
 class Looks:
     """What an arbiter and engines would do, so far as a conductor learns of it."""
 
-    def __init__(self, policy: str, models: int, requests: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy: str,
+        models: int,
+        requests: int,
+        seed: int,
+        *,
+        patience_s: float | None = None,
+        record: Callable[[Decided], None] | None = None,
+    ) -> None:
         """All have their requests, and have asked for memory; time enough for most of them."""
         self.taken_us: dict[str, list[float]] = {}
         self._rng = random.Random(seed)
@@ -33,7 +44,9 @@ class Looks:
         self._made: dict[int, int] = {}
         self._here: int | None = None
         goals = Goals(60.0, models / 40)
-        self._conductor = Conductor(self, policy, goals, turn_s=0.2, silent_s=30.0)
+        self._conductor = Conductor(
+            self, policy, goals, turn_s=0.2, silent_s=30.0, patience_s=patience_s, record=record
+        )
         for key in range(models):
             self._leases[key] = Lease(key, f"m{key}", 10, since_s=self._now_s, idle=False)
             self._leases[key].state = Residency.WAITING

@@ -113,7 +113,7 @@ _ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 @click.option(
     "--patience-s",
     type=_ABOVE_ZERO,
-    help="Requests without a token after so long are given up.  [default: never]",
+    help="Requests whose prefill has not begun after so long are given up.  [default: never]",
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--models", type=click.IntRange(1, 100_000), help="Without TRACE: so many models,")

@@ -16,6 +16,7 @@ from gpupool.daemon.live_policy import LivePolicy
 from gpupool.live import POLICIES
 from gpupool.schedule import deadlines, explaining
 from gpupool.schedule.recording import differing, from_line, to_line
+from gpupool.schedule.timeline import trace_events
 from gpupool.schedule.work import Action, Goals, State, Switch
 
 LONG_S = 600.0
@@ -198,6 +199,11 @@ def test_what_has_no_turn_in_time_is_given_up_and_the_rest_goes_on() -> None:
     live.run(LONG_S)
     assert first.done_s > 3 and third.done_s > 0
     assert second.given_up_s == pytest.approx(0.6, abs=0.01)
+    # Its engine, which waits for memory all the same, is what the policy may give up later.
+    *_, why = [reason for _, reason in live.why().decisions if "given up" in reason]
+    assert why.startswith("a request of b is given up: no turn in 0.5")
+    given_up, *_ = [event for event in trace_events(live.decided) if event["ph"] == "i"]
+    assert (given_up["name"], given_up["args"]["why"]) == ("given up: b", why)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpupool.cli import main
-from gpupool.schedule.recording import from_line, to_line
+from gpupool.schedule.explaining import explain
+from gpupool.schedule.recording import decode, decode_actions, from_line, to_line
+from gpupool.schedule.timeline import trace_events
 from gpupool.schedule.work import Goals
 
 
@@ -67,6 +69,18 @@ def test_a_trace_has_turns_and_their_reasons(lines: list[str], tmp_path: Path) -
     for event in events:  # one after the other
         assert event["ts"] >= ends_us - 1 and event["dur"] >= 0
         ends_us = event["ts"] + event["dur"]
+
+
+def test_a_trace_has_every_decision_that_can_be_explained(lines: list[str]) -> None:
+    recording = [from_line(line)[1] for line in lines]
+    reasons = []
+    for decided in recording:
+        state, names = decode(decided.state), dict(decided.names)
+        actions = decode_actions(state, decided)
+        found = (explain(state, decided.now_s, action, names.__getitem__) for action in actions)
+        reasons += [why for why in found if why is not None]
+    drawn = [event["args"]["why"] for event in trace_events(recording) if event["args"]["why"]]
+    assert drawn == reasons
 
 
 def test_a_file_that_cannot_be_written(lines: list[str], tmp_path: Path) -> None:

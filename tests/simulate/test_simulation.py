@@ -81,6 +81,35 @@ def test_a_quarter_more_models_are_served(
     assert run("aegaeon", *fewer, assumptions=assumptions).attainment_tokens < 0.9
 
 
+@pytest.mark.parametrize("assumptions", [HONEST, ARTIFACT], ids=lambda a: a.name)
+@pytest.mark.parametrize("trace", [(48, 0.0875, 120.0), (24, 0.46, 60.0)])
+def test_under_a_fifth_of_the_goals_too(
+    trace: tuple[int, float, float], assumptions: Assumptions
+) -> None:
+    models, rate, duration_s = trace
+    for count in (models, int(models / 1.25)):
+        arrivals = trace_of(count, rate, duration_s)
+        ours, theirs = (
+            simulate(arrivals, policy, POOL, assumptions=assumptions, ttft_s=2.0, tbt_s=0.02)
+            for policy in ("deadlines", "aegaeon")
+        )
+        assert ours.attainment_tokens >= 0.9 > theirs.attainment_tokens
+
+
+@pytest.mark.parametrize(
+    ("cv", "zipf", "models", "fewer"), [(4.0, 0.0, 220, 176), (1.0, 1.0, 170, 136)]
+)
+def test_a_quarter_more_models_in_bursts_or_of_uneven_popularity(
+    cv: float, zipf: float, models: int, fewer: int
+) -> None:
+    served, not_served = (
+        synthetic_trace(models=count, rate_per_s=0.0875, duration_s=120, cv=cv, zipf=zipf)
+        for count in (models, fewer)
+    )
+    assert simulate(served, "deadlines", POOL).attainment_tokens >= 0.9
+    assert simulate(not_served, "aegaeon", POOL).attainment_tokens < 0.9
+
+
 @pytest.mark.parametrize(("cv", "zipf"), [(4.0, 0.0), (1.0, 2.0)])
 def test_bursts_and_uneven_popularity(cv: float, zipf: float) -> None:
     trace = synthetic_trace(models=64, rate_per_s=0.0875, duration_s=120, cv=cv, zipf=zipf)

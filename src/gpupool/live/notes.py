@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from gpupool.schedule.explaining import Reason, reason
+from gpupool.schedule.explaining import GivenUp, Reason, reason
 from gpupool.schedule.recording import Decided, encode
 from gpupool.schedule.work import Action, State
 
@@ -19,7 +19,7 @@ class Notes:
         """``record`` gets each decision, before it is applied."""
         self._names = names
         self._record = record
-        self._reasons: deque[tuple[float, Reason]] = deque(maxlen=_WHY_MAX)
+        self._reasons: deque[tuple[float, Reason | GivenUp]] = deque(maxlen=_WHY_MAX)
 
     def note(self, state: State, now_s: float, actions: Sequence[Action]) -> None:
         """Actions that have not been applied."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpupool.schedule.work import Action, Batch, Decode, Device, Prefill, State, Switch
+from gpupool.schedule.work import Action, Batch, Decode, Device, Drop, Prefill, State, Switch
 
 _OTHERS_MAX = 3
 _INF = float("inf")
@@ -58,15 +58,28 @@ class Reason(NamedTuple):
         return f"{doing}; {', '.join(told)}" if told else f"{doing}; nobody else has work"
 
 
+class GivenUp(NamedTuple):
+    """What there is to say of a request that is given up."""
+
+    name: str
+    waited_s: float
+
+    def in_words(self) -> str:
+        """One line."""
+        return f"a request of {self.name} is given up: no turn in {self.waited_s:.2f} s"
+
+
 def reason(
     state: State, now_s: float, action: Action, name_of: Callable[[int], str]
-) -> Reason | None:
-    """Why a device switches, or whom it gives a turn, before the action is applied.
+) -> Reason | GivenUp | None:
+    """Why a device switches, or whom it gives a turn, or who is given up, before that is applied.
 
     None for what follows from that: a request that gets its place, a turn that goes on, a rest.
     """
     turn_s: float | None = None
     match action:
+        case Drop(request):
+            return GivenUp(name_of(request.model), now_s - request.arrival_s)
         case Switch(device, batch, line):
             pass
         case Prefill(device, batch, _, line, float(turn_s)):

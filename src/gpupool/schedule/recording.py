@@ -18,6 +18,7 @@ from gpupool.schedule.work import (
     Batch,
     Decode,
     Device,
+    Drop,
     Goals,
     Prefill,
     Request,
@@ -80,7 +81,7 @@ def encode(
         ],
         "batches": [batch_of(batch) for batch in batches],
         "devices": [device_of(device) for device in state.devices],
-        "costs": [[model, list(astuple(costs))] for model, costs in state.costs.items()],
+        "costs": [[model, _costs_of(costs)] for model, costs in state.costs.items()],
         "goals": list(astuple(state.goals)),
         "goals_of": [[model, list(astuple(goals))] for model, goals in state.goals_of.items()],
         "weights": [[model, weight] for model, weight in state.weights.items()],
@@ -89,10 +90,9 @@ def encode(
         "prefilled": [places[id(request)] for request in state.prefilled],
         "ready": [state.devices.index(device) for device in state.ready],
     }
+    # Lists and no tuples, as they come back from a file.
     told = [_action(action, places, numbers) for action in actions]
-    # What comes back from a file has lists for tuples.
-    state_again, told_again = json.loads(json.dumps(plain)), json.loads(json.dumps(told))
-    return Decided(now_s, state_again, told_again, tuple(names.items()))
+    return Decided(now_s, plain, told, tuple(names.items()))
 
 
 def decode(plain: dict[str, Any]) -> State:
@@ -119,9 +119,10 @@ def decode(plain: dict[str, Any]) -> State:
 def decode_actions(state: State, decided: Decided) -> list[Action]:
     """The actions that were encoded, about what ``decode`` made of the same decision.
 
-    Only those of devices that switch, run or rest, which say what happens when.
+    Only those of devices that switch, run or rest, and requests that are given up, which say what
+    happens when.
     """
-    batches = _batches(state)
+    batches, requests = _batches(state), _requests(state)
     devices = {device.key: device for device in state.devices}
     kinds: dict[str, Callable[..., Action]] = {
         "Switch": lambda device, batch, keep: Switch(devices[device], batches[batch], tuple(keep)),
@@ -132,6 +133,7 @@ def decode_actions(state: State, decided: Decided) -> list[Action]:
             devices[device], batches[batch], _length(turn_s), tuple(then)
         ),
         "Rest": lambda device, until_s: Rest(devices[device], until_s),
+        "Drop": lambda request: Drop(requests[request]),
     }
     return [kinds[kind](*fields) for kind, *fields in decided.actions if kind in kinds]
 
@@ -192,6 +194,10 @@ def _device(of: dict[str, Any], batches: list[Batch]) -> Device:
         of["unused"],
         dict(of["resident"]),
     )
+
+
+def _costs_of(costs: Costs) -> list[Any]:
+    return [list(field) if isinstance(field, tuple) else field for field in astuple(costs)]
 
 
 def _costs(fields: list[Any]) -> Costs:

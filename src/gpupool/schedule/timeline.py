@@ -1,4 +1,4 @@
-"""A recording as a timeline: turns and switches in Chrome's trace format, and why each was."""
+"""A recording in Chrome's trace format: turns, switches, requests given up, and why each was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from gpupool.schedule.explaining import explain
 from gpupool.schedule.recording import Decided, decode, decode_actions
-from gpupool.schedule.work import Decode, Prefill, Rest, Switch
+from gpupool.schedule.work import Decode, Drop, Prefill, Rest, Switch
 
 
 class _Span(NamedTuple):
@@ -29,9 +29,13 @@ def trace_events(recording: Iterable[Decided]) -> Iterator[dict[str, Any]]:
         first_s = decided.now_s if first_s is None else first_s
         last_s = decided.now_s - first_s
         for span in _begun(decided, last_s):
+            if isinstance(span, dict):
+                yield span
+                continue
             before = open_spans.get(span.device)
-            if before is not None and (before.name, before.model) == (span.name, span.model):
-                continue  # the turn goes on
+            goes_on = before is not None and (before.name, before.model) == (span.name, span.model)
+            if goes_on and not span.why:
+                continue  # of a turn, why it goes on is not said
             if before is not None:
                 yield from _event(before, last_s)
             open_spans[span.device] = span
@@ -39,7 +43,7 @@ def trace_events(recording: Iterable[Decided]) -> Iterator[dict[str, Any]]:
         yield from _event(span, last_s)
 
 
-def _begun(decided: Decided, at_s: float) -> Iterator[_Span]:
+def _begun(decided: Decided, at_s: float) -> Iterator[_Span | dict[str, Any]]:
     names = dict(decided.names)
     state = decode(decided.state)
 
@@ -54,6 +58,16 @@ def _begun(decided: Decided, at_s: float) -> Iterator[_Span]:
                 yield _Span(device.key, name, batch.model, at_s, why)
             case Prefill(device, batch) | Decode(device, batch):
                 yield _Span(device.key, name_of(batch.model), batch.model, at_s, why)
+            case Drop(request):
+                yield {
+                    "name": f"given up: {name_of(request.model)}",
+                    "ph": "i",
+                    "s": "g",
+                    "pid": 0,
+                    "tid": 0,
+                    "ts": round(at_s * 1e6),
+                    "args": {"why": why},
+                }
             case Rest(device):
                 yield _Span(device.key, "", None, at_s, "")
 
