@@ -85,8 +85,7 @@ def pool_of(folder: str) -> Pool:
 class Lives(RuleBasedStateMachine):
     """One thread; what it asks for is there, or refused since nobody can make room.
 
-    That is so where files are full, and for a while after a model could not park when it was asked,
-    as one that is pinned cannot.
+    That is so where files are full, and where others are parked in part, since they grew meanwhile.
     """
 
     def __init__(self) -> None:
