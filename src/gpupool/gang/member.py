@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -99,8 +100,7 @@ class Member:
                 thread.join()
         self._connection.close()
 
-    def _await(self, done: object, timeout_s: float, what: str) -> None:
-        assert callable(done)
+    def _await(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         self._changed.wait_for(lambda: self._broken or done(), timeout_s)
         if done():
             return

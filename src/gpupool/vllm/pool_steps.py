@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vllm.logger import init_logger
@@ -32,26 +30,27 @@ class PoolSteps:
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step with the memory in place."""
-        with self._pool_heard():
+        try:
             return self._pool_step(scheduler_output)
+        except Exception as error:
+            self._pool_end_behind(error)
+            raise
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Finish the step that ``execute_model`` left open."""
-        with self._pool_heard():
+        try:
             return self._pool_sample(grammar_output)
+        except Exception as error:
+            self._pool_end_behind(error)
+            raise
 
-    @contextmanager
-    def _pool_heard(self) -> Iterator[None]:
-        """End the process of a rank that fails, unless it is the first.
+    def _pool_end_behind(self, error: Exception) -> None:
+        """End the process of a rank that failed, unless it is the first.
 
         vLLM hears of failures from the first rank alone, which may wait for this one for as long as
         a step may take; but that a process has ended it sees at once.
         """
-        try:
-            yield
-        except Exception as error:
-            if not self._pool_follows:
-                raise
+        if self._pool_follows:
             logger.exception("gpupool: this rank ends, and the engine with it")
             raise SystemExit(1) from error
 
