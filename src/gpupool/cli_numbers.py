@@ -19,3 +19,6 @@ class Number(click.FloatRange):
         if isnan(number):
             self.fail(f"{number} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from gpupool.cli_numbers import Number
+from gpupool.cli_numbers import ABOVE_ZERO, Number
 from gpupool.errors import GpupoolError
 
 if TYPE_CHECKING:
     from gpupool.plan.planner import Plan
 
-_ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 _STRATEGIES = ("dedicated", "autoscaling", "fcfs", "aegaeon", "deadlines")
 
 
@@ -28,15 +27,15 @@ _STRATEGIES = ("dedicated", "autoscaling", "fcfs", "aegaeon", "deadlines")
     type=click.Choice(_STRATEGIES),
     help="May be given several times.  [default: all]",
 )
-@click.option("--ttft-s", type=_ABOVE_ZERO, help="A goal, instead of the file's.")
-@click.option("--tbt-s", type=_ABOVE_ZERO, help="A goal, instead of the file's.")
+@click.option("--ttft-s", type=ABOVE_ZERO, help="A goal, instead of the file's.")
+@click.option("--tbt-s", type=ABOVE_ZERO, help="A goal, instead of the file's.")
 @click.option(
     "--attainment",
     type=Number(0, 1, min_open=True),
     help="The share of tokens in time that is asked for, instead of the file's.",
 )
 @click.option(
-    "--duration-s", type=_ABOVE_ZERO, help="Of requests that are made up, instead of the file's."
+    "--duration-s", type=ABOVE_ZERO, help="Of requests that are made up, instead of the file's."
 )
 @click.option("--json", "json_to", metavar="FILE", help="Write every figure here; -: print them.")
 @click.option(

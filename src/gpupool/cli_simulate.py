@@ -12,16 +12,13 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from gpupool.cli_numbers import Number
+from gpupool.cli_numbers import ABOVE_ZERO, Number
 from gpupool.errors import GpupoolError, UsageError
 
 if TYPE_CHECKING:
     from gpupool.simulate.result import Result
 
 _LONG_REQUESTS = 5000
-
-
-_ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 
 
 @click.command("simulate")
@@ -73,22 +70,22 @@ _ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 )
 @click.option("--gpu", default="H100", show_default=True, help="As profiles name it.")
 @click.option(
-    "--gpu-gb", default=80.0, show_default=True, type=_ABOVE_ZERO, help="Memory of a device."
+    "--gpu-gb", default=80.0, show_default=True, type=ABOVE_ZERO, help="Memory of a device."
 )
 @click.option(
     "--link-gbps",
     default=16.0,
     show_default=True,
-    type=_ABOVE_ZERO,
+    type=ABOVE_ZERO,
     help="GB/s that a copy from host to device reaches, for models whose switches have not been "
     "measured.",
 )
 @click.option(
     "--host-gb",
-    type=_ABOVE_ZERO,
+    type=ABOVE_ZERO,
     help="Host memory for weights, of all devices.  [default: enough]",
 )
-@click.option("--disk-gbps", default=3.0, show_default=True, type=_ABOVE_ZERO)
+@click.option("--disk-gbps", default=3.0, show_default=True, type=ABOVE_ZERO)
 @click.option(
     "--profiles",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -102,8 +99,8 @@ _ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
     type=click.Choice(["honest", "aegaeon-artifact"]),
     help="aegaeon-artifact: those of the simulator published with the paper, slips included.",
 )
-@click.option("--ttft-s", default=10.0, show_default=True, type=_ABOVE_ZERO, help="A goal.")
-@click.option("--tbt-s", default=0.1, show_default=True, type=_ABOVE_ZERO, help="A goal.")
+@click.option("--ttft-s", default=10.0, show_default=True, type=ABOVE_ZERO, help="A goal.")
+@click.option("--tbt-s", default=0.1, show_default=True, type=ABOVE_ZERO, help="A goal.")
 @click.option(
     "--goals",
     "goals_from",
@@ -112,15 +109,13 @@ _ABOVE_ZERO = Number(min=0, min_open=True, max=1e9)
 )
 @click.option(
     "--patience-s",
-    type=_ABOVE_ZERO,
+    type=ABOVE_ZERO,
     help="Requests whose prefill has not begun after so long are given up.  [default: never]",
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--models", type=click.IntRange(1, 100_000), help="Without TRACE: so many models,")
-@click.option(
-    "--rate", default=0.1, show_default=True, type=_ABOVE_ZERO, help="requests/s of each,"
-)
-@click.option("--duration-s", default=120.0, show_default=True, type=_ABOVE_ZERO, help="so long,")
+@click.option("--rate", default=0.1, show_default=True, type=ABOVE_ZERO, help="requests/s of each,")
+@click.option("--duration-s", default=120.0, show_default=True, type=ABOVE_ZERO, help="so long,")
 @click.option(
     "--cv",
     default=1.0,

@@ -13,6 +13,7 @@ from daemon_bench import Daemon, StartDaemon, until
 from gang_bench import PAGES, Engine
 
 from gpupool.daemon.client import DaemonSession, prefetch
+from gpupool.daemon.protocol import MESSAGE_BYTES_MAX
 from gpupool.errors import (
     DriverError,
     GangBrokenError,
@@ -284,4 +285,4 @@ def test_a_rank_joins_once(leader: Path) -> None:
 def test_reasons_are_short_and_of_one_line() -> None:
     assert g.reason("a\n b " + "c" * 5000).startswith("a b ccc")
     for message in (g.Failed(g.reason("x" * 5000)), g.Broken(g.reason("ü" * 5000))):
-        assert len(g.encode(message)) < g.MESSAGE_BYTES_MAX
+        assert len(g.encode(message)) < MESSAGE_BYTES_MAX

@@ -16,7 +16,6 @@ from gpupool.errors import ProtocolError
 
 GANG_VERSION = 1
 RANKS_MAX = 64
-MESSAGE_BYTES_MAX = 1 << 12
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Reason = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
