@@ -173,9 +173,11 @@ def test_daemons_and_ranks_see_the_devices_of_their_pool(
     inherited = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert launch.device_environment(devices, inherited).get("CUDA_VISIBLE_DEVICES") == shown
     pool = PoolConfig(device=devices, budget_bytes=ByteSize(8 * MIB), page_bytes=ByteSize(2 * MIB))
+    pool = replace(pool, host_budget_bytes=ByteSize(11))
     for rank, name in enumerate(named):
         command = launch.daemon_command(pool, Path("/s"), None, rank)
         assert command[command.index("--device") + 1] == name
+        assert command[command.index("--host-budget-bytes") + 1] == "5"  # each its part
 
 
 def test_a_device_beyond_those_that_are_visible_is_named() -> None:

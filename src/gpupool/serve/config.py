@@ -52,7 +52,7 @@ class PoolConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Of each device."""
     page_bytes: ByteSize = field(name="page", default=ByteSize(64 * MIB))
     host_budget_bytes: ByteSize | None = field(name="host_budget", default=None)
-    """Host memory for images and saved KV; by default the machine's memory."""
+    """Host memory for images and saved KV, of all devices together; by default the machine's."""
     policy: Literal["turns", "deadlines", "fcfs"] = "turns"
     """Who runs next."""
     ttft_ms: Milliseconds = 10_000.0

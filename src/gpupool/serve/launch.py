@@ -55,7 +55,9 @@ def daemon_command(
     """The command line of the daemon of the pool's device that ranks of this number use."""
     optional: list[str] = []
     if pool.host_budget_bytes is not None:
-        optional += ["--host-budget-bytes", str(int(pool.host_budget_bytes))]
+        # Ranks are of a size, and so are their images.
+        each_bytes = int(pool.host_budget_bytes) // len(pool.devices)
+        optional += ["--host-budget-bytes", str(each_bytes)]
     if parking is not None:
         optional += ["--parking-folder", parking.folder]
         if parking.limit_bytes is not None:
