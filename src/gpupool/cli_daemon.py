@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def daemon(
     """
     from gpupool.daemon.live_policy import LivePolicy, Recording
     from gpupool.daemon.server import Server
-    from gpupool.host_budget.place import parking_place
+    from gpupool.host_budget.place import machine_memory_bytes, parking_place
     from gpupool.schedule.work import Goals
 
     if parking_folder is None and parking_limit_bytes is not None:
@@ -190,7 +189,7 @@ def daemon(
             device=device,
             budget_bytes=budget_bytes,
             page_bytes=page_bytes,
-            host_budget_bytes=host_budget_bytes or _machine_memory_bytes(),
+            host_budget_bytes=host_budget_bytes or machine_memory_bytes(),
             turn_s=turn_ms / 1000,
             min_tokens=min_tokens,
             revoke_timeout_s=revoke_timeout_s,
@@ -264,7 +263,3 @@ def prefetch(socket_path: Path, model: str, share: float) -> None:
         client.prefetch(socket_path, model, share)
     except GpupoolError as error:
         raise click.ClickException(str(error)) from None
-
-
-def _machine_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

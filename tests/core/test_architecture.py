@@ -97,7 +97,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "check": ({"", "devices", "errors", "pool"}, {"click"}),
     "serve": (
-        {"errors", "daemon"},
+        {"errors", "daemon", "host_budget"},
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
     "cli": (

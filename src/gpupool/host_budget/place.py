@@ -28,6 +28,11 @@ class HostBudget(NamedTuple):
     """Where images go that do not fit it; None where none are parked."""
 
 
+def machine_memory_bytes() -> int:
+    """Of the machine, where no other budget is given."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def host_budget(
     host_budget_bytes: int | None,
     parking_folder: str | Path | None,

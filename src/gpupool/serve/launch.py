@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpupool.host_budget.place import machine_memory_bytes
 from gpupool.serve.config import ArgValue, ImagesConfig, ModelConfig, ParkingConfig, PoolConfig
 from gpupool.serve.failures import ServeError
 
@@ -54,9 +55,9 @@ def daemon_command(
 ) -> list[str]:
     """The command line of the daemon of the pool's device that ranks of this number use."""
     optional: list[str] = []
-    if pool.host_budget_bytes is not None:
+    if pool.host_budget_bytes is not None or len(pool.devices) > 1:
         # Ranks are of a size, and so are their images.
-        each_bytes = int(pool.host_budget_bytes) // len(pool.devices)
+        each_bytes = int(pool.host_budget_bytes or machine_memory_bytes()) // len(pool.devices)
         optional += ["--host-budget-bytes", str(each_bytes)]
     if parking is not None:
         optional += ["--parking-folder", parking.folder]

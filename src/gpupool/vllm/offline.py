@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from gpupool.errors import UsageError
+from gpupool.host_budget.place import machine_memory_bytes
 
 _MEMORY_SHARE = 0.95
 
@@ -120,5 +120,5 @@ def kv_bytes_per_token(kv_cache_config: Any) -> int:
 
 def _memory_bytes() -> int:
     if current_platform.is_cpu():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine_memory_bytes()
     return int(torch.cuda.get_device_properties(0).total_memory)
