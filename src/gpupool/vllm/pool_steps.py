@@ -25,7 +25,6 @@ class PoolSteps:
     _pool_reporter: Reporter | None
     _pool_kv: KvKeeping | None = None
     _pool_unsampled = 0  # steps whose sample_tokens is still to come
-
     _pool_follows = False  # a rank behind the first
 
     def execute_model(self, scheduler_output: Any) -> Any:
