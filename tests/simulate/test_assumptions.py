@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpupool.simulate.assumptions import ARTIFACT, HONEST, checkpoints_of, workload_of
+from gpupool.simulate.assumptions import (
+    ARTIFACT,
+    HONEST,
+    Assumptions,
+    asked_of,
+    checkpoints_of,
+    cut,
+)
+from gpupool.simulate.checkpoints import Checkpoint
 from gpupool.simulate.trace import Arrival
 
 pytest.importorskip("numpy")
@@ -18,6 +28,16 @@ TRACES = st.lists(
     min_size=1,
     max_size=30,
 ).map(sorted)
+
+
+def workload_of(
+    trace: Sequence[Arrival],
+    checkpoints: Mapping[str, Checkpoint],
+    assumptions: Assumptions,
+    seed: int,
+) -> list[Arrival]:
+    asked = asked_of(trace, assumptions, seed)
+    return [cut(arrival, checkpoints[arrival.model], assumptions) for arrival in asked]
 
 
 def test_lengths_are_those_of_the_published_draw() -> None:

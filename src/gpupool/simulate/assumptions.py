@@ -86,22 +86,11 @@ def checkpoints_of(trace: Sequence[Arrival], assumptions: Assumptions) -> dict[s
     return found
 
 
-def workload_of(
-    trace: Sequence[Arrival],
-    checkpoints: dict[str, Checkpoint],
-    assumptions: Assumptions,
-    seed: int,
-) -> list[Arrival]:
-    """The requests that are served: each cut to what its checkpoint can take.
+def asked_of(trace: Sequence[Arrival], assumptions: Assumptions, seed: int) -> list[Arrival]:
+    """The requests that count, as long as they are: some models cannot take all of one.
 
     Raises ModuleNotFoundError under assumptions that draw lengths anew, where numpy is missing.
     """
-    asked = asked_of(trace, assumptions, seed)
-    return [cut(arrival, checkpoints[arrival.model], assumptions) for arrival in asked]
-
-
-def asked_of(trace: Sequence[Arrival], assumptions: Assumptions, seed: int) -> list[Arrival]:
-    """The requests that count, as long as they are: some models cannot take all of one."""
     if assumptions.arrivals_before_s is None:
         return list(trace)
     found = [arrival for arrival in trace if arrival.at_s < assumptions.arrivals_before_s]
