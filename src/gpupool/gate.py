@@ -266,7 +266,7 @@ class Gate:
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
         limits_s = self._changes_in_s()
-        if self._state is State.ARRIVING and polls:
+        if polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
         if deadline_s is not None:
             limits_s.append(deadline_s - self._clock())

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.embedded.clean_pages import CleanPages
 from gpupool.embedded.host_memory import EmbeddedHost
 from gpupool.embedded.orders import Order, Orders
 from gpupool.embedded.session import EmbeddedSession
 from gpupool.embedded.shared_images import EmbeddedImages
 from gpupool.embedded.swap_counts import SwapCounts
-from gpupool.errors import DriverError, LeaseTimeoutError, SwapCancelledError
+from gpupool.errors import LeaseTimeoutError, SwapCancelledError
 from gpupool.host_budget.place import HostBudget
 from gpupool.leases import Granted
 from gpupool.scrubbing import Scrubbing
@@ -42,7 +43,7 @@ class EmbeddedArbiter:
         """Start without sessions."""
         self.driver = driver
         self.pages = pages
-        self._scrubbing = scrubbing
+        self._clean = CleanPages(pages, scrubbing)
         self._arbiter = Arbiter(pages, turn_s=0.0)
         self._changed = threading.Condition()
         self._holders: dict[int, Revocable] = {}
@@ -62,13 +63,11 @@ class EmbeddedArbiter:
         """
         self.has_slabs = True
         self._orders.cool_all()
-        if self._scrubbing is not None:
-            self._scrubbing.watch_slabs()
+        self._clean.watch_slabs()
 
     def made_pages(self) -> None:
         """There are more free pages."""
-        if self._scrubbing is not None:
-            self._scrubbing.came_back()
+        self._clean.came_back()
 
     def add(self, name: str, on_close: Callable[[int], None] = lambda _: None) -> EmbeddedSession:
         """Join as ``name``; ``on_close`` hears of the end. Raises UsageError if it is taken."""
@@ -115,20 +114,20 @@ class EmbeddedArbiter:
             self._arbiter.request(key, time.monotonic(), ahead=wanted is not None)
         try:
             while True:
-                self._settle()
+                self._clean.settle()
                 with self._changed:
                     granted, orders = self._look(key, timeout_s, deadline_s, wanted)
                 if granted is not None:
                     break
                 # Outside the lock, since giving up may wait for a step of that model to close.
-                self._orders.obey(orders, deadline_s)
+                self._orders.obey(orders, deadline_s, partial(self._is_answered, key))
         except BaseException:
             with self._changed:
                 self._withdraw(key)
                 self._changed.notify_all()
             raise
         try:
-            return self._ready(key, granted.pages, granted.shared)
+            return self._clean.grant(key, granted.pages, granted.shared)
         except BaseException:
             with self._changed:
                 self._arbiter.undo(granted, time.monotonic())
@@ -148,17 +147,6 @@ class EmbeddedArbiter:
                 self._arbiter.cooled(key, time.monotonic())
                 self._came_back()
 
-    def _ready(
-        self, key: int, pages: list[int], shared: Mapping[int, int] | None = None
-    ) -> PageGrant:
-        """Granted pages as their owner gets them: scrubbed, if that is the policy."""
-        if self._scrubbing is not None:
-            self._scrubbing.granted(key, pages)
-        clean = [page for page in pages if self.pages.is_clean(page)]
-        dirty = [page for page in pages if not self.pages.is_clean(page)]
-        others = [(place, self.pages.page(page)) for place, page in (shared or {}).items()]
-        return PageGrant([self.pages.page(page) for page in clean + dirty], len(clean), others)
-
     def _look(
         self, key: int, timeout_s: float, deadline_s: float, wanted: Wanted | None
     ) -> tuple[Granted | None, list[Order]]:
@@ -177,26 +165,20 @@ class EmbeddedArbiter:
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
             if wanted is not None and not wanted():
                 raise SwapCancelledError("what was to come ahead is not wanted any more")
-            if self.has_slabs or self._withheld_pages() > 0 or wanted is not None:
+            if self.has_slabs or self._clean.withheld > 0 or wanted is not None:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, orders
 
-    def _withheld_pages(self) -> int:
-        return 0 if self._scrubbing is None else self.pages.statistics().withheld
-
-    def _settle(self) -> None:
-        """See whether pages that a failure withheld can be had again. Waits for the device."""
-        if self._scrubbing is None or self._withheld_pages() == 0:
-            return
-        # Where they still cannot, they stay withheld: a lease that needs them waits.
-        with contextlib.suppress(DriverError):
-            self._scrubbing.settle()
-            self._scrubbing.came_back()
+    def _is_answered(self, key: int) -> bool:
+        """Whether ``key`` has its pages, which others may have given up or be waiting for."""
+        with self._changed:
+            self._decide()
+            return key in self._granted or key in self._failed
 
     def _obstacle(self) -> str:
         """Why there is no memory."""
-        if withheld := self._withheld_pages():
+        if withheld := self._clean.withheld:
             return (
                 f"{withheld} pages are withheld, for the device failed while they were zeroed and "
                 "does not say that nothing writes to them any more"
@@ -231,28 +213,37 @@ class EmbeddedArbiter:
 
     def extend(self, key: int, pages: int) -> PageGrant:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
-        self._settle()
+        self._clean.settle()
         with self._changed:
             cools = self._arbiter.make_room(key, pages, time.monotonic())
             self._extending += 1
         try:
             self._orders.obey(list(cools), math.inf)
-            with self._changed:
-                # Others may be about to give some that they were asked for, and wait for nobody.
-                while self.pages.free_pages < pages and self._arbiter.gives_warm_pages():
-                    self._changed.wait(_POLL_S)
-                granted = self._arbiter.extend(key, pages)
+            granted = self._extend(key, pages)
         finally:
             with self._changed:
                 self._extending -= 1
                 self._changed.notify_all()
         try:
-            return self._ready(key, granted)
+            return self._clean.grant(key, granted)
         except BaseException:
             with self._changed:
                 self._arbiter.take_back(key, granted)
                 self._came_back()
             raise
+
+    def _extend(self, key: int, pages: int) -> list[int]:
+        """Once what others were asked for is there, which wait for nobody."""
+        while True:
+            with self._changed:
+                # Who decided that they give some may have its own pages and be in a step by now.
+                cools = self._orders.take_cools()
+                if not cools:
+                    enough = self.pages.free_pages >= pages
+                    if enough or not self._arbiter.gives_warm_pages():
+                        return self._arbiter.extend(key, pages)
+                    self._changed.wait(_POLL_S)
+            self._orders.obey(cools, math.inf)
 
     def release(self, key: int, handles: Sequence[int], *, leaving: bool) -> None:
         """Pages of the lease, named by their handles, are not mapped any more."""
@@ -293,5 +284,4 @@ class EmbeddedArbiter:
 
     def _came_back(self) -> None:
         self._changed.notify_all()
-        if self._scrubbing is not None:
-            self._scrubbing.came_back()
+        self._clean.came_back()

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from gpupool.arbiter import Arbiter
@@ -31,9 +32,21 @@ class Orders:
         self._keeps_nothing = False
 
     def take(self) -> list[Order]:
-        """All that nobody sees to yet; with the lock held."""
-        orders, self.waiting = self.waiting, []
-        return orders
+        """All that nobody sees to yet; with the lock held.
+
+        Those for warm pages first, which wait for nobody: a revoke may wait for a step, and that
+        for the pages.
+        """
+        return [*self.take_cools(), *self._take_if(Revoke)]
+
+    def take_cools(self) -> list[Order]:
+        """Those for warm pages that nobody sees to yet; with the lock held."""
+        return self._take_if(Cool)
+
+    def _take_if(self, kind: type[Order]) -> list[Order]:
+        taken = [order for order in self.waiting if isinstance(order, kind)]
+        self.waiting = [order for order in self.waiting if not isinstance(order, kind)]
+        return taken
 
     def cool_all(self) -> None:
         """Have every model give up what is warm, now and whenever it leaves."""
@@ -43,8 +56,13 @@ class Orders:
         if cools:
             self.obey(list(cools), math.inf)
 
-    def obey(self, orders: list[Order], deadline_s: float) -> None:
-        """See to some. After an error those that are left are taken back."""
+    def obey(
+        self, orders: list[Order], deadline_s: float, is_done: Callable[[], bool] = lambda: False
+    ) -> None:
+        """See to some, until ``is_done`` says that nobody needs to wait for a model to leave.
+
+        Those that are left then, or after an error, are taken back: who needs them decides anew.
+        """
         for index, order in enumerate(orders):
             holder = self._holders.get(order.key)
             if holder is None:
@@ -52,9 +70,12 @@ class Orders:
             try:
                 if isinstance(order, Cool):
                     holder.cool(order.pages)
-                else:
-                    limit_s = max(0.0, deadline_s - time.monotonic())
-                    holder.give_up(limit_s, partial(self._is_stale, order.key), order.keep)
+                    continue
+                limit_s = max(0.0, deadline_s - time.monotonic())
+                is_over = partial(self._is_over, order.key, is_done)
+                if not holder.give_up(limit_s, is_over, order.keep) and is_done():
+                    self._leave_undone(orders[index:])
+                    break
             except KvStoreFullError as error:
                 with self._changed:
                     if order.key in self._holders:
@@ -76,7 +97,9 @@ class Orders:
                 else:
                     self._arbiter.keep(order.key, time.monotonic())
 
-    def _is_stale(self, key: int) -> bool:
-        """Whether a model that was to leave has left, and may have asked to come back since."""
+    def _is_over(self, key: int, is_done: Callable[[], bool]) -> bool:
+        """Whether a model that was to leave need not, or has, and may have asked to come back."""
+        if is_done():
+            return True
         with self._changed:
             return key not in self._holders or not self._arbiter.is_leaving(key)
