@@ -84,10 +84,7 @@ def pool_of(folder: str) -> Pool:
 
 
 class Lives(RuleBasedStateMachine):
-    """One thread; what it asks for is there, or refused since nobody can make room.
-
-    That is so where files are full, and where others are parked in part, since they grew meanwhile.
-    """
+    """One thread; what it asks for is there, or refused where files are full."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,15 +97,12 @@ class Lives(RuleBasedStateMachine):
 
     @contextlib.contextmanager
     def refusable(self) -> Iterator[None]:
-        """Around what is refused only where files are full, or a model is parked in part."""
+        """Around what is refused only where files are full."""
         try:
             yield
         except RefusedError:
             files = sum(model.parked_file_bytes for model in self.pool.statistics().models)
-            partly = [
-                len({region.parked for region, _, _ in plain.regions}) > 1 for plain in self.models
-            ]
-            assert any(partly) or files + HOST_BYTES > FILE_BYTES
+            assert files + HOST_BYTES > FILE_BYTES
 
     @precondition(lambda self: len(self.models) < 5)
     @rule(tag=st.sampled_from(TAGS), size=st.sampled_from(SIZES))

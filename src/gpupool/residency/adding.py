@@ -31,6 +31,8 @@ def add_region(
     residency.return_images()  # so that there is room for the new one
 
     def take(image_bytes: int) -> int:
+        # Else it would be parked in part, of which nobody asks for the rest.
+        residency.parking.bring_back(residency.saved, timeout_s)
         return session.host_memories([image_bytes], timeout_s).fds[0]
 
     add = (residency.saved if image or kind is not Tag.kv_cache else residency.kept).add_region
