@@ -54,7 +54,8 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     make_checkpoint("a")
     content = changed("models", 0, "args", value={"dtype": "float32", "enforce-eager": True})
     content["server"] = {"host": "0.0.0.0", "port": 0, "max_body": "1MiB"}
-    content["models"].append({"name": "org/b", "model": "org/b", "kv_cache": 7, "kv_store": "1KiB"})
+    sizes = {"kv_cache": 7, "kv_store": "1KiB", "cudagraphs": "2KiB"}
+    content["models"].append({"name": "org/b", "model": "org/b", **sizes})
     config = load_config(write(tmp_path, content))
     assert (config.pool.budget_bytes, config.pool.page_bytes) == (192 * MIB, 2 * MIB)
     assert (config.pool.turn_ms, config.pool.min_tokens) == (200, 8)
@@ -65,6 +66,7 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     assert a.args == {"dtype": "float32", "enforce-eager": True}
     assert (b.model, b.is_local, b.kv_cache_bytes) == ("org/b", False, 7)
     assert (b.kv_store_bytes, a.kv_store_bytes) == (1024, None)
+    assert (b.cudagraph_bytes, a.cudagraph_bytes) == (2048, None)
     assert (a.verify, a.share, config.images) == ("always", False, None)
 
 

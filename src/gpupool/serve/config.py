@@ -89,6 +89,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     kv_cache_bytes: ByteSize = field(name="kv_cache")
     kv_store_bytes: ByteSize | None = field(name="kv_store", default=None)
     """Host memory for copies of its KV blocks, at most."""
+    cudagraph_bytes: ByteSize | None = field(name="cudagraphs", default=None)
+    """Room in the pool for its CUDA graphs, whose memory is outside without."""
     verify: Literal["always", "sample", "off"] = "always"
     """Which copies of a swap-in are held against their digests."""
     share: bool = False

@@ -100,6 +100,8 @@ def engine_command(
     }
     if model.kv_store_bytes is not None:
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
+    if model.cudagraph_bytes is not None:
+        pooled["cudagraph_bytes"] = int(model.cudagraph_bytes)
     if model.verify != "always":
         pooled["verify"] = model.verify
     if model.share:

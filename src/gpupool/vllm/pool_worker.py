@@ -22,6 +22,7 @@ from gpupool.model import Model
 from gpupool.vllm import compat, settings
 from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.destination import loading_into
+from gpupool.vllm.graph_memory import GraphMemory
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
 from gpupool.vllm.pool_steps import PoolSteps
@@ -82,6 +83,8 @@ class PoolWorker(PoolSteps):
         self._pool_shares = given.share
         self._pool_images = settings.image_cache(given)
         self._pool_kv_store_bytes = given.kv_store_bytes
+        self._pool_cudagraph_bytes = given.cudagraph_bytes
+        self._pool_graphs: GraphMemory | None = None
         self._pool_kv_cache_config: Any = None
         self._pool_tables = BlockTables([], 0)
         self._pool_reporter = settings.reporter(given, joined.session)
@@ -103,7 +106,9 @@ class PoolWorker(PoolSteps):
     def load_model(self, **kwargs: Any) -> None:
         """Load as vLLM does, then move the weights into the pool; they start out of memory."""
         compat.forget_shared_tensors()
-        with loading_into(self.pool_model, self._pool_images):
+        if self._pool_cudagraph_bytes is not None:
+            self._pool_graphs = GraphMemory(self.pool_model, self._pool_cudagraph_bytes)
+        with loading_into(self.pool_model, self._pool_images), self._pool_capturing():
             super().load_model(**kwargs)  # type: ignore[misc]
         # All, or what --load-format gpupool has left.
         adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
@@ -119,14 +124,14 @@ class PoolWorker(PoolSteps):
 
     def determine_available_memory(self) -> int:
         """Profile with the weights in place."""
-        with self.pool_model.resident():
+        with self.pool_model.resident(), self._pool_capturing():
             return int(super().determine_available_memory())  # type: ignore[misc]
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache in the pool."""
         self.pool_model.swap_out()  # the footprint grows
         self._pool_kv_cache_config = kv_cache_config
-        with self._pool_kept_from_allocation():
+        with self._pool_kept_from_allocation(), self._pool_capturing():
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         if kv_cache_config.kv_cache_groups and self._pool_kv is None:
             raise UsageError("this version of vLLM allocates its KV cache in an unknown way")
@@ -139,11 +144,17 @@ class PoolWorker(PoolSteps):
     def compile_or_warm_up_model(self) -> Any:
         """Warm up, then leave: the engine is ready, and the next one may need the room."""
         with self.pool_model.resident():
-            times = super().compile_or_warm_up_model()  # type: ignore[misc]
+            with self._pool_capturing():
+                times = super().compile_or_warm_up_model()  # type: ignore[misc]
+            if self._pool_graphs is not None:
+                logger.info("gpupool: %d bytes of CUDA graphs in the pool", self._pool_graphs.fit())
         self.pool_model.swap_out()
         if self._pool_shares:  # nothing writes to the weights by itself any more
             self.pool_model.share()
         return times
+
+    def _pool_capturing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._pool_graphs is None else self._pool_graphs.used()
 
     def shutdown(self) -> None:
         """Stop, and leave the pool."""
@@ -206,6 +217,8 @@ class PoolWorker(PoolSteps):
         on_cuda = model.device_kind == "cuda"
         with torch.cuda.device(model.device_ordinal) if on_cuda else nullcontext():
             compat.wait_for_device(self)
+            if on_cuda:  # what steps have left over is outside the pool, and others need the room
+                torch.cuda.empty_cache()
 
     # Doors.
 

@@ -29,8 +29,10 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``socket`` is the daemon's, or for a tensor parallel engine those of its ranks' devices, in
     their order.
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
-    all. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
-    whether pages and host memory are had in common with models of the same weights. ``image_cache``
+    all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which what they leave over is
+    given back; without, their memory stays on the device outside the pool.
+    ``verify`` says which copies of a swap-in are held against their digests. ``share`` is whether
+    pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
     ``image_cache_bytes`` the room that they may take there. ``ttft_ms`` and ``tbt_ms``
     are when the first token of a request is due and how long after that each further one, and
@@ -40,6 +42,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket: str | Annotated[list[str], Meta(min_length=2, max_length=RANKS_MAX)]
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
     share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
@@ -57,6 +60,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_bytes: int
     page_bytes: int = 64 * MIB
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
+    cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
     share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None

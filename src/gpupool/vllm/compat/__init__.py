@@ -23,6 +23,7 @@ from gpupool.vllm.compat.kv_cache import (
 )
 from gpupool.vllm.compat.platform import (
     device_name,
+    graphs_captured_into,
     platform_worker,
     prepare_process,
     runs_in_child_process,
@@ -48,6 +49,7 @@ __all__ = [
     "device_name",
     "draft_tokens",
     "forget_shared_tensors",
+    "graphs_captured_into",
     "kv_allocations",
     "not_for_images",
     "place",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +59,22 @@ def waive_free_memory_check(vllm_config: Any) -> None:
     size, and the pool holds that memory for all its engines.
     """
     vllm_config.cache_config.gpu_memory_utilization = 0.001
+
+
+@contextmanager
+def graphs_captured_into(pool: tuple[int, int]) -> Iterator[None]:
+    """Have what is made in this ``with`` block capture its CUDA graphs into a pool of torch.
+
+    Whatever captures asks the platform once, as it is made. Graphs of encoders have pools of their
+    own.
+    """
+    own = type(current_platform)
+    before = own._global_graph_pool
+    own._global_graph_pool = pool
+    try:
+        yield
+    finally:
+        own._global_graph_pool = before
 
 
 def runs_in_child_process() -> bool:

@@ -66,13 +66,14 @@ NEEDS: tuple[Need, ...] = (
         without="torch is asked to wait",
     ),
     Need(
-        "which platform it is",
+        "which platform it is, and where it captures CUDA graphs",
         {
             "": (
                 Hook("vllm.platforms", "current_platform"),
                 *_all(
                     "vllm.platforms.interface",
-                    "is_cpu is_cuda device_type get_device_name get_device_capability",
+                    "is_cpu is_cuda device_type get_device_name get_device_capability "
+                    "_global_graph_pool",
                     of="Platform",
                 ),
             )

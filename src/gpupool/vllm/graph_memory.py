@@ -1,0 +1,86 @@
+"""Memory of an engine's CUDA graphs in a region of its model, with which it leaves and comes back.
+
+Without one it is torch's, and stays on the device for as long as the engine lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+import torch
+
+from gpupool._core import ArenaStatistics, Region
+from gpupool.errors import UsageError
+from gpupool.vllm import compat
+
+
+class Allocator(Protocol):
+    """A pool of torch over a region: ``gpupool.interop.TorchAllocator``."""
+
+    region: Region
+    mem_pool: Any
+
+    def statistics(self) -> ArenaStatistics:
+        """What of the region is in use, in bytes."""
+
+
+class Owner(Protocol):
+    """What the region is of: a Model."""
+
+    @property
+    def device_kind(self) -> str:
+        """``host`` or ``cuda``."""
+
+    def torch_allocator(self, tag: str, size_bytes: int) -> Allocator:
+        """A new region and a pool of torch over it."""
+
+    def resize(self, region: Region, size_bytes: int) -> None:
+        """Make the region ``size_bytes`` long."""
+
+
+class GraphMemory:
+    """Where vLLM captures an engine's graphs, and what they leave over of it."""
+
+    def __init__(self, model: Owner, size_bytes: int) -> None:
+        """Have room for ``size_bytes`` in a model that is out.
+
+        Raises UsageError off the GPU, and what ``Model.torch_allocator`` raises.
+        """
+        if model.device_kind != "cuda":
+            raise UsageError(
+                "'cudagraph_bytes' is for engines on a GPU: others have no such graphs"
+            )
+        self._model = model
+        self._size_bytes = size_bytes
+        self._allocator = model.torch_allocator("cudagraph", size_bytes)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """What is made to capture graphs in this ``with`` block captures them there.
+
+        Raises UsageError where the room was too small for them.
+        """
+        try:
+            with compat.graphs_captured_into(self._allocator.mem_pool.id):
+                yield
+        except torch.OutOfMemoryError as error:
+            if self._allocator.statistics().refused == 0:
+                raise
+            raise UsageError(
+                f"the CUDA graphs of this model need more than the {self._size_bytes} bytes of "
+                "'cudagraph_bytes': raise it, or leave it out to have them outside the pool"
+            ) from error
+
+    def fit(self) -> int:
+        """Give back what no graph was captured into, and say how many bytes are left.
+
+        All of the rest is saved at every swap-out.
+        """
+        region, found = self._allocator.region, self._allocator.statistics()
+        # Blocks are cut from the front, so that what is free is behind them but for gaps.
+        end = region.bytes - found.largest_free_bytes
+        with suppress(UsageError):  # as when the largest gap is one between blocks
+            self._model.resize(region, max(1, end))
+        return region.bytes

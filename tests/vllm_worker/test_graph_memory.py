@@ -1,0 +1,211 @@
+"""Where an engine's CUDA graphs are captured into, on memory that can be looked at."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpupool import Model, Pool, _core
+from gpupool._core import Region, RegionArena
+from gpupool.errors import UsageError
+from gpupool.interop import _Allocator
+
+torch = pytest.importorskip("torch")
+platforms = pytest.importorskip("vllm.platforms")
+
+from async_engine import FakeWorker, kv_cache_config, vllm_config  # noqa: E402
+
+from gpupool.vllm import pool_worker, settings, worker  # noqa: E402
+from gpupool.vllm.graph_memory import GraphMemory  # noqa: E402
+
+POOL_ID = (7, 1)
+PAGE_BYTES, BUDGET_PAGES = 2 << 20, 4
+_SIZE, _INT, _POINTER = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
+
+
+def pool_of() -> Pool:
+    return Pool(device="host", budget_bytes=BUDGET_PAGES * PAGE_BYTES, page_bytes=PAGE_BYTES)
+
+
+def memory_of(region: Region) -> memoryview:
+    return memoryview((ctypes.c_uint8 * region.bytes).from_address(region.address)).cast("B")
+
+
+def allocate(arena: RegionArena, size_bytes: int) -> int | None:
+    """As torch asks for a block."""
+    function = getattr(ctypes.CDLL(_core.__file__), arena.torch_symbols[0])
+    function.argtypes, function.restype = [_SIZE, _INT, _POINTER], _POINTER
+    return function(size_bytes, 0, None)  # type: ignore[no-any-return]
+
+
+def free(arena: RegionArena, block: int) -> None:
+    """As torch gives one back."""
+    function = getattr(ctypes.CDLL(_core.__file__), arena.torch_symbols[1])
+    function.argtypes, function.restype = [_POINTER, _SIZE, _INT, _POINTER], None
+    function(block, 1, 0, None)
+
+
+class OnGpu:
+    """A model on the host that says it is on a GPU, and takes any pair of functions for torch's."""
+
+    device_kind = "cuda"
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.resize = model.resize
+
+    def torch_allocator(self, tag: str, size_bytes: int) -> Any:
+        made: Any = _Allocator(self.model, tag, size_bytes, 0)
+        made.mem_pool = SimpleNamespace(id=POOL_ID)
+        return made
+
+
+def graphs_of(model: Model, size_bytes: int) -> tuple[GraphMemory, RegionArena]:
+    graphs = GraphMemory(OnGpu(model), size_bytes)
+    return graphs, arena_of(graphs)
+
+
+def arena_of(graphs: GraphMemory) -> RegionArena:
+    arena: RegionArena = graphs._allocator._arena  # type: ignore[attr-defined]
+    return arena
+
+
+@pytest.fixture
+def captured_into() -> Iterator[Any]:
+    """Where the platform has graphs captured into, which nothing has changed at the end."""
+    own = type(platforms.current_platform)
+    before = own._global_graph_pool
+    yield lambda: own._global_graph_pool
+    assert own._global_graph_pool == before
+
+
+@given(sizes=st.lists(st.integers(1, PAGE_BYTES), max_size=12), seed=st.integers(0, 1000))
+def test_what_graphs_leave_over_goes_back_and_the_rest_is_saved(
+    sizes: list[int], seed: int
+) -> None:
+    pool = pool_of()
+    model = pool.model("a")
+    room = BUDGET_PAGES * PAGE_BYTES
+    graphs, arena = graphs_of(model, room)
+    region = graphs._allocator.region
+    chance, expected = random.Random(seed), {}
+    with model.resident():
+        for size in sizes:
+            if block := allocate(arena, size):
+                at = block - region.address
+                expected[at] = chance.randbytes(min(size, 64))
+                memory_of(region)[at : at + len(expected[at])] = expected[at]
+        ends = [at + size for at, size in zip(expected, sizes, strict=False)]
+        left = graphs.fit()
+        assert left == region.bytes
+        end = max(ends, default=1)
+        assert end <= left < end + 512
+        assert pool.free_bytes == room - region.span_bytes
+    model.swap_out()
+    other = pool.model("b")
+    other.region("workspace", room)
+    with other.resident():
+        memory_of(other.regions("workspace")[0])[:] = b"\xee" * room
+    with model.resident():
+        for at, content in expected.items():
+            assert memory_of(region)[at : at + len(content)] == content
+    for at in expected:
+        free(arena, region.address + at)
+    pool.close()
+
+
+def test_gaps_between_blocks_stay(captured_into: Any) -> None:
+    model = pool_of().model("a")
+    graphs, arena = graphs_of(model, BUDGET_PAGES * PAGE_BYTES)
+    with model.resident():
+        blocks = [allocate(arena, PAGE_BYTES) for _ in range(BUDGET_PAGES)]
+        for index in (0, 1):
+            free(arena, blocks[index] or 0)
+        assert graphs.fit() == BUDGET_PAGES * PAGE_BYTES
+
+
+def test_too_little_room_says_what_to_raise(captured_into: Any) -> None:
+    model = pool_of().model("a")
+    graphs, arena = graphs_of(model, PAGE_BYTES)
+    before = captured_into()
+    with pytest.raises(torch.OutOfMemoryError), graphs.used():
+        assert captured_into() == POOL_ID
+        raise torch.OutOfMemoryError("elsewhere")
+    assert captured_into() == before
+    too_little = f"{PAGE_BYTES} bytes of 'cudagraph_bytes': raise it"
+    with model.resident(), pytest.raises(UsageError, match=too_little), graphs.used():
+        assert allocate(arena, 2 * PAGE_BYTES) is None
+        raise torch.OutOfMemoryError("as torch does then")
+
+
+class Capturing(FakeWorker):
+    """Asks the platform where to, wherever some version of vLLM does."""
+
+    def __init__(self, config: Any, seed: int) -> None:
+        self.asked: list[Any] = []
+        super().__init__(config, seed)
+
+    def _ask(self) -> None:
+        self.asked.append(platforms.current_platform.get_global_graph_pool())
+
+    def load_model(self) -> None:
+        self._ask()
+        super().load_model()
+
+    def determine_available_memory(self) -> int:
+        self._ask()
+        return super().determine_available_memory()
+
+    def initialize_from_config(self, config: Any) -> None:
+        self._ask()
+        super().initialize_from_config(config)
+
+    def compile_or_warm_up_model(self) -> float:
+        self._ask()
+        self.block = allocate(arena_of(self.graphs), 5000)
+        return super().compile_or_warm_up_model()
+
+
+def config(**more: Any) -> Any:
+    embedded = {"device": "host", "budget_bytes": 16 << 20, "page_bytes": PAGE_BYTES, "model": "a"}
+    return vllm_config({**embedded, **more})
+
+
+def test_all_of_an_engine_captures_there(
+    monkeypatch: pytest.MonkeyPatch, captured_into: Any
+) -> None:
+    monkeypatch.setattr(settings, "_pools", {})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setattr(
+        pool_worker, "GraphMemory", lambda model, size: GraphMemory(OnGpu(model), size)
+    )
+    engine = worker.pooled(Capturing)(config(cudagraph_bytes=8 << 20), 1)
+    engine.load_model()
+    graphs = engine._pool_graphs
+    assert graphs is not None
+    engine.graphs = graphs
+    engine.determine_available_memory()
+    engine.initialize_from_config(kv_cache_config())
+    engine.compile_or_warm_up_model()
+    assert engine.asked == [POOL_ID] * 4
+    region = graphs._allocator.region
+    assert 5000 <= region.bytes < 6000
+    assert not engine.pool_model.gate.is_resident
+    free(arena_of(graphs), engine.block)
+    engine.pool_model.close()
+
+
+def test_an_engine_without_a_gpu_has_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_pools", {})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    engine = worker.pooled(FakeWorker)(config(cudagraph_bytes=1), 1)
+    with pytest.raises(UsageError, match="for engines on a GPU"):
+        engine.load_model()
+    engine.pool_model.close()
