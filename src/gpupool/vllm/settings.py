@@ -53,12 +53,20 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Share a pool with the other engines of this process."""
+    """Share a pool with the other engines of this process.
+
+    All of them say the same of the pool: ``device``, ``budget_bytes``, ``page_bytes``, and what
+    ``gpupool.Pool`` is to have of host memory and files (``host_budget_bytes``,
+    ``parking_folder``, ``parking_limit_bytes``). The rest is as of ``DaemonSettings``.
+    """
 
     model: str
     device: str
     budget_bytes: int
     page_bytes: int = 64 * MIB
+    host_budget_bytes: int | None = None
+    parking_folder: str | None = None
+    parking_limit_bytes: int | None = None
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
@@ -67,7 +75,11 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
-_pools: dict[str, tuple[EmbeddedSettings, Pool]] = {}
+_OF_THE_POOL = (
+    *("budget_bytes", "page_bytes"),
+    *("host_budget_bytes", "parking_folder", "parking_limit_bytes"),
+)
+_pools: dict[str, tuple[dict[str, Any], Pool]] = {}
 _pools_lock = threading.Lock()
 
 
@@ -144,20 +156,16 @@ def join(settings: DaemonSettings | EmbeddedSettings, rank: int, engine: str) ->
             "engines share an embedded pool only within one process: set "
             "VLLM_ENABLE_V1_MULTIPROCESSING=0, or join a daemon's pool with 'socket'"
         )
+    asked = {name: getattr(settings, name) for name in _OF_THE_POOL}
     with _pools_lock:
         if settings.device not in _pools:
-            pool = Pool(
-                device=settings.device,
-                budget_bytes=settings.budget_bytes,
-                page_bytes=settings.page_bytes,
-            )
-            _pools[settings.device] = (settings, pool)
+            _pools[settings.device] = (asked, Pool(device=settings.device, **asked))
         first, pool = _pools[settings.device]
-        asked = (settings.budget_bytes, settings.page_bytes)
-        if (first.budget_bytes, first.page_bytes) != asked:
+        if differing := [name for name in _OF_THE_POOL if first[name] != asked[name]]:
+            has = ", ".join(f"{name}={first[name]!r}" for name in differing)
             raise UsageError(
-                f"this process has a pool of {first.budget_bytes} bytes in pages of "
-                f"{first.page_bytes} on {settings.device!r}: give every engine the same"
+                f"this process has a pool on {settings.device!r} with {has}: give every engine the "
+                "same"
             )
         return Joined(pool.session(settings.model), 0)
 
