@@ -33,7 +33,7 @@ def fresh_pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def config(name: str, folder: Path, **more: Any) -> Any:
-    """Room on the device for one of them, and on the host for the blocks of all and the images of two."""
+    """Room on the device for one; on the host for the blocks of all and the images of two."""
     embedded = {
         "device": "host",
         "budget_bytes": 6 * MIB,
