@@ -1,4 +1,4 @@
-"""Time budgets: each group of tests says how long it may take, and a run says how long it took.
+"""Time budgets: each group of tests has one, and a run says how long it took and which it is over.
 
 And what Hypothesis draws is the same in every run.
 """
@@ -18,8 +18,9 @@ with contextlib.suppress(ModuleNotFoundError):  # what runs on a GPU machine doe
     settings.register_profile("suite", derandomize=True, deadline=None, database=None)
     settings.load_profile("suite")
 
-# Minutes on two slow cores with nothing else to do, several times what is needed. Tests that take
-# a group further than this belong in a target of their own (see `make help`).
+# Minutes on two slow cores with nothing else to do, more than what is needed. Tests that take
+# a group further than this belong in a target of their own (see `make help`). No run fails for it,
+# since other work on the machine can take a group there too.
 BUDGETS_MIN = {
     "check": 2,
     "core": 4,
@@ -54,11 +55,6 @@ class Budgets:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         path = (self._root / report.nodeid.partition("::")[0]).resolve()
         self._taken_s[path.relative_to(TESTS).parts[0]] += report.duration
-
-    @pytest.hookimpl
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._over() and session.exitstatus == 0:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
