@@ -1,6 +1,7 @@
 // Which driver a test program runs on: GPUPOOL_TEST_DRIVER is host/threads (the default),
 // host/stepped or cuda; GPUPOOL_TEST_SEED moves the schedules of host/stepped. With
-// GPUPOOL_TEST_OBSERVE=1 the driver is behind an observer that records a trace all the time.
+// GPUPOOL_TEST_OBSERVE=1 the driver is behind an observer that records a trace all the time; with
+// GPUPOOL_TEST_WRITTEN=1 a program on cuda fails when it reads device memory that it never wrote.
 #pragma once
 
 #include <cstdlib>
@@ -12,6 +13,7 @@
 
 #include "driver/host.h"
 #include "driver/observe.h"
+#include "written.h"
 
 namespace gpupool {
 
@@ -30,7 +32,11 @@ inline DriverPtr open_bare_test_driver() {
   if (name == "host/stepped") {
     return open_host_driver({.streams = StreamMode::stepped, .seed = seed++});
   }
-  if (name == "cuda") return open_cuda_driver(0);
+  if (name == "cuda") {
+    DriverPtr driver = open_cuda_driver(0);
+    if (setting("GPUPOOL_TEST_WRITTEN", "0") != "1") return driver;
+    return std::make_shared<WrittenDriver>(std::move(driver));
+  }
   throw std::invalid_argument("GPUPOOL_TEST_DRIVER is '" + name +
                               "': use host/threads, host/stepped or cuda");
 }

@@ -54,5 +54,9 @@ int main() {
                 check::sites_min());
     return 1;
   }
+  if (gpupool::unwritten_reads() > 0) {
+    std::printf("FAILED  %d reads of what was never written\n", gpupool::unwritten_reads().load());
+    return 1;
+  }
   return failed == 0 ? 0 : 1;
 }
