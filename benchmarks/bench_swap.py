@@ -91,9 +91,9 @@ def visible(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
     """
     each_bytes = size_bytes // page_bytes * page_bytes
     waits: dict[bool, list[float]] = {True: [], False: []}
-    with daemon(device, 2 * each_bytes, page_bytes) as socket_path:
+    with daemon(device, 2 * each_bytes, page_bytes) as pool:
         models = [
-            load(gpupool.Model(name, DaemonSession(socket_path, name)), each_bytes)
+            load(gpupool.Model(name, DaemonSession(pool.socket_path, name)), each_bytes)
             for name in "abc"
         ]
         for turn in range(6 * (runs + 1)):

@@ -8,15 +8,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpupool.daemon.client import query_status
 from gpupool.errors import DaemonUnavailableError, GpupoolError
 
 
+@dataclass(frozen=True)
+class Daemon:
+    """One that runs."""
+
+    socket_path: Path
+    pid: int
+
+
 @contextlib.contextmanager
-def daemon(device: str, budget_bytes: int, page_bytes: int) -> Iterator[Path]:
-    """One for the length of the block, and the socket it listens on. Raises GpupoolError."""
+def daemon(device: str, budget_bytes: int, page_bytes: int) -> Iterator[Daemon]:
+    """One for the length of the block. Raises GpupoolError."""
     with tempfile.TemporaryDirectory() as folder:  # which this user alone can enter
         path = Path(folder) / "daemon.sock"
         command = [sys.executable, "-m", "gpupool", "daemon", "--socket", str(path)]
@@ -31,7 +40,7 @@ def daemon(device: str, budget_bytes: int, page_bytes: int) -> Iterator[Path]:
                 time.sleep(0.01)
             else:
                 raise GpupoolError("the pool daemon did not start")
-            yield path
+            yield Daemon(path, process.pid)
         finally:
             process.terminate()
             process.wait()

@@ -149,9 +149,9 @@ def main(output: Path, device: str, weights_mib: int, kv_mib: int, plot_path: Pa
     sizes = [size // 2 * 2 * MIB for size in (weights_mib, kv_mib)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        daemon(device, sum(sizes), PAGE_BYTES) as socket_path,
+        daemon(device, sum(sizes), PAGE_BYTES) as pool,
     ):
-        first, second = (Subject(socket_path, name, *sizes) for name in "ab")
+        first, second = (Subject(pool.socket_path, name, *sizes) for name in "ab")
         events = swap(first, second, Path(folder))
         for subject in (first, second):
             subject.model.close()

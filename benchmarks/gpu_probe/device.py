@@ -101,6 +101,12 @@ class Device:
         self.cu("cuMemGetInfo", byref(free), byref(total))
         return free.value
 
+    def used_bytes(self) -> int:
+        """What it has not free, for all processes together."""
+        free, total = c_size_t(), c_size_t()
+        self.cu("cuMemGetInfo", byref(free), byref(total))
+        return total.value - free.value
+
     def granularity(self) -> int:
         """The smallest page."""
         size = c_size_t()
