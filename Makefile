@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check test-python newer-vllm kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check gpu-sanitize test-python newer-vllm kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,11 @@ gpu-check: $(STAMPS)/build-tools ## What only a GPU can show: the seam's contrac
 	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
 	$(GPU_PYTHON) -m gpupool.check --parts conformance,gpu,embedded,kernels,vllm \
 		--build build/cpp --out build/gpu-check
+
+gpu-sanitize: $(STAMPS)/build-tools ## compute-sanitizer over the core and the kernels; needs a GPU too
+	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
+	$(GPU_PYTHON) -m gpupool.check --parts sanitizer --build build/cpp --out build/gpu-sanitize
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest

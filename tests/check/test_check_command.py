@@ -13,6 +13,7 @@ import pytest
 
 import gpupool
 from gpupool.check.parts import BY_NAME_ALONE, DEFAULT, PARTS, SUBJECTS, Places, planned
+from gpupool.check.sanitizer import INITCHECK_SUBJECTS
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(
@@ -44,6 +45,13 @@ def test_make_builds_what_is_run() -> None:
     listed = re.search(r"add_custom_target\(gpu_programs DEPENDS([^)]*)\)", built)
     assert listed is not None
     assert tuple(each.removesuffix("_test") for each in listed[1].split()) == SUBJECTS
+
+
+def test_initcheck_is_run_on_what_the_stand_in_holds_it_to() -> None:
+    built = (ROOT / "tests/cpp/CMakeLists.txt").read_text()
+    listed = re.search(r"set\(initcheck_subjects ([^)]*)\)", built)
+    assert listed is not None
+    assert tuple(listed[1].split()) == INITCHECK_SUBJECTS
 
 
 def test_every_file_that_a_part_names_is_there(tmp_path: Path) -> None:

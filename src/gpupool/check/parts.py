@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+
+from gpupool.check import sanitizer
 
 #: C++ tests that ask for nothing but a driver; `make gpu-check` builds them.
 SUBJECTS = (
@@ -38,6 +41,10 @@ class Part:
     commands: tuple[tuple[str, ...], ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     skip: str = ""
+    judge: Callable[[Sequence[str], int, str], str] | None = None
+    """What is wrong by a command's exit status and output, where 0 alone says too little."""
+    note: str = ""
+    """What it leaves out."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Places:
     out: Path
 
 
-#: With their limits; those of all but the probe, which is asked for by name, make eight minutes.
+#: With their limits; those of all but what is asked for by name make eight minutes.
 PARTS = {
     "conformance": ("the seam's contract and the C++ tests of the core, on cuda", 75.0),
     "gpu": ("tests/gpu: torch and CuPy over regions, CUDA graphs, KV blocks", 80.0),
@@ -59,8 +66,10 @@ PARTS = {
     "vllm": ("vLLM's hooks, and engines that take turns in a pool", 100.0),
     "benchmarks": ("swaps and KV blocks on cuda, calls from Python", 50.0),
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
+    "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 560.0),
+    "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 560.0),
 }
-BY_NAME_ALONE = ("probe",)
+BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer")
 DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
 
 _TESTS = {
@@ -85,28 +94,38 @@ def _planned(name: str, places: Places) -> Part:
     skip = _why_not(name, places)
     commands = () if skip else _commands(name, places)
     environment = {"GPUPOOL_REQUIRE_GPU": "1", "PYTHONUNBUFFERED": "1"}
-    if name == "conformance":
+    if name in ("conformance", "sanitizer"):
         environment["GPUPOOL_TEST_DRIVER"] = "cuda"
     if not skip and name != "conformance":
         # Tests and benchmarks import from the tree; gpupool itself is the one that runs this.
         own = str(Path(__file__).resolve().parents[2])
         paths = [own, str(places.tree), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(each for each in paths if each)
-    return Part(name, what, limit_s, commands, environment, skip)
+    part = Part(name, what, limit_s, commands, environment, skip)
+    if name != "sanitizer" or skip:
+        return part
+    return replace(
+        part,
+        environment=environment | sanitizer.ENVIRONMENT,
+        judge=sanitizer.judge,
+        note=sanitizer.find(os.environ).left_out,
+    )
 
 
 def _why_not(name: str, places: Places) -> str:
     """Why a part cannot be run here, or nothing."""
-    if name == "conformance":
+    if name in ("conformance", "sanitizer"):
         missing = [subject for subject in SUBJECTS if not _program(places, subject).exists()]
         if len(missing) == len(SUBJECTS):
             return f"there are no C++ tests in {places.build}: make gpu-check builds them"
+    if name == "conformance":
         return ""
+    if name == "sanitizer" and not sanitizer.find(os.environ).program:
+        return "there is no compute-sanitizer: put the bin folder of a CUDA toolkit on PATH"
     if not (places.tree / "tests" / "gpu").is_dir():
         return f"{places.tree} is not gpupool's source tree: name it with --tree"
     wanted = {"kernels": ("triton", "torch"), "embedded": ("torch",), "vllm": ("vllm",)}
-    if name == "benchmarks":
-        wanted["benchmarks"] = ("torch", "click")
+    wanted |= {"benchmarks": ("torch", "click"), "sanitizer": ("triton", "torch", "pytest")}
     if name in _TESTS or name == "vllm":
         wanted[name] = (*wanted.get(name, ()), "pytest")
     for module in wanted.get(name, ()):
@@ -126,15 +145,22 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         return ((*pytest, *_TESTS[name]),)
     if name == "conformance":
         return tuple((str(_program(places, subject)),) for subject in SUBJECTS)
+    if name == "sanitizer":
+        programs = {subject: str(_program(places, subject)) for subject in SUBJECTS}
+        return sanitizer.find(os.environ).commands(programs, pytest)
     if name == "vllm":
         return ((python, "-m", "gpupool.vllm.hooks"), (*pytest, "tests/gpu/test_gpu_vllm.py"))
 
-    def benchmark(script: str, *arguments: str) -> tuple[str, ...]:
-        into = places.out / f"{Path(script).stem}.json"
-        return (python, f"benchmarks/{script}", *arguments, "--json", str(into))
+    def benchmark(script: str, *arguments: str, into: str = "") -> tuple[str, ...]:
+        path = places.out / f"{into or Path(script).stem}.json"
+        return (python, f"benchmarks/{script}", *arguments, "--json", str(path))
 
     if name == "probe":
         return (benchmark("probe_gpu.py"),)
+    if name == "long_swaps":
+        long_swaps = ("long_swaps.py", "--device", "cuda")
+        behind_daemon = benchmark(*long_swaps, "--daemon", into="long_swaps_daemon")
+        return (benchmark(*long_swaps), behind_daemon)
     return (
         benchmark("bench_swap.py", "--device", "cuda", "--mib", "1024", "--runs", "5"),
         benchmark("bench_kv.py", "--device", "cuda", "--runs", "3"),

@@ -48,7 +48,8 @@ def run_part(part: Part, tree: Path, log: Path) -> Outcome:
         output.seek(max(0, output.tell() - SAID_BYTES))
         said = output.read().decode(errors="replace")
     status = FAILED if failures else PASSED
-    return Outcome(status, "; ".join(failures), round(time.monotonic() - began, 2), said)
+    why = "; ".join([*failures, *filter(None, [part.note])])
+    return Outcome(status, why, round(time.monotonic() - began, 2), said)
 
 
 def _run(command: tuple[str, ...], part: Part, tree: Path, output: IO[bytes], left_s: float) -> str:
@@ -56,6 +57,7 @@ def _run(command: tuple[str, ...], part: Part, tree: Path, output: IO[bytes], le
     shown = shlex.join(command)
     output.write(f"$ {shown}\n".encode())
     output.flush()
+    begin = output.tell()
     process = subprocess.Popen(
         command,
         cwd=tree if tree.is_dir() else None,
@@ -76,6 +78,9 @@ def _run(command: tuple[str, ...], part: Part, tree: Path, output: IO[bytes], le
         output.seek(0, os.SEEK_END)
     if code == SKIPPED_ITSELF and part.name == "conformance":
         return f"{shown} found no device"
+    if part.judge is not None:
+        output.seek(begin)
+        return part.judge(command, code, output.read().decode(errors="replace"))
     if code < 0:
         return f"{shown} was ended by {signal.Signals(-code).name}"
     return f"{shown} ended with {code}" if code else ""
