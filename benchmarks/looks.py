@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 
-from gpupool.leases import Lease
+from gpupool.arbiter.leases import Lease
 from gpupool.live import Conductor
 from gpupool.schedule.recording import Decided
 from gpupool.schedule.turns import Residency

@@ -31,7 +31,6 @@ LIBRARY = CORE | {
     "model",
     "pool",
     "arbiter",
-    "leases",
     "host_budget",
     "schedule",
     "statistics",
@@ -45,17 +44,13 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "plan": ({"errors", "schedule", "simulate"}, {"matplotlib", "msgspec"}),
     "profile": ({"errors", "serve", "simulate"}, {"msgspec", "numpy"}),
     "session": (CORE | {"sharing"}, set()),
-    "leases": (CORE | {"schedule"}, set()),
     "sharing": (CORE | {"host_images"}, {"blake3"}),
-    "holdings": (CORE | {"leases", "schedule", "sharing"}, set()),
-    "arbiter": (CORE | {"holdings", "leases", "schedule"}, set()),
+    "arbiter": (CORE | {"schedule", "sharing"}, set()),
     "host_budget": (
         {"arbiter", "checks", "errors", "host_images", "schedule", "sharing"},
         set(),
     ),
-    "turn": (set(), set()),
-    "open_steps": ({"errors"}, set()),
-    "gate": (CORE | {"open_steps", "residency", "turn"}, set()),
+    "gate": (CORE | {"residency"}, set()),
     "statistics": (CORE, set()),
     "trace": (CORE | {"checks"}, set()),
     "host_images": (CORE, set()),
@@ -71,7 +66,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "scrubbing": (CORE, set()),
     "embedded": (
         CORE
-        | {"arbiter", "host_budget", "host_images", "leases", "schedule", "scrubbing", "session"}
+        | {"arbiter", "host_budget", "host_images", "schedule", "scrubbing", "session"}
         | {"sharing", "statistics"},
         set(),
     ),
@@ -88,7 +83,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
     "images": (CORE | {"adopt", "model"}, {"msgspec", "platformdirs", "torch"}),
-    "live": ({"leases", "schedule"}, set()),
+    "live": ({"arbiter", "schedule"}, set()),
     "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
     "gang": (CORE | {"daemon", "gate", "residency", "session"}, {"msgspec"}),
     "vllm": (
@@ -101,23 +96,10 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"anyio", "httpx", "msgspec", "prometheus_client", "rich", "starlette", "uvicorn", "yaml"},
     ),
     "cli": (
-        {
-            *("", "cli_daemon", "cli_images", "cli_plan", "cli_profile", "cli_replay"),
-            "cli_simulate",
-            *("errors", "kv", "serve"),
-        },
+        {"", "daemon", "errors", "host_budget", "images", "kv", "live", "plan", "profile"}
+        | {"schedule", "serve", "simulate"},
         {"click", "msgspec"},
     ),
-    "cli_numbers": (set(), {"click"}),
-    "cli_daemon": (
-        {"cli_numbers", "daemon", "errors", "host_budget", "schedule"},
-        {"click", "msgspec"},
-    ),
-    "cli_simulate": ({"cli_numbers", "errors", "schedule", "simulate"}, {"click", "msgspec"}),
-    "cli_replay": ({"live", "schedule"}, {"click", "msgspec"}),
-    "cli_profile": ({"errors", "profile", "serve", "simulate"}, {"click", "msgspec"}),
-    "cli_plan": ({"cli_numbers", "errors", "plan"}, {"click", "msgspec"}),
-    "cli_images": ({"errors", "images"}, {"click", "msgspec"}),
     "__main__": ({"cli"}, set()),
     "__init__": ({"_core", "model", "pool"}, set()),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpupool.leases import Lease
+from gpupool.arbiter.leases import Lease
 from gpupool.live import Conductor
 from gpupool.schedule.turns import Residency
 from gpupool.schedule.work import Goals

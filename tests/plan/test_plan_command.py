@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpupool.cli import main
-from gpupool.cli_plan import _STRATEGIES
+from gpupool.cli.plan import _STRATEGIES
 from gpupool.plan.planner import STRATEGIES
 from gpupool.simulate.checkpoints import Checkpoint, SwitchTimes
 from gpupool.simulate.profile_file import add_to_profiles

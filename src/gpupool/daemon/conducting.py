@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+from gpupool.arbiter.leases import Lease
 from gpupool.daemon import protocol as p
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.workers import Worker
 from gpupool.errors import ProtocolError
-from gpupool.leases import Lease
 from gpupool.live import Conductor
 from gpupool.schedule.work import Request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
+from gpupool.arbiter.leases import Granted
 from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
 from gpupool.daemon.conducting import Conducting
@@ -17,7 +18,6 @@ from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
 from gpupool.host_budget.ledger import HostLedger
 from gpupool.host_budget.place import ParkingPlace
-from gpupool.leases import Granted
 from gpupool.schedule.turns import Cool
 
 _ASKS = p.HostMemory | p.HostMemories | p.Declare | p.Acquire | p.Extend | p.ShareImage

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from gpupool.arbiter.leases import Lease
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.protocol import HISTORY, ModelStatus, Moved, SwapFigures
 from gpupool.host_budget.images import Images
-from gpupool.leases import Lease
 
 
 @dataclass

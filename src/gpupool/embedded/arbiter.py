@@ -10,6 +10,7 @@ from functools import partial
 
 from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
+from gpupool.arbiter.leases import Granted
 from gpupool.embedded.clean_pages import CleanPages
 from gpupool.embedded.host_memory import EmbeddedHost
 from gpupool.embedded.orders import Order, Orders
@@ -18,7 +19,6 @@ from gpupool.embedded.shared_images import EmbeddedImages
 from gpupool.embedded.swap_counts import SwapCounts
 from gpupool.errors import LeaseTimeoutError, SwapCancelledError
 from gpupool.host_budget.place import HostBudget
-from gpupool.leases import Granted
 from gpupool.scrubbing import Scrubbing
 from gpupool.session import PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Place

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol
 
-from gpupool.leases import Lease
+from gpupool.arbiter.leases import Lease
 from gpupool.live.measured import Measured
 from gpupool.live.notes import Notes
 from gpupool.live.orders import Orders

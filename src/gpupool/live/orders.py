@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gpupool.leases import Lease
+from gpupool.arbiter.leases import Lease
 from gpupool.live.wants import OUT_S
 
 _NEVER_S = float("-inf")

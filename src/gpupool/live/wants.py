@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from operator import attrgetter
 
-from gpupool.leases import Lease
+from gpupool.arbiter.leases import Lease
 from gpupool.live.requests import Requests
 from gpupool.schedule.turns import Residency
 from gpupool.schedule.work import Request

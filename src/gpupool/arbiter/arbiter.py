@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter
 
 from gpupool._core import PagePool
+from gpupool.arbiter.holdings import Holdings
+from gpupool.arbiter.leases import Granted, Lease, Outcome
 from gpupool.errors import DriverError, UsageError
-from gpupool.holdings import Holdings
-from gpupool.leases import Granted, Lease, Outcome
 from gpupool.schedule.turns import (
     Cool,
     Decision,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gpupool._core import PagePool
+from gpupool.arbiter.leases import Lease
 from gpupool.errors import DoesNotFitError, PoolFullError, UsageError
-from gpupool.leases import Lease
 from gpupool.schedule.turns import Residency
 from gpupool.sharing.contents import Contents
 

@@ -12,7 +12,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from gpupool.cli_numbers import ABOVE_ZERO, Number
+from gpupool.cli.numbers import ABOVE_ZERO, Number
 from gpupool.errors import GpupoolError, UsageError
 
 if TYPE_CHECKING:

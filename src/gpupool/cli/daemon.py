@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from gpupool.cli_numbers import Number
+from gpupool.cli.numbers import Number
 from gpupool.errors import GpupoolError
 
 _DURATION_MAX = 1e6  # ms or s

@@ -14,9 +14,9 @@ from functools import partial
 
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
-from gpupool.open_steps import OpenSteps
+from gpupool.gate.open_steps import OpenSteps
+from gpupool.gate.turn import Turn
 from gpupool.residency import Ahead, Resident, State
-from gpupool.turn import Turn
 
 _POLL_S = 0.02
 

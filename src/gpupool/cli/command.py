@@ -9,12 +9,12 @@ import click
 import msgspec
 
 from gpupool import __version__
-from gpupool.cli_daemon import daemon, prefetch, status
-from gpupool.cli_images import images
-from gpupool.cli_plan import plan_command
-from gpupool.cli_profile import profile_command
-from gpupool.cli_replay import replay
-from gpupool.cli_simulate import simulate_command
+from gpupool.cli.daemon import daemon, prefetch, status
+from gpupool.cli.images import images
+from gpupool.cli.plan import plan_command
+from gpupool.cli.profile import profile_command
+from gpupool.cli.replay import replay
+from gpupool.cli.simulate import simulate_command
 from gpupool.errors import GpupoolError
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from gpupool.cli_numbers import ABOVE_ZERO, Number
+from gpupool.cli.numbers import ABOVE_ZERO, Number
 from gpupool.errors import GpupoolError
 
 if TYPE_CHECKING:
