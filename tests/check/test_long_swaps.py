@@ -63,11 +63,17 @@ def a_pinned_slab(driver: Driver) -> SlabAllocator:
     return slabs
 
 
+def more_memory() -> Callable[[Driver], int]:
+    """Touches ever more of one mapping: what others have freed is in no way of that."""
+    room, piece = mmap.mmap(-1, SWAPS * MIB // 4), b"x" * (MIB // 4)
+    return lambda _: room.write(piece)
+
+
 LEAKS: dict[str, Callable[[Driver], object]] = {
     "descriptors": lambda _: os.fdopen(os.dup(0), "rb", closefd=True),
     "mappings": a_file_mapped,
     "address_bytes": lambda _: mmap.mmap(-1, 4 * MIB),
-    "memory_bytes": lambda _: b"x" * (MIB // 4),
+    "memory_bytes": more_memory(),
     "pages": a_page,
     "registered_bytes": a_pinned_slab,
     "streams": BlockCopier,
