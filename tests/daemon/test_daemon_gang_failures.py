@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_bench import DEADLINE_S, StartDaemon, until
+from daemon_bench import DEADLINE_S, PAGE_BYTES, StartDaemon, until
 from gang_bench import PAGES, Engine
 
-from gpupool.errors import DriverError
+from gpupool.daemon.client import DaemonSession
+from gpupool.errors import DriverError, GangBrokenError
+from gpupool.model import Model
 
 STEPS = 30
 
@@ -64,3 +66,24 @@ def test_a_failure_at_any_time_ends_its_engine_alone(
     for daemon in daemons:
         until(lambda daemon=daemon: not daemon.status().models)  # type: ignore[misc]
         assert daemon.status().pages_fenced == 0
+
+
+@pytest.mark.parametrize(("waits", "ends"), [(0, 1), (1, 0), (2, 1), (2, 2)])
+def test_who_waits_for_its_device_hears_at_once_that_its_engine_has_ended(
+    start_daemon: StartDaemon, directory: Path, waits: int, ends: int
+) -> None:
+    """Not when it gets that device: whoever has it may keep it for long."""
+    daemons = [start_daemon(socket_path=directory / f"{i}.sock", pages=PAGES) for i in range(3)]
+    other = Model("other", DaemonSession(daemons[waits].socket_path, "other"))
+    other.region("weights", PAGES * PAGE_BYTES)
+    engine = Engine(daemons, "m")
+    with other.resident(), ThreadPoolExecutor(1) as threads:
+        running = threads.submit(engine.run, 1)
+        daemons[waits].until_state("m", "waiting")
+        engine.ranks[ends].place.close()
+        ended = running.result(DEADLINE_S)
+        assert {type(error) for error in ended} == {GangBrokenError}, ended
+        for daemon in daemons[: waits + 1]:
+            daemon.until_state("m", "out")  # and its place in the line is free
+    engine.close()
+    other.close()

@@ -190,10 +190,7 @@ class DaemonSession:
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
     ) -> PageGrant:
         """Wait for the lease, as ``Session.acquire``."""
-        with self._asking:
-            self._acquires += 1
-            request = LeaseRequest(self._link, self._table, early, ahead)
-            return request.grant(timeout_s)
+        return self._lease(timeout_s, early, ahead, ahead=ahead is not None)
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
@@ -268,6 +265,14 @@ class DaemonSession:
         self._link.close()
         self._obeying.stop()
         self._table.close()
+
+    def _lease(
+        self, timeout_s: float, early: Early | None, wanted: Wanted | None, *, ahead: bool
+    ) -> PageGrant:
+        with self._asking:
+            self._acquires += 1
+            request = LeaseRequest(self._link, self._table, early, wanted, ahead=ahead)
+            return request.grant(timeout_s)
 
     def _release(self, ids: list[int], leaving: bool) -> None:
         for start in range(0, len(ids), p.RELEASED_MAX):

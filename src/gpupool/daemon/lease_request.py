@@ -64,12 +64,19 @@ class LeaseRequest:
     """Asks once, and either gets the pages or has taken the question back."""
 
     def __init__(
-        self, link: Link, table: PageTable, early: Early | None, ahead: Wanted | None
+        self,
+        link: Link,
+        table: PageTable,
+        early: Early | None,
+        wanted: Wanted | None,
+        *,
+        ahead: bool,
     ) -> None:
-        """To be asked with ``pages``."""
+        """To be asked with ``grant``: while it is ``wanted``, and ``ahead`` of use or not."""
         self._link = link
         self._table = table
         self._early = early
+        self._wanted = wanted
         self._ahead = ahead
         self._numbers: list[int] = []
         self._shared: list[tuple[int, int]] = []
@@ -78,8 +85,7 @@ class LeaseRequest:
     def grant(self, timeout_s: float) -> PageGrant:
         """What is granted and not used early. Raises as ``Session.acquire``."""
         deadline_s = time.monotonic() + timeout_s
-        ahead = self._ahead is not None
-        self._link.send(p.Acquire(self._early is not None and not ahead, ahead))
+        self._link.send(p.Acquire(self._early is not None and not self._ahead, self._ahead))
         while (answer := self._await(deadline_s)) is Answer.SOME:
             try:
                 self._use()
@@ -89,7 +95,7 @@ class LeaseRequest:
         if answer is Answer.NONE:
             answer = self._withdraw()
         if answer is Answer.CANCELLED and self._is_unwanted():
-            raise SwapCancelledError("what was to come ahead is not wanted any more")
+            raise SwapCancelledError("what was asked for is not wanted any more")
         if answer is Answer.CANCELLED:
             raise LeaseTimeoutError(
                 f"no memory within {round(timeout_s, 1):g} s: other models hold the pool"
@@ -107,7 +113,7 @@ class LeaseRequest:
         self._used += self._early.use(self._table.pages(self._numbers[self._used :]))
 
     def _is_unwanted(self) -> bool:
-        return self._ahead is not None and not self._ahead()
+        return self._wanted is not None and not self._wanted()
 
     def _undo(self) -> bool:
         return self._early is None or self._early.undo()
@@ -117,7 +123,7 @@ class LeaseRequest:
         try:
             while True:
                 # Nobody tells that it is not wanted any more.
-                limit_s = deadline_s if self._ahead is None else time.monotonic() + _POLL_S
+                limit_s = deadline_s if self._wanted is None else time.monotonic() + _POLL_S
                 answer = self._answer(min(limit_s, deadline_s), some=self._early is not None)
                 over = time.monotonic() >= deadline_s or self._is_unwanted()
                 if answer is not Answer.NONE or over:

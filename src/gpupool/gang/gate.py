@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gpupool._core import SwapReport
-from gpupool.errors import GangBrokenError
+from gpupool.errors import GangBrokenError, SwapCancelledError
 from gpupool.gang import protocol as g
 from gpupool.gang.member import Member
 from gpupool.gang.standing import Standing
@@ -174,7 +174,11 @@ class GangGate(Gate):
             self._member.await_come(turn, timeout_s)
         finally:
             self._asks = False
-        super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
+        try:
+            super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
+        except SwapCancelledError:
+            self._member.check()  # which is why
+            raise
         try:
             self._member.say(g.Here())
             self._member.await_go(turn, max(0.0, deadline_s - time.monotonic()))

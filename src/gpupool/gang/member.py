@@ -71,6 +71,15 @@ class Member:
         """This rank has its lease."""
         self.say(g.Granted())
 
+    def is_wanted(self) -> bool:
+        """Whether there is any use in this rank's lease, while it waits for that."""
+        return not self._broken
+
+    def check(self) -> None:
+        """Raise GangBrokenError if the gang has ended."""
+        if self._broken:
+            raise GangBrokenError(self._broken)
+
     def await_come(self, turn: int, timeout_s: float) -> None:
         """Until it is this rank's time to bring its memory in.
 
@@ -104,8 +113,7 @@ class Member:
         self._changed.wait_for(lambda: self._broken or done(), timeout_s)
         if done():
             return
-        if self._broken:
-            raise GangBrokenError(self._broken)
+        self.check()
         raise LeaseTimeoutError(
             f"not all ranks of the engine could {what} within {timeout_s:.3g} s"
         )

@@ -44,7 +44,7 @@ class GangRank:
                 undo.callback(leader.close)
             member = Member(path, rank, len(sockets), _JOIN_TIMEOUT_S)
             undo.callback(member.close)
-            self.session = RankSession(Path(sockets[rank]), model, member.granted)
+            self.session = RankSession(Path(sockets[rank]), model, member.granted, member.is_wanted)
             self._parts = undo.pop_all()
         self.make_gate = partial(GangGate, member=member)
         """The gate of the rank's model."""
