@@ -98,6 +98,10 @@ class GangBrokenError(GpupoolError):
     """The ranks of an engine do not go together any more: it must be started anew."""
 
 
+class NotBegunError(GpupoolError):
+    """A rank's memory stays where it is: its engine is about to have its turn."""
+
+
 class SwapCancelledError(GpupoolError):
     """A swap-in was cancelled; the model is out as before."""
 

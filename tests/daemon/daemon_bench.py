@@ -44,10 +44,10 @@ class PuppetError(Exception):
 
 
 class Puppet:
-    """A client process; see puppet.py for the commands."""
+    """A client process; see its script for the commands."""
 
-    def __init__(self, socket_path: Path) -> None:
-        script = str(Path(__file__).with_name("puppet.py"))
+    def __init__(self, socket_path: Path, script_name: str = "puppet.py") -> None:
+        script = str(Path(__file__).with_name(script_name))
         self.process = subprocess.Popen(
             [sys.executable, script, str(socket_path)],
             stdin=subprocess.PIPE,

@@ -270,8 +270,7 @@ def say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def main() -> None:
-    puppet = Puppet(Path(sys.argv[1]))
+def obey(puppet: Puppet) -> None:
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         try:
@@ -281,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    obey(Puppet(Path(sys.argv[1])))

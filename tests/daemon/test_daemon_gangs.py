@@ -228,6 +228,9 @@ class Spoken:
     def part(self, turn: int, step: int) -> bool:
         return False
 
+    def stay(self, turn: int) -> None:
+        raise AssertionError("nobody asked")
+
     def leave(self) -> None:
         raise AssertionError("nobody asked")
 

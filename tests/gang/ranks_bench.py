@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpupool.errors import SwapCancelledError
 from gpupool.gang.gate import GangGate
 from gpupool.gang.member import Member
 from gpupool.gang.serving import LeaderThread
@@ -27,12 +28,18 @@ class Memory:
         self.fails_to_go: Exception | None = None
         self.kept: list[int] = []
         self.granted: Callable[[], None] = lambda: None
+        self.is_wanted: Callable[[], bool] = lambda: True
+        self.has_lease = threading.Event()
+        self.has_lease.set()
         self.may_come = threading.Event()
         self.may_come.set()
 
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         if self.fails_to_come is not None:
             raise self.fails_to_come
+        while not self.has_lease.wait(0.001):
+            if not self.is_wanted():
+                raise SwapCancelledError("test")
         self.granted()
         assert self.may_come.wait(PATIENCE_S)
         self.resident = True
@@ -62,7 +69,7 @@ class Ranks:
         self.memories = [Memory() for _ in range(ranks)]
         self.gates = []
         for memory, member in zip(self.memories, self.members, strict=True):
-            memory.granted = member.granted
+            memory.granted, memory.is_wanted = member.granted, member.is_wanted
             settings = {"lease_timeout_s": FOR_EVER_S} | more
             self.gates.append(GangGate(memory, member=member, **settings))
         self._threads = ThreadPoolExecutor(4 * ranks)

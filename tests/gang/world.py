@@ -7,7 +7,7 @@ its gang have begun it.
 
 from __future__ import annotations
 
-import copy
+import pickle
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +30,10 @@ class Rank:
     open: bool = False
     halt: g.Halt | None = None
     """To be obeyed once it had its turn."""
+    back: bool = False
+    """It is to give up what it has, and to ask anew."""
+    has_waited: bool = False
+    """Its lease was revoked, and it said that the turn had not begun so far."""
     closed: int = 0
     turns: dict[int, int] = field(default_factory=dict)
     """The last step of each turn that it has left."""
@@ -56,6 +60,10 @@ class Device:
     holder: tuple[int, int] | None = None
     queue: deque[tuple[int, int]] = field(default_factory=deque)
     revoked: bool = False
+    """Who holds it is killed if it neither leaves nor says that it stays."""
+    stays: bool = False
+    """Who holds it said so; it is asked ``again`` so many times on this device."""
+    again: int = 0
     alone: int = 0
     """How often a model of this device alone is still to come; it leaves by itself."""
 
@@ -71,6 +79,8 @@ class World:
     devices: list[Device]
     ends: int = 0
     """How many ranks are still to end, whatever they are at."""
+    patient: bool = False
+    """Devices wait for as long as it takes: nobody is to say that it has waited."""
 
     def acts(self) -> list[Act]:
         found: list[Act] = []
@@ -82,7 +92,8 @@ class World:
                 found.append((f"device {d}: another comes", partial(self._another, device)))
             if device.holder is None and device.queue:
                 found.append((f"device {d}: grants", partial(self._grant, device)))
-            if device.holder is not None and device.queue and not device.revoked:
+            asks = not device.revoked and (not device.stays or device.again > 0)
+            if device.holder is not None and device.queue and asks:
                 found.append((f"device {d}: revokes", partial(self._revoke, device)))
         return found
 
@@ -97,7 +108,7 @@ class World:
         return served and not any(device.queue or device.alone for device in self.devices)
 
     def copy(self) -> World:
-        return copy.deepcopy(self)
+        return pickle.loads(pickle.dumps(self))  # in a tenth of the time of copy.deepcopy
 
     def _of_rank(self, i: int, r: int, gang: Gang, rank: Rank) -> list[Act]:
         name, found = f"gang {i} rank {r}", list[Act]()
@@ -109,16 +120,21 @@ class World:
             found.append((f"{name}: hears", partial(self._hears, i, r)))
         if rank.halt is not None:
             found.append((f"{name}: had its turn", partial(self._halts, rank)))
-        if rank.standing.broken and rank.where not in ("out", "queued", "ended"):
-            found.append((f"{name}: gives up", partial(self._gives_up, rank)))
+        if rank.standing.broken and rank.where not in ("out", "ended"):
+            found.append((f"{name}: gives up", partial(self._gives_up, i, r)))
             return found
+        if rank.back:
+            found.append((f"{name}: goes back", partial(self._goes_back, i, r)))
+        asked = rank.where == "here" and self.devices[rank.device].revoked
+        if asked and not self.patient and not rank.has_waited:
+            found.append((f"{name}: has waited", partial(self._has_waited, rank)))
         more = not rank.open and not rank.standing.broken and rank.standing.opened < gang.steps
         paused = gang.pauses_after == rank.closed > 0 and rank.closed not in rank.turns.values()
         if rank.where == "out" and more:
             found.append((f"{name}: wants", partial(self._wants, rank)))
         elif rank.where == "in":
             if paused and not rank.open:
-                found.append((f"{name}: leaves by itself", partial(self._leave, rank)))
+                found.append((f"{name}: leaves by itself", partial(self._leave, i, r)))
                 more = False
             if more and rank.standing.may_open():
                 found.append((f"{name}: opens", partial(self._open, rank)))
@@ -127,7 +143,7 @@ class World:
                 if begun:
                     found.append((f"{name}: closes", partial(self._close, rank)))
             if not rank.open and rank.standing.may_leave():
-                found.append((f"{name}: leaves", partial(self._leave, rank)))
+                found.append((f"{name}: leaves", partial(self._leave, i, r)))
         return found
 
     def _leader_hears(self, gang: Gang, r: int) -> None:
@@ -143,8 +159,18 @@ class World:
                 assert rank.where == "wanting"
                 rank.where = "queued"
                 self.devices[rank.device].queue.append((i, r))
-            case g.Go():
+            case g.Back():
+                assert rank.where in ("wanting", "queued", "here")
+                rank.back = True
+            case g.Ask():
+                rank.to_leader.append(g.Waits(message.turn))
+            case g.Stay():
                 assert rank.where == "here"
+                device = self.devices[rank.device]
+                assert device.revoked and message.turn == rank.standing.turn
+                device.revoked, device.stays, rank.has_waited = False, True, False
+            case g.Go():
+                assert rank.where == "here" and not rank.back
                 rank.where, rank.open = "in", True
             case g.Halt(hurry_at_s=None):
                 self._halted(rank, message)
@@ -171,6 +197,17 @@ class World:
         rank.where = "wanting"
         rank.to_leader.append(g.Wants(rank.standing.opened))
 
+    def _has_waited(self, rank: Rank) -> None:
+        rank.has_waited = True
+        rank.to_leader.append(g.Retreat(rank.standing.turn))
+
+    def _goes_back(self, i: int, r: int) -> None:
+        rank = self.gangs[i].ranks[r]
+        self._let_go(i, r)
+        rank.where = "wanting"
+        rank.standing.asks_anew()
+        rank.to_leader.append(g.Wants(rank.standing.opened))
+
     def _open(self, rank: Rank) -> None:
         rank.standing.opened += 1
         rank.open = True
@@ -179,30 +216,31 @@ class World:
         rank.open = False
         rank.closed += 1
 
-    def _leave(self, rank: Rank) -> None:
+    def _leave(self, i: int, r: int) -> None:
+        rank = self.gangs[i].ranks[r]
         rank.turns[rank.standing.turn] = rank.closed
-        self._let_go(rank)
+        self._let_go(i, r)
 
-    def _let_go(self, rank: Rank) -> None:
-        if rank.where in ("here", "in"):
-            device = self.devices[rank.device]
-            device.holder, device.revoked = None, False
-        rank.where = "out"
+    def _let_go(self, i: int, r: int) -> None:
+        rank = self.gangs[i].ranks[r]
+        device = self.devices[rank.device]
+        if device.holder == (i, r):
+            device.holder, device.revoked, device.stays = None, False, False
+        if (i, r) in device.queue:
+            device.queue.remove((i, r))
+        rank.where, rank.back, rank.has_waited = "out", False, False
 
-    def _gives_up(self, rank: Rank) -> None:
+    def _gives_up(self, i: int, r: int) -> None:
         """Its gang has ended: what it has goes, and its engine ends the step it is in."""
-        rank.open = False
-        self._let_go(rank)
+        self.gangs[i].ranks[r].open = False
+        self._let_go(i, r)
 
     def _ends(self, i: int, r: int) -> None:
         gang = self.gangs[i]
         rank = gang.ranks[r]
         self.ends -= 1
         gang.ended = True
-        queue = self.devices[rank.device].queue
-        if (i, r) in queue:
-            queue.remove((i, r))
-        self._gives_up(rank)
+        self._gives_up(i, r)
         rank.where, rank.halt = "ended", None
         rank.to_rank.clear()
         rank.to_leader.append(g.Failed("it ended"))
@@ -229,41 +267,9 @@ class World:
             device.holder = None
             return
         assert device.holder is not None
+        if device.stays:
+            device.stays, device.again = False, device.again - 1
         i, r = device.holder
         rank = self.gangs[i].ranks[r]
         device.revoked = True
         rank.to_leader.append(g.Leave(rank.standing.turn, 0.0))
-
-
-def world_of(
-    gangs: int,
-    ranks: int,
-    steps: int,
-    alone: int = 0,
-    pauses_after: int = 0,
-    ends: int = 0,
-    devices_of: Callable[[int], list[int]] | None = None,
-    leader: type[Leader] = Leader,
-    standing: type[Standing] = Standing,
-) -> World:
-    """So many gangs on so many devices, on all of them unless ``devices_of`` says on which."""
-    devices = [list(devices_of(i) if devices_of else range(ranks)) for i in range(gangs)]
-    return World(
-        [
-            Gang(leader(len(of)), [Rank(d, standing()) for d in of], steps, pauses_after)
-            for of in devices
-        ],
-        [Device(alone=alone) for _ in range(ranks)],
-        ends,
-    )
-
-
-def check_end(world: World) -> None:
-    """No act is left: everything must be done, and each turn have had the same steps everywhere."""
-    assert world.done, "nothing can happen any more, and not everything is done"
-    for gang in world.gangs:
-        if gang.ended:
-            continue
-        for other in gang.ranks[1:]:
-            both = gang.ranks[0].turns.keys() & other.turns.keys()
-            assert all(gang.ranks[0].turns[turn] == other.turns[turn] for turn in both)

@@ -15,7 +15,7 @@ from functools import partial
 
 from gpupool.daemon import protocol as p
 from gpupool.daemon.link import Link
-from gpupool.errors import DaemonUnavailableError, KvStoreFullError
+from gpupool.errors import DaemonUnavailableError, KvStoreFullError, NotBegunError
 from gpupool.session import Revocable
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class Obeying:
                 left = False
                 left = self.holder.give_up(order.deadline_s, stale, order.keep, order.park_s)
             except Exception as error:
-                # Resident as before. Unless what would be lost with it is why, the daemon keeps its
-                # deadline and ends this process at it.
-                kept = p.Kept(p.one_line(str(error)), isinstance(error, KvStoreFullError))
+                # Resident as before. Unless it has its reasons, because of what would be lost with
+                # it or not begun, the daemon keeps its deadline and ends this process at it.
+                stays = isinstance(error, KvStoreFullError | NotBegunError)
+                kept = p.Kept(p.one_line(str(error)), stays)
                 with contextlib.suppress(DaemonUnavailableError):
                     link.send(kept)
             if isinstance(order, p.Revoke) and order.park_s is not None and not left:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from functools import partial
 
 from gpupool._core import SwapReport
-from gpupool.errors import GangBrokenError, SwapCancelledError
+from gpupool.errors import GangBrokenError, NotBegunError, SwapCancelledError
 from gpupool.gang import protocol as g
 from gpupool.gang.member import Member
 from gpupool.gang.standing import Standing
 from gpupool.gate import Gate
 from gpupool.residency import Ahead, Resident, State
 
+_POLL_S = 0.02
 _ALL_PAGES = sys.maxsize  # more than there are
 
 
@@ -45,6 +46,7 @@ class GangGate(Gate):
         self._member = member
         self._standing = Standing()
         self._asks = False  # when it may ask for its lease
+        self._keeps = _ALL_PAGES  # of those that stay warm if it goes back
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
@@ -69,7 +71,8 @@ class GangGate(Gate):
     ) -> bool:
         """As ``Gate.give_up``; what is revoked goes when all ranks leave, which this has them do.
 
-        Raises GangBrokenError, besides, where the gang has ended over it.
+        If its turn has not begun in half of ``timeout_s`` all ranks go back, or it stays. Raises
+        NotBegunError for the latter, and GangBrokenError where the gang has ended over it.
         """
         leave = partial(self._resident.give_up, keep, park_s)
         if is_stale is None:
@@ -82,8 +85,21 @@ class GangGate(Gate):
             if stale() or self._state is State.OUT:
                 return False
             turn = self._standing.turn
-        self._member.say(g.Leave(turn, self._clock() + (timeout_s or 0.0) / 2))
-        return self._or_break(timeout_s, stale, leave)
+            self._revokes += 1
+        begun_s = self._clock()
+        hurry_at_s = begun_s + (timeout_s or 0.0) / 2
+        self._member.say(g.Leave(turn, hurry_at_s))
+        try:
+            self._await_begun(turn, hurry_at_s, stale, keep)
+            if timeout_s is not None:
+                timeout_s = max(0.0, begun_s + timeout_s - self._clock())
+            return self._or_break(timeout_s, stale, leave)
+        finally:
+            with self._changed:
+                self._revokes -= 1
+                if self._revokes == 0:
+                    self._turn.calm()
+                self._changed.notify_all()
 
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
@@ -130,6 +146,12 @@ class GangGate(Gate):
 
         self._or_break(None, stale, partial(self._resident.give_up, _ALL_PAGES))
 
+    def stay(self, turn: int) -> None:
+        """Keep the memory that has come for ``turn``, which has not begun."""
+        with self._changed:
+            self._standing.stays = turn
+            self._changed.notify_all()
+
     def broken(self, why: str) -> None:
         """No step begins any more, and revokes are obeyed alone."""
         with self._changed:
@@ -165,26 +187,60 @@ class GangGate(Gate):
         super()._bring_in(timeout_s, ahead)
 
     def _arrive(self, timeout_s: float, ahead: Ahead | None) -> None:
-        """Without the lock: nothing of the standing changes before the gang goes."""
+        """Without the lock: nothing but this changes the standing before the gang goes."""
         deadline_s = time.monotonic() + timeout_s
+        while not self._arrives(deadline_s, ahead):
+            with self._changed:
+                self._standing.asks_anew()
+
+    def _arrives(self, deadline_s: float, ahead: Ahead | None) -> bool:
+        """Come with the others; False if all go back, and this rank has."""
         turn, step = self._standing.turn, self._standing.opened
         self._asks = True
         self._member.say(g.Wants(step))
         try:
-            self._member.await_come(turn, timeout_s)
+            if not self._member.await_come(turn, max(0.0, deadline_s - time.monotonic())):
+                return False
         finally:
             self._asks = False
         try:
             super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
         except SwapCancelledError:
-            self._member.check()  # which is why
-            raise
+            self._member.check()
+            return False
         try:
             self._member.say(g.Here())
-            self._member.await_go(turn, max(0.0, deadline_s - time.monotonic()))
+            if self._member.await_go(turn, max(0.0, deadline_s - time.monotonic())):
+                return True
         except BaseException:
             self._resident.give_up()
             raise
+        self._resident.give_up(self._keeps)
+        return False
+
+    def _await_begun(
+        self, turn: int, hurry_at_s: float, is_stale: Callable[[], bool], keep: int
+    ) -> None:
+        """Until the turn that it comes for has begun, or all go back, which they do from then on.
+
+        Raises NotBegunError if they do not. At its deadline the daemon ends this process.
+        """
+        has_waited = False
+        with self._changed:
+            self._keeps = keep
+            try:
+                while self._state is State.ARRIVING and self._standing.turn == turn:
+                    if self._standing.broken or is_stale():
+                        return
+                    if self._standing.stays == turn:
+                        self._standing.stays = 0  # it may be asked again
+                        raise NotBegunError("its engine waits for the devices of other ranks")
+                    if not has_waited and self._clock() >= hurry_at_s:
+                        has_waited = True
+                        self._member.say(g.Retreat(turn))
+                    self._changed.wait(_POLL_S)
+            finally:
+                self._keeps = _ALL_PAGES
 
     def _leave_alone(
         self, timeout_s: float | None, leave: Callable[[], SwapReport], then: State

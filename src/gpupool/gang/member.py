@@ -30,6 +30,9 @@ class Rank(Protocol):
     def leave(self, turn: int) -> None:
         """Leave ``turn``, as agreed."""
 
+    def stay(self, turn: int) -> None:
+        """Keep the memory that has come for ``turn``, which has not begun."""
+
     def broken(self, why: str) -> None:
         """The gang has ended."""
 
@@ -44,7 +47,7 @@ class Member:
         """
         self._connection = _connect(path, timeout_s)
         self._changed = threading.Condition()
-        self._come = self._go = 0  # the last turn of each
+        self._come = self._go = self._back = 0  # the last turn of each
         self._broken = ""
         self._orders: queue.SimpleQueue[g.Halt | g.Part | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -73,25 +76,30 @@ class Member:
 
     def is_wanted(self) -> bool:
         """Whether there is any use in this rank's lease, while it waits for that."""
-        return not self._broken
+        return not self._broken and self._back < self._come
 
     def check(self) -> None:
         """Raise GangBrokenError if the gang has ended."""
         if self._broken:
             raise GangBrokenError(self._broken)
 
-    def await_come(self, turn: int, timeout_s: float) -> None:
-        """Until it is this rank's time to bring its memory in.
+    def await_come(self, turn: int, timeout_s: float) -> bool:
+        """Until it is this rank's time to bring its memory in; False if the turn does not begin.
 
         Raises LeaseTimeoutError or GangBrokenError.
         """
         with self._changed:
-            self._await(lambda: self._come >= turn, timeout_s, "ask for its memory")
+            self._await(lambda: self._come >= turn, turn, timeout_s, "ask for its memory")
+            return self._back < turn
 
-    def await_go(self, turn: int, timeout_s: float) -> None:
-        """Until all ranks are there. Raises LeaseTimeoutError or GangBrokenError."""
+    def await_go(self, turn: int, timeout_s: float) -> bool:
+        """Until all ranks are there; False if the turn does not begin, and this rank goes back.
+
+        Raises LeaseTimeoutError or GangBrokenError.
+        """
         with self._changed:
-            self._await(lambda: self._go >= turn, timeout_s, "begin")
+            self._await(lambda: self._go >= turn, turn, timeout_s, "begin")
+            return self._back < turn
 
     def hang_up(self, why: str) -> None:
         """End the gang, for ``why`` unless it has ended; idempotent."""
@@ -109,9 +117,10 @@ class Member:
                 thread.join()
         self._connection.close()
 
-    def _await(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
-        self._changed.wait_for(lambda: self._broken or done(), timeout_s)
-        if done():
+    def _await(self, done: Callable[[], bool], turn: int, timeout_s: float, what: str) -> None:
+        over: Callable[[], bool] = lambda: done() or self._back >= turn  # noqa: E731
+        self._changed.wait_for(lambda: self._broken or over(), timeout_s)
+        if over():
             return
         self.check()
         raise LeaseTimeoutError(
@@ -135,6 +144,14 @@ class Member:
                         with self._changed:
                             self._go = message.turn
                             self._changed.notify_all()
+                    case g.Back():
+                        with self._changed:
+                            self._back = message.turn
+                            self._changed.notify_all()
+                    case g.Ask():
+                        self.say(g.Waits(message.turn))
+                    case g.Stay():
+                        rank.stay(message.turn)
                     case g.Halt(hurry_at_s=None):
                         self.say(g.Halted(message.turn, rank.halt(message.turn, None)))
                     case g.Halt():

@@ -14,7 +14,7 @@ from msgspec import Meta
 from gpupool.daemon.limits import TEXT_BYTES_MAX, one_line
 from gpupool.errors import ProtocolError
 
-GANG_VERSION = 1
+GANG_VERSION = 2
 RANKS_MAX = 64
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 Reason = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
@@ -52,6 +52,18 @@ class Leave(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     hurry_at_s: Annotated[float, Meta(ge=0)]
 
 
+class Retreat(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The rank's memory is wanted elsewhere, and the turn has not begun in all that time."""
+
+    turn: Count
+
+
+class Waits(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The rank waits for that turn to begin, or for another that has begun."""
+
+    turn: Count
+
+
 class Halted(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The rank begins no step of the turn after ``step`` until it is told up to which to go on."""
 
@@ -67,6 +79,24 @@ class Failed(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
 class Come(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Bring the memory in."""
+
+    turn: Count
+
+
+class Back(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """The turn does not begin: give up what has come for it, and ask anew."""
+
+    turn: Count
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Say that you are there, so that others keep what they have for that turn."""
+
+    turn: Count
+
+
+class Stay(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Keep what has come for the turn: it begins as soon as the others can."""
 
     turn: Count
 
@@ -100,8 +130,8 @@ class Broken(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     why: Reason
 
 
-RankMessage = Join | Wants | Granted | Here | Leave | Halted | Failed
-LeaderMessage = Come | Go | Halt | Part | Broken
+RankMessage = Join | Wants | Granted | Here | Leave | Retreat | Waits | Halted | Failed
+LeaderMessage = Come | Back | Ask | Stay | Go | Halt | Part | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _of_rank: msgspec.msgpack.Decoder[RankMessage] = msgspec.msgpack.Decoder(RankMessage)

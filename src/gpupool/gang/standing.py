@@ -19,6 +19,8 @@ class Standing:
     """No step after this one begins."""
     parts_after: int | None = None
     """It leaves once this one has closed."""
+    stays: int = 0
+    """The last turn of which it was told to keep the memory though it has not begun."""
     broken: str = ""
     """Why the gang has ended, if it has: no step begins, and it may leave at any time."""
 
@@ -28,6 +30,10 @@ class Standing:
         self.opened += 1
         self.came_for = self.opened
         self.halted_at = self.parts_after = None
+
+    def asks_anew(self) -> None:
+        """It asks for another turn instead, for the same step: the last one did not begin."""
+        self.turn += 1
 
     def may_open(self) -> bool:
         """Whether the next step of a rank that is there may begin."""
