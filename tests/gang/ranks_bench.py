@@ -73,6 +73,7 @@ class Ranks:
             settings = {"lease_timeout_s": FOR_EVER_S} | more
             self.gates.append(GangGate(memory, member=member, **settings))
         self._threads = ThreadPoolExecutor(4 * ranks)
+        self.clock: Any = more.get("clock")
 
     def beside(self, work: Callable[[], object]) -> Future[object]:
         """Do something on another thread."""

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from ranks_bench import FOR_EVER_S, PATIENCE_S, Ranks, ranks_of
 
 from gpupool.errors import GangBrokenError, NotBegunError
-from gpupool.gang.gate import _ALL_PAGES, GangGate
+from gpupool.gang.coming import ALL_PAGES
+from gpupool.gang.gate import GangGate
+
+
+class Clock:
+    """Goes as the test says."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    with ranks_of(tmp_path / "gang.sock", ranks=3) as found:
-        yield found
+    with ranks_of(tmp_path / "gang.sock", ranks=3, clock=Clock()) as made:
+        yield made
 
 
 def until_there(ranks: Ranks, *which: int) -> None:
@@ -24,11 +35,21 @@ def until_there(ranks: Ranks, *which: int) -> None:
         time.sleep(0.001)
 
 
-def revoke(ranks: Ranks, rank: int, *, keep: int = 0, in_s: float = 0.0) -> bool:
+def asks(ranks: Ranks, rank: int, *, keep: int = 0) -> Future[object]:
     """As a daemon does, whose lease is stale once it was given back."""
-    memory = ranks.memories[rank]
+    memory, gate = ranks.memories[rank], ranks.gates[rank]
     left = len(memory.kept)
-    return ranks.gates[rank].give_up(in_s, lambda: len(memory.kept) > left, keep)
+    asked = ranks.beside(lambda: gate.give_up(FOR_EVER_S, lambda: len(memory.kept) > left, keep))
+    while gate._revokes == 0 and not asked.done():
+        time.sleep(0.001)
+    return asked
+
+
+def revoke(ranks: Ranks, rank: int, *, keep: int = 0, share: float = 0.6) -> object:
+    """The same, and so much of the time goes by that it has."""
+    asked = asks(ranks, rank, keep=keep)
+    ranks.clock.now_s += share * FOR_EVER_S
+    return asked.result(PATIENCE_S)
 
 
 def test_all_that_have_come_go_back_and_ask_anew(ranks: Ranks) -> None:
@@ -38,7 +59,7 @@ def test_all_that_have_come_go_back_and_ask_anew(ranks: Ranks) -> None:
     assert revoke(ranks, 0, keep=7) is False  # it went by itself
     assert ranks.memories[0].kept == [7]
     until_there(ranks, 0, 1)  # again
-    assert ranks.memories[1].kept == [_ALL_PAGES]  # since nobody asked for it
+    assert ranks.memories[1].kept == [ALL_PAGES]  # since nobody asked for it
     assert not step.done()
     ranks.memories[2].has_lease.set()
     step.result(PATIENCE_S)
@@ -54,7 +75,8 @@ def test_who_was_asked_for_its_memory_again_keeps_it_until_it_had_a_step(ranks: 
     for _ in range(2):
         with pytest.raises(NotBegunError, match="waits for the devices of other ranks"):
             revoke(ranks, 0)
-    both = [ranks.beside(lambda rank=rank: revoke(ranks, rank)) for rank in range(2)]  # type: ignore[misc]
+    both = [asks(ranks, rank) for rank in range(2)]
+    ranks.clock.now_s += 0.6 * FOR_EVER_S
     for one in both:
         assert isinstance(one.exception(PATIENCE_S), NotBegunError)
     until_there(ranks, 0, 1)
@@ -74,9 +96,7 @@ def test_a_turn_that_begins_in_time_is_not_given_up(ranks: Ranks) -> None:
     ranks.memories[2].has_lease.clear()
     step = ranks.beside(ranks.step)
     until_there(ranks, 0, 1)
-    left = ranks.beside(lambda: revoke(ranks, 0, in_s=FOR_EVER_S))
-    while ranks.gates[0]._revokes == 0:
-        time.sleep(0.001)
+    left = asks(ranks, 0)
     ranks.memories[2].has_lease.set()
     step.result(PATIENCE_S)
     assert left.result(PATIENCE_S) is True
@@ -93,16 +113,35 @@ def test_nobody_keeps_anything_for_a_rank_that_does_not_answer(ranks: Ranks) -> 
     until_there(ranks, 0, 1)
     said = ranks.members[2].say
     ranks.members[2].say = lambda message: None  # type: ignore[method-assign]
-    stays = ranks.beside(lambda: revoke(ranks, 0))
+    stays = asks(ranks, 0)
+    ranks.clock.now_s += 0.6 * FOR_EVER_S
     while ranks._leader._leader.waits != {0, 1}:
         time.sleep(0.001)
-    ranks.members[1].hang_up("test")
+    assert not stays.done()
+    ranks.clock.now_s += 0.3 * FOR_EVER_S
+    assert stays.result(PATIENCE_S) is False  # it went by itself
     ranks.members[2].say = said  # type: ignore[method-assign]
-    assert stays.result(PATIENCE_S) is False
     assert isinstance(step.exception(PATIENCE_S), AssertionError)  # not all had it
     until_there(ranks)
+    refused(ranks)
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_a_rank_that_hears_nothing_leaves_alone_in_time(ranks: Ranks, rank: int) -> None:
+    ranks.step()
+    silent = (rank + 1) % 3
+    ranks.members[silent].say = lambda message: None  # type: ignore[method-assign]
+    ranks.gates[silent].halt(1, None)  # it runs no further
+    assert revoke(ranks, rank, keep=7, share=0.9) is True
+    assert ranks.memories[rank].kept == [7]
+    refused(ranks)
+
+
+def refused(ranks: Ranks) -> None:
     for gate in ranks.gates:
-        with pytest.raises(GangBrokenError):
+        while not gate._standing.broken:
+            time.sleep(0.001)
+        with pytest.raises(GangBrokenError, match="another rank did not answer"):
             gate.open_step()
 
 

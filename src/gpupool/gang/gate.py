@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 from gpupool._core import SwapReport
-from gpupool.errors import GangBrokenError, NotBegunError, SwapCancelledError
+from gpupool.errors import GangBrokenError, LeaseTimeoutError, NotBegunError
 from gpupool.gang import protocol as g
+from gpupool.gang.coming import ALL_PAGES, Coming
 from gpupool.gang.member import Member
 from gpupool.gang.standing import Standing
 from gpupool.gate import Gate
 from gpupool.residency import Ahead, Resident, State
 
 _POLL_S = 0.02
-_ALL_PAGES = sys.maxsize  # more than there are
+_TOGETHER = 7 / 8  # of a revoke's time is for leaving as all ranks do; then this one leaves alone
+_LATE = "its memory had to be given back, and another rank did not answer or a step did not end"
 
 
 class GangGate(Gate):
@@ -45,8 +46,7 @@ class GangGate(Gate):
         )
         self._member = member
         self._standing = Standing()
-        self._asks = False  # when it may ask for its lease
-        self._keeps = _ALL_PAGES  # of those that stay warm if it goes back
+        self._coming = Coming(resident, member, self._standing, self._changed)
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
@@ -71,29 +71,34 @@ class GangGate(Gate):
     ) -> bool:
         """As ``Gate.give_up``; what is revoked goes when all ranks leave, which this has them do.
 
-        If its turn has not begun in half of ``timeout_s`` all ranks go back, or it stays. Raises
-        NotBegunError for the latter, and GangBrokenError where the gang has ended over it.
+        If its turn has not begun in half of ``timeout_s`` all ranks go back, or it stays: raises
+        NotBegunError. If the others do not answer for most of it the gang has ended, and this rank
+        leaves alone.
         """
         leave = partial(self._resident.give_up, keep, park_s)
-        if is_stale is None:
+        if is_stale is None or timeout_s is None:
             return self._leave_alone(timeout_s, leave, State.OUT)
 
         def stale() -> bool:
-            return self._asks or is_stale()  # who asks has no lease: the last one was revoked
+            return (
+                self._coming.asks or is_stale()
+            )  # who asks has no lease: the last one was revoked
 
         with self._changed:
             if stale() or self._state is State.OUT:
                 return False
             turn = self._standing.turn
             self._revokes += 1
-        begun_s = self._clock()
-        hurry_at_s = begun_s + (timeout_s or 0.0) / 2
+        now_s = self._clock()
+        hurry_at_s, ends_at_s = now_s + timeout_s / 2, now_s + timeout_s * _TOGETHER
         self._member.say(g.Leave(turn, hurry_at_s))
         try:
-            self._await_begun(turn, hurry_at_s, stale, keep)
-            if timeout_s is not None:
-                timeout_s = max(0.0, begun_s + timeout_s - self._clock())
-            return self._or_break(timeout_s, stale, leave)
+            self._await_begun(turn, hurry_at_s, ends_at_s, stale, keep)
+            try:
+                return self._or_break(ends_at_s - self._clock(), stale, leave)
+            except LeaseTimeoutError:
+                self._member.hang_up(_LATE)  # also where the leader does not run
+            return self._or_break(now_s + timeout_s - self._clock(), stale, leave)
         finally:
             with self._changed:
                 self._revokes -= 1
@@ -144,7 +149,7 @@ class GangGate(Gate):
         def stale() -> bool:
             return turn != self._standing.turn
 
-        self._or_break(None, stale, partial(self._resident.give_up, _ALL_PAGES))
+        self._or_break(None, stale, partial(self._resident.give_up, ALL_PAGES))
 
     def stay(self, turn: int) -> None:
         """Keep the memory that has come for ``turn``, which has not begun."""
@@ -187,50 +192,26 @@ class GangGate(Gate):
         super()._bring_in(timeout_s, ahead)
 
     def _arrive(self, timeout_s: float, ahead: Ahead | None) -> None:
-        """Without the lock: nothing but this changes the standing before the gang goes."""
-        deadline_s = time.monotonic() + timeout_s
-        while not self._arrives(deadline_s, ahead):
-            with self._changed:
-                self._standing.asks_anew()
-
-    def _arrives(self, deadline_s: float, ahead: Ahead | None) -> bool:
-        """Come with the others; False if all go back, and this rank has."""
-        turn, step = self._standing.turn, self._standing.opened
-        self._asks = True
-        self._member.say(g.Wants(step))
-        try:
-            if not self._member.await_come(turn, max(0.0, deadline_s - time.monotonic())):
-                return False
-        finally:
-            self._asks = False
-        try:
-            super()._arrive(max(0.0, deadline_s - time.monotonic()), ahead)
-        except SwapCancelledError:
-            self._member.check()
-            return False
-        try:
-            self._member.say(g.Here())
-            if self._member.await_go(turn, max(0.0, deadline_s - time.monotonic())):
-                return True
-        except BaseException:
-            self._resident.give_up()
-            raise
-        self._resident.give_up(self._keeps)
-        return False
+        self._coming.arrive(timeout_s, ahead)
 
     def _await_begun(
-        self, turn: int, hurry_at_s: float, is_stale: Callable[[], bool], keep: int
+        self,
+        turn: int,
+        hurry_at_s: float,
+        ends_at_s: float,
+        is_stale: Callable[[], bool],
+        keep: int,
     ) -> None:
         """Until the turn that it comes for has begun, or all go back, which they do from then on.
 
-        Raises NotBegunError if they do not. At its deadline the daemon ends this process.
+        Raises NotBegunError if they do not.
         """
         has_waited = False
         with self._changed:
-            self._keeps = keep
+            self._coming.keeps = keep
             try:
                 while self._state is State.ARRIVING and self._standing.turn == turn:
-                    if self._standing.broken or is_stale():
+                    if self._standing.broken or is_stale() or self._clock() >= ends_at_s:
                         return
                     if self._standing.stays == turn:
                         self._standing.stays = 0  # it may be asked again
@@ -240,7 +221,7 @@ class GangGate(Gate):
                         self._member.say(g.Retreat(turn))
                     self._changed.wait(_POLL_S)
             finally:
-                self._keeps = _ALL_PAGES
+                self._coming.keeps = ALL_PAGES
 
     def _leave_alone(
         self, timeout_s: float | None, leave: Callable[[], SwapReport], then: State
@@ -263,6 +244,9 @@ class GangGate(Gate):
         """A rank that cannot leave where the others do ends the gang."""
         try:
             return self._give_up(timeout_s, is_stale, leave, then)
+        except LeaseTimeoutError:
+            self._member.fail(LeaseTimeoutError(_LATE))
+            raise
         except BaseException as error:
             if not self._steps.are_mine():  # else it was a mistake, which changed nothing
                 self._member.fail(error)

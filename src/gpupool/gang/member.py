@@ -128,7 +128,7 @@ class Member:
         )
 
     def _listen(self, rank: Rank) -> None:
-        why = "the gang's leader went away"
+        why = "the engine's first rank has ended"
         try:
             while True:
                 packet, _ = wire.receive(self._connection, 0)
