@@ -11,8 +11,10 @@ import pytest
 from ranks_bench import FOR_EVER_S, PATIENCE_S, Ranks, ranks_of
 
 from gpupool.errors import GangBrokenError, NotBegunError
+from gpupool.gang import protocol as g
 from gpupool.gang.coming import ALL_PAGES
 from gpupool.gang.gate import GangGate
+from gpupool.gang.leader import Leader, Said
 
 
 class Clock:
@@ -154,3 +156,65 @@ def test_an_end_is_heard_while_a_lease_is_waited_for(ranks: Ranks) -> None:
     assert isinstance(ended, list)
     assert {type(error) for error in ended} == {GangBrokenError}
     until_there(ranks)
+
+
+def test_who_is_in_a_step_leaves_with_the_others_all_the_same(ranks: Ranks) -> None:
+    assert ranks.all_at_once(lambda gate: gate.open_step()) == [None] * 3
+    asked = asks(ranks, 1)
+    ranks.clock.now_s += 0.9 * FOR_EVER_S
+    while ranks._leader._leader.halted != {0: 1, 1: 1, 2: 1}:
+        time.sleep(0.001)
+    assert not asked.done()
+    for gate in ranks.gates[::-1]:
+        gate.close_step()
+    assert asked.result(PATIENCE_S) is True
+    until_there(ranks)
+    ranks.step()
+
+
+def leader_of_two(*said: tuple[int, g.RankMessage]) -> tuple[Leader, list[Said]]:
+    """Who has heard that both want a turn, that the first has its lease, and this; the answer."""
+    leader = Leader(2)
+    last: list[Said] = []
+    for rank, message in [(0, g.Wants(1)), (1, g.Wants(1)), (0, g.Granted()), *said]:
+        last = leader.heard(rank, message)
+    return leader, last
+
+
+BEGUN: list[tuple[int, g.RankMessage]] = [(0, g.Here()), (1, g.Granted()), (1, g.Here())]
+BACK: list[tuple[int, g.RankMessage]] = [(0, g.Retreat(1))]
+AGAIN: list[tuple[int, g.RankMessage]] = [*BACK, (0, g.Wants(1)), (1, g.Wants(1)), (0, g.Granted())]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        [*BEGUN, (0, g.Retreat(1))],
+        [*BACK, (0, g.Retreat(1))],
+        [*BACK, (0, g.Here())],
+        [*BACK, (1, g.Granted())],
+        [*BACK, (0, g.Leave(1, 5.0))],
+        [*AGAIN, (0, g.Retreat(1))],
+        [*AGAIN, (0, g.Retreat(2)), (0, g.Retreat(2))],
+        [*AGAIN, (0, g.Retreat(2)), (1, g.Waits(1))],
+        [*AGAIN, (0, g.Retreat(2)), *BEGUN, (1, g.Waits(2))],
+    ],
+)
+def test_what_comes_too_late_is_of_no_turn_any_more(late: list[tuple[int, g.RankMessage]]) -> None:
+    leader, last = leader_of_two(*late)
+    assert last == []
+    assert not leader.broken
+
+
+def test_one_retreat_for_each_turn_and_then_a_word_of_everybody() -> None:
+    assert leader_of_two(*BACK)[1] == [(rank, g.Back(1)) for rank in range(2)]
+    assert leader_of_two(*AGAIN, (0, g.Retreat(2)))[1] == [(1, g.Ask(2))]
+    stays = [*AGAIN, (0, g.Retreat(2)), (1, g.Waits(2))]
+    assert leader_of_two(*stays)[1] == [(0, g.Stay(2))]
+    next_turn = [*stays, *BEGUN, (0, g.Wants(2)), (1, g.Wants(2)), (0, g.Retreat(3))]
+    assert leader_of_two(*next_turn)[1] == [(rank, g.Back(3)) for rank in range(2)]
+
+
+def test_who_has_gone_back_and_says_that_it_has_a_lease_ends_the_gang() -> None:
+    leader, _ = leader_of_two(*BACK, (0, g.Wants(1)), (0, g.Granted()))
+    assert "out of turn" in leader.broken

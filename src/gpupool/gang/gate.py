@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ from gpupool.residency import Ahead, Resident, State
 
 _POLL_S = 0.02
 _TOGETHER = 7 / 8  # of a revoke's time is for leaving as all ranks do; then this one leaves alone
-_LATE = "its memory had to be given back, and another rank did not answer or a step did not end"
+_LATE = "its memory had to be given back, and another rank did not answer"
 
 
 class GangGate(Gate):
@@ -47,6 +48,7 @@ class GangGate(Gate):
         self._member = member
         self._standing = Standing()
         self._coming = Coming(resident, member, self._standing, self._changed)
+        self._alone_at_s = math.inf  # when it gives up what is revoked without the others
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
@@ -90,17 +92,14 @@ class GangGate(Gate):
             turn = self._standing.turn
             self._revokes += 1
         now_s = self._clock()
-        hurry_at_s, ends_at_s = now_s + timeout_s / 2, now_s + timeout_s * _TOGETHER
+        hurry_at_s, self._alone_at_s = now_s + timeout_s / 2, now_s + timeout_s * _TOGETHER
         self._member.say(g.Leave(turn, hurry_at_s))
         try:
-            self._await_begun(turn, hurry_at_s, ends_at_s, stale, keep)
-            try:
-                return self._or_break(ends_at_s - self._clock(), stale, leave)
-            except LeaseTimeoutError:
-                self._member.hang_up(_LATE)  # also where the leader does not run
+            self._await_begun(turn, hurry_at_s, stale, keep)
             return self._or_break(now_s + timeout_s - self._clock(), stale, leave)
         finally:
             with self._changed:
+                self._alone_at_s = math.inf
                 self._revokes -= 1
                 if self._revokes == 0:
                     self._turn.calm()
@@ -180,7 +179,7 @@ class GangGate(Gate):
         if self._standing.broken or self._leaving_alone > 0 or self._state is State.TORN:
             return super()._may_leave()
         there = self._state is State.RESIDENT and self._steps.count == 0
-        return there and self._standing.may_leave()
+        return there and (self._standing.may_leave() or self._gives_in())
 
     def _changes_in_s(self) -> list[float]:
         # The turn is the leader's to look at.
@@ -195,12 +194,7 @@ class GangGate(Gate):
         self._coming.arrive(timeout_s, ahead)
 
     def _await_begun(
-        self,
-        turn: int,
-        hurry_at_s: float,
-        ends_at_s: float,
-        is_stale: Callable[[], bool],
-        keep: int,
+        self, turn: int, hurry_at_s: float, is_stale: Callable[[], bool], keep: int
     ) -> None:
         """Until the turn that it comes for has begun, or all go back, which they do from then on.
 
@@ -211,7 +205,7 @@ class GangGate(Gate):
             self._coming.keeps = keep
             try:
                 while self._state is State.ARRIVING and self._standing.turn == turn:
-                    if self._standing.broken or is_stale() or self._clock() >= ends_at_s:
+                    if self._standing.broken or is_stale() or self._gives_in():
                         return
                     if self._standing.stays == turn:
                         self._standing.stays = 0  # it may be asked again
@@ -222,6 +216,15 @@ class GangGate(Gate):
                     self._changed.wait(_POLL_S)
             finally:
                 self._coming.keeps = ALL_PAGES
+
+    def _gives_in(self) -> bool:
+        """End the gang, with the lock held, rather than be killed: the others may be stopped."""
+        if self._clock() < self._alone_at_s:
+            return False
+        self._member.fail(LeaseTimeoutError(_LATE))
+        self._member.hang_up(_LATE)  # also where the leader is
+        self._standing.broken = self._standing.broken or _LATE
+        return True
 
     def _leave_alone(
         self, timeout_s: float | None, leave: Callable[[], SwapReport], then: State
@@ -244,9 +247,6 @@ class GangGate(Gate):
         """A rank that cannot leave where the others do ends the gang."""
         try:
             return self._give_up(timeout_s, is_stale, leave, then)
-        except LeaseTimeoutError:
-            self._member.fail(LeaseTimeoutError(_LATE))
-            raise
         except BaseException as error:
             if not self._steps.are_mine():  # else it was a mistake, which changed nothing
                 self._member.fail(error)
