@@ -82,9 +82,8 @@ class GangGate(Gate):
             return self._leave_alone(timeout_s, leave, State.OUT)
 
         def stale() -> bool:
-            return (
-                self._coming.asks or is_stale()
-            )  # who asks has no lease: the last one was revoked
+            # Who asks has no lease: the last one was revoked.
+            return self._coming.asks or is_stale()
 
         with self._changed:
             if stale() or self._state is State.OUT:
