@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def write_llama(
 def write_checkpoint(path: Path, spec: CheckpointSpec) -> None:
     """Write the checkpoint of `spec` into the directory `path`, creating it."""
     path.mkdir(parents=True, exist_ok=True)
-    _write_json(path / "config.json", _config(spec))
+    _write_json(path / "config.json", config(spec))
     _write_json(
         path / "generation_config.json",
         {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "do_sample": False},
@@ -174,14 +173,15 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _config(spec: CheckpointSpec) -> dict[str, Any]:
+def config(spec: CheckpointSpec, dtype: str = "float32") -> dict[str, Any]:
+    """What transformers and vLLM read of a model with `spec` and weights of `dtype`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "attention_bias": False,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
-        "dtype": "float32",
+        "dtype": dtype,
         "head_dim": spec.head_size,
         "hidden_act": "silu",
         "hidden_size": spec.hidden_size,
@@ -198,36 +198,49 @@ def _config(spec: CheckpointSpec) -> dict[str, Any]:
     }
 
 
-def _tensors(spec: CheckpointSpec) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """Each tensor's name and values, in a fixed order.
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor of a checkpoint: normal values of this deviation, or ones where there is none."""
 
-    RandomState's stream never changes between numpy versions, unlike Generator's. Rows have
-    the scale that keeps activations near one. Queries and keys get more, so that attention
-    looks at few tokens; values, outputs and the feed-forward weigh as much as the token itself,
-    so that an answer depends on all of its context and not on its last token.
+    name: str
+    shape: tuple[int, ...]
+    std: float | None
+
+
+def matrices(spec: CheckpointSpec) -> Iterator[Matrix]:
+    """Each tensor, in a fixed order.
+
+    Rows have the scale that keeps activations near one. Queries and keys get more, so that
+    attention looks at few tokens; values, outputs and the feed-forward weigh as much as the token
+    itself, so that an answer depends on all of its context and not on its last token.
     """
-    matrix = partial(_matrix, np.random.RandomState(spec.seed))
     width, kv_width = spec.hidden_size, spec.kv_heads * spec.head_size
-    ones = np.ones(width, dtype=np.float32)
-    yield "model.embed_tokens.weight", matrix(spec.vocab, width, std=0.5)
+    inner = spec.intermediate_size
+    yield Matrix("model.embed_tokens.weight", (spec.vocab, width), 0.5)
     for layer in range(spec.layers):
         prefix = f"model.layers.{layer}."
-        yield prefix + "input_layernorm.weight", ones
-        yield prefix + "self_attn.q_proj.weight", matrix(width, width, std=1.5 / width**0.5)
-        yield prefix + "self_attn.k_proj.weight", matrix(kv_width, width, std=1.5 / width**0.5)
-        yield prefix + "self_attn.v_proj.weight", matrix(kv_width, width, std=1 / width**0.5)
-        yield prefix + "self_attn.o_proj.weight", matrix(width, width, std=1 / width**0.5)
-        yield prefix + "post_attention_layernorm.weight", ones
-        inner = spec.intermediate_size
-        yield prefix + "mlp.gate_proj.weight", matrix(inner, width, std=1 / width**0.5)
-        yield prefix + "mlp.up_proj.weight", matrix(inner, width, std=1 / width**0.5)
-        yield prefix + "mlp.down_proj.weight", matrix(width, inner, std=1 / inner**0.5)
-    yield "model.norm.weight", ones
-    yield "lm_head.weight", matrix(spec.vocab, width, std=spec.logit_scale / width**0.5)
+        yield Matrix(prefix + "input_layernorm.weight", (width,), None)
+        yield Matrix(prefix + "self_attn.q_proj.weight", (width, width), 1.5 / width**0.5)
+        yield Matrix(prefix + "self_attn.k_proj.weight", (kv_width, width), 1.5 / width**0.5)
+        yield Matrix(prefix + "self_attn.v_proj.weight", (kv_width, width), 1 / width**0.5)
+        yield Matrix(prefix + "self_attn.o_proj.weight", (width, width), 1 / width**0.5)
+        yield Matrix(prefix + "post_attention_layernorm.weight", (width,), None)
+        yield Matrix(prefix + "mlp.gate_proj.weight", (inner, width), 1 / width**0.5)
+        yield Matrix(prefix + "mlp.up_proj.weight", (inner, width), 1 / width**0.5)
+        yield Matrix(prefix + "mlp.down_proj.weight", (width, inner), 1 / inner**0.5)
+    yield Matrix("model.norm.weight", (width,), None)
+    yield Matrix("lm_head.weight", (spec.vocab, width), spec.logit_scale / width**0.5)
 
 
-def _matrix(
-    random: np.random.RandomState, rows: int, columns: int, *, std: float
-) -> np.ndarray[Any, Any]:
-    values = random.standard_normal((rows, columns))
-    return (values * std).astype(np.float32)
+def _tensors(spec: CheckpointSpec) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """Each tensor's name and values.
+
+    RandomState's stream never changes between numpy versions, unlike Generator's.
+    """
+    random = np.random.RandomState(spec.seed)
+    for each in matrices(spec):
+        if each.std is None:
+            yield each.name, np.ones(each.shape, dtype=np.float32)
+        else:
+            values = random.standard_normal(each.shape)
+            yield each.name, (values * each.std).astype(np.float32)

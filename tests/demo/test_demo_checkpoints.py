@@ -16,6 +16,7 @@ from demo.checkpoints import (
     content_digest,
     write_llama,
 )
+from demo.large_checkpoints import large_spec, parameters_of, write_large
 from demo.questions import demo_requests
 
 TINY = CheckpointSpec(seed=1, hidden_size=64, layers=2, heads=4, kv_heads=2, intermediate_size=192)
@@ -129,3 +130,31 @@ def test_the_demo_asks_every_model(tmp_path: Path) -> None:
         assert len(listed) >= 6
         assert {request.temperature for request in listed} == {0.0, 0.8}
         assert len({request.question for request in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("parameters", [3e6, 3e7, 3e8, 1e9, 1.5e9, 3e9, 8e9])
+def test_large_models_have_about_the_parameters_asked_for(parameters: float) -> None:
+    spec = large_spec(0, parameters)
+    assert abs(parameters_of(spec) / parameters - 1) < 0.1
+    assert spec.head_size >= 32 and spec.heads % spec.kv_heads == 0
+
+
+def test_large_checkpoints_in_several_files(tmp_path: Path) -> None:
+    spec = large_spec(1, 3e6)
+    for folder, shard_bytes in (("one", 1 << 30), ("several", 1 << 20)):
+        write_large(tmp_path / folder, spec, shard_bytes=shard_bytes)
+    found = {}
+    for folder in ("one", "several"):
+        index = json.loads((tmp_path / folder / "model.safetensors.index.json").read_text())
+        for name, file in index["weight_map"].items():
+            with safe_open(tmp_path / folder / file, "pt") as opened:
+                found[folder, name] = opened.get_tensor(name)
+        assert index["metadata"]["total_size"] == 2 * parameters_of(spec)
+    assert sum(each.nbytes for each in found.values()) == 4 * parameters_of(spec)
+    assert len(list((tmp_path / "several").glob("*.safetensors"))) > 2
+    # The same in however many files, and of no two matrices.
+    names = sorted(name for folder, name in found if folder == "one")
+    assert all(found["one", name].equal(found["several", name]) for name in names)
+    queries = [found["one", name] for name in names if "q_proj" in name]
+    assert not queries[0].equal(queries[1])
+    assert queries[0].dtype.is_floating_point and queries[0].itemsize == 2
