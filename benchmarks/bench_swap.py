@@ -17,22 +17,18 @@ kind of swap-in map_ms, copy_ms and swap_in_total_ms.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
-import mmap
-import os
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from plain_copies import plain_copies
 from pool_process import daemon
 
 import gpupool
@@ -112,39 +108,6 @@ def visible(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
         "prefetched": statistics.median(waits[True][3:]),
         "not_prefetched": statistics.median(waits[False][3:]),
     }
-
-
-def plain_copies(device: str, source: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """The copies that swaps are held against, by what they are called."""
-    if device != "host":
-        pinned = source.pin_memory()
-        target = torch.empty_like(pinned, device=device)
-
-        def copy() -> None:
-            target.copy_(pinned, non_blocking=True)
-            torch.cuda.synchronize(device)
-
-        return {"pinned_copy": copy}
-    size_bytes = source.numel()
-    # As the pool's memory is, where the system gives huge pages.
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    buffer = torch.frombuffer(memory, dtype=torch.uint8)
-
-    def by(threads: int) -> Callable[[], None]:
-        executor = ThreadPoolExecutor(threads)
-        share = -(-size_bytes // threads)
-
-        def part(index: int) -> None:
-            at = index * share
-            # The interpreter's lock is let go meanwhile.
-            ctypes.memmove(
-                buffer.data_ptr() + at, source.data_ptr() + at, min(share, size_bytes - at)
-            )
-
-        return lambda: list(executor.map(part, range(threads))) and None
-
-    return {f"memcpy_{n}_threads": by(n) for n in sorted({1, os.cpu_count() or 1})}
 
 
 def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, Any]:

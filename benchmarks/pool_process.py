@@ -24,13 +24,16 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon(device: str, budget_bytes: int, page_bytes: int) -> Iterator[Daemon]:
-    """One for the length of the block. Raises GpupoolError."""
+def daemon(device: str, budget_bytes: int, page_bytes: int, *options: str) -> Iterator[Daemon]:
+    """One for the length of the block. Raises GpupoolError.
+
+    ``options`` are more of ``gpupool daemon``'s.
+    """
     with tempfile.TemporaryDirectory() as folder:  # which this user alone can enter
         path = Path(folder) / "daemon.sock"
         command = [sys.executable, "-m", "gpupool", "daemon", "--socket", str(path)]
         command += ["--device", device, "--budget-bytes", str(budget_bytes)]
-        command += ["--page-bytes", str(page_bytes)]
+        command += ["--page-bytes", str(page_bytes), *options]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             while process.poll() is None:
