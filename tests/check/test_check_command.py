@@ -35,8 +35,9 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_all_but_the_probe_fit_in_eight_minutes() -> None:
+def test_all_that_is_not_asked_for_by_name_fits_in_eight_minutes() -> None:
     assert sum(PARTS[name][1] for name in DEFAULT) <= 480
+    assert all(limit_s <= 600 for _, limit_s in PARTS.values())
     assert set(PARTS) - set(DEFAULT) == set(BY_NAME_ALONE)
 
 

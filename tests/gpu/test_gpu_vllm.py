@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import missing
 
-SCRIPT = Path(__file__).with_name("vllm_pair.py")
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("vllm_swaps.py")
+SWAPS = 60
 
 
 @pytest.fixture(params=["host", "cuda"])
@@ -28,20 +29,23 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def answers(kind: str, device: str, directory: Path) -> dict[str, Any]:
-    command = [sys.executable, str(SCRIPT), kind, device, str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def test_answers_over_swaps(device: str, tmp_path: Path) -> None:
-    write_llama = importlib.import_module("demo.checkpoints").write_llama
-    for index in range(2):
-        write_llama(tmp_path / f"m{index}", seed=index + 1, hidden_size=256, layers=4)
-    alone = answers("stock", device, tmp_path)
-    pooled = answers("pooled", device, tmp_path)
-    assert len(alone["answers"]) == 8
-    assert pooled["answers"] == alone["answers"]
-    assert pooled["swaps"] >= 40
+    done = subprocess.run(
+        [
+            *(sys.executable, str(SCRIPT), "--device", device, "--together", "--eager"),
+            *("--engines", "2", "--swaps", str(SWAPS), "--parameters", "3e6", "--kv-mib", "16"),
+            *("--folder", str(tmp_path), "--json", "-"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["wrong"] == [] and found["differing"] == 0
+    assert found["requests"] >= 12 and found["tokens"] > 400
+    assert found["swaps"] >= found["swaps_inside_answers"] >= SWAPS - 10
+    # Room for all but a little of an engine: nearly all of its weights come each time.
+    spare = found["budget_bytes"] - found["weights_bytes"] - found["kv_cache_bytes"]
+    assert found["copied_bytes"] >= SWAPS * (found["weights_bytes"] - spare)

@@ -68,8 +68,10 @@ PARTS = {
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
     "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 560.0),
     "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 560.0),
+    "engine_swaps": ("vLLM engines with CUDA graphs over 500 swaps; asked for by name", 480.0),
+    "bench_engine": ("benchmarks/bench_engine.py; asked for by name", 480.0),
 }
-BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer")
+BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer", "engine_swaps", "bench_engine")
 DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
 
 _TESTS = {
@@ -126,6 +128,7 @@ def _why_not(name: str, places: Places) -> str:
         return f"{places.tree} is not gpupool's source tree: name it with --tree"
     wanted = {"kernels": ("triton", "torch"), "embedded": ("torch",), "vllm": ("vllm",)}
     wanted |= {"benchmarks": ("torch", "click"), "sanitizer": ("triton", "torch", "pytest")}
+    wanted |= dict.fromkeys(("engine_swaps", "bench_engine"), ("vllm", "torch", "click"))
     if name in _TESTS or name == "vllm":
         wanted[name] = (*wanted.get(name, ()), "pytest")
     for module in wanted.get(name, ()):
@@ -161,6 +164,14 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         long_swaps = ("long_swaps.py", "--device", "cuda")
         behind_daemon = benchmark(*long_swaps, "--daemon", into="long_swaps_daemon")
         return (benchmark(*long_swaps), behind_daemon)
+    # A few billion parameters each: more would take the minutes to be written and started.
+    if name == "engine_swaps":
+        swaps = ("--device", "cuda", "--parameters", "1.5e9", "--swaps", "500", "--graphs")
+        into = str(places.out / "vllm_swaps.json")
+        return ((python, "tests/gpu/vllm_swaps.py", *swaps, "--json", into),)
+    if name == "bench_engine":
+        size = ("--parameters", "3e9", "--starts", "1", "--runs", "5")
+        return (benchmark("bench_engine.py", "--device", "cuda", *size),)
     return (
         benchmark("bench_swap.py", "--device", "cuda", "--mib", "1024", "--runs", "5"),
         benchmark("bench_kv.py", "--device", "cuda", "--runs", "3"),
