@@ -20,7 +20,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check gpu-sanitize test-python newer-vllm kernels faults planted kills soak sanitize coverage lint tidy format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check gpu-sanitize test-python newer-vllm kernels faults planted kills soak engine-swaps sanitize coverage lint tidy format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ planted: $(STAMPS)/build-tools ## Plant bugs in csrc/, one at a time; the tests 
 soak: test-cpp $(STAMPS)/package $(STAMPS)/test ## 100,000,000 random operations over 1,000 seeds; 2,000 swaps of vLLM
 	GPUPOOL_RANDOM_SEEDS=1000 GPUPOOL_TEST_DRIVER=host/stepped build/cpp/tests/cpp/random_test
 	GPUPOOL_ENGINE_TURNS=3300 $(BIN)/python -m pytest -s tests/vllm_worker/test_engines.py
+
+# What a GPU takes by default is V2; here its kernels are interpreted, so its models are tiny.
+ENGINE_SWAPS := $(BIN)/python tests/gpu/vllm_swaps.py --device host --engines 3 --swaps 500
+engine-swaps: $(STAMPS)/package ## Three vLLM engines over 500 swaps, on each of vLLM's model runners: twelve minutes
+	$(ENGINE_SWAPS) --runner v1 --parameters 2e7 --json build/swaps-v1.json
+	$(ENGINE_SWAPS) --runner v2 --parameters 3e6 --kv-mib 16 --json build/swaps-v2.json
 
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python

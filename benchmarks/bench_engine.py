@@ -40,7 +40,7 @@ import click  # noqa: E402
 
 from benchmarks.engine_process import EngineError  # noqa: E402
 from benchmarks.engine_rounds import BLOCKS, Bench  # noqa: E402
-from benchmarks.engine_setup import NO_TURNS, engine_options, set_up  # noqa: E402
+from benchmarks.engine_setup import NO_TURNS, VERSIONS, engine_options, set_up  # noqa: E402
 from benchmarks.pool_process import daemon  # noqa: E402
 from gpupool.errors import GpupoolError  # noqa: E402
 
@@ -91,7 +91,7 @@ def figures(bench: Bench) -> dict[str, Any]:
         if name.startswith("plain ")
     }
     found: dict[str, Any] = bench.setup.facts()
-    found |= {key: bench.facts[key] for key in ("device_name", "vllm", "torch", "python")}
+    found |= {key: bench.facts[key] for key in VERSIONS}
     found |= {key: bench.given[key] for key in ("starts", "prompt_tokens")}
     found["footprint_bytes"] = bench.footprint_bytes
     if bench.given["starts"] > 0:

@@ -8,9 +8,16 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # vLLM looks for a back end of Triton for CPUs, of which an interpreter needs none.
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
 
 from vllm import LLM  # noqa: E402
 

@@ -56,14 +56,19 @@ class EngineError(Exception):
 class EngineProcess:
     """A process with engines, numbered in the order of their start; a context manager.
 
-    It imports vLLM at once, and ends with the process that started it.
+    It imports vLLM at once, and ends with the process that started it. ``runner`` is which of
+    vLLM's model runners it takes, ``v1`` or ``v2``, and by default what vLLM takes there.
     """
 
-    def __init__(self, device: str, log: Path) -> None:
+    def __init__(self, device: str, log: Path, runner: str | None = None) -> None:
         self.name = log.stem
         self._log = log
         self.begun_s = time.perf_counter()
         environment = ENVIRONMENT | (HOST_ENVIRONMENT if device == "host" else {}) | os.environ
+        if runner is not None:
+            environment["VLLM_USE_V2_MODEL_RUNNER"] = str(int(runner == "v2"))
+            if runner == "v2" and device == "host":  # its kernels are Triton's
+                environment["TRITON_INTERPRET"] = "1"
         self._pipe, theirs = Pipe()
         with log.open("wb") as output:
             self._process = subprocess.Popen(

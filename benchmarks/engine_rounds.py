@@ -78,7 +78,8 @@ class Bench:
 
     def process(self, name: str) -> EngineProcess:
         """A new one."""
-        return EngineProcess(self.setup.spec.device, self.folder / f"{name}.log")
+        log = self.folder / f"{name}.log"
+        return EngineProcess(self.setup.spec.device, log, self.given["runner"])
 
     def first_starts(self, socket: Path) -> None:
         """Of each kind one that counts for nothing; says what room an engine takes."""

@@ -17,8 +17,18 @@ MIB = 1 << 20
 PAGES_OVER = 4
 #: Of the daemon: who is asked to leave does so at the end of a step, or soon where it has none.
 NO_TURNS = ("--turn-ms", "0", "--min-tokens", "0")
+#: Of an engine's facts, what every report has.
+VERSIONS = ("device_name", "vllm", "model_runner", "torch", "python")
 VALUE_BYTES = {"host": 4, "cuda": 2}  # float32 and bfloat16
 KV_MIB = {"host": 64, "cuda": 1024}
+
+
+def _with_folder(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
+    """What took minutes is not lost for want of a folder."""
+    if path not in (None, "-"):
+        Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
+    return path
+
 
 _OPTIONS = (
     click.option("--device", required=True, type=click.Choice(["host", "cuda"])),
@@ -40,6 +50,12 @@ _OPTIONS = (
         help="What vLLM does by default, its compiler and its graphs: takes longer to start.",
     ),
     click.option(
+        "--runner",
+        type=click.Choice(["v1", "v2"]),
+        help="Which of vLLM's model runners; v2 is slow on host, where its kernels are interpreted."
+        "  [default: vLLM's own choice]",
+    ),
+    click.option(
         "--kv-mib",
         type=click.IntRange(1),
         help="Of each engine's KV cache.  [default: 64 on host, 1024 on cuda]",
@@ -50,7 +66,12 @@ _OPTIONS = (
         type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
         help="For checkpoints and logs, which stay there.  [default: one that goes]",
     ),
-    click.option("--json", "json_path", help="Write the figures to a file, or - for the terminal."),
+    click.option(
+        "--json",
+        "json_path",
+        callback=_with_folder,
+        help="Write the figures to a file, or - for the terminal.",
+    ),
 )
 
 

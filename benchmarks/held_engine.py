@@ -30,6 +30,8 @@ class HeldEngine:
         self._vocabulary = int(config.get_vocab_size())
         worker = self._engine.engine_core.engine_core.model_executor.driver_worker.worker
         self._model = getattr(worker, "pool_model", None)
+        # A pooled worker shows it to nobody from outside.
+        self._runner = type(worker.model_runner if self._model is None else worker._pool_runner)
         self._random = Random(0)
         self._names = 0
         self._traffic: Traffic | None = None
@@ -44,6 +46,7 @@ class HeldEngine:
             "vllm": vllm.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "model_runner": f"{self._runner.__module__}.{self._runner.__name__}",
             "footprint_bytes": self._model.footprint_bytes if self._model else 0,
             "swap_ins": self._model.swap_ins if self._model else 0,
             "graphs_captured": compilation_counter.num_cudagraph_captured,

@@ -42,6 +42,9 @@ def plain_copies(device: str, source: torch.Tensor) -> dict[str, Callable[[], No
                 buffer.data_ptr() + at, source.data_ptr() + at, min(share, size_bytes - at)
             )
 
-        return lambda: list(executor.map(part, range(threads))) and None
+        def copy() -> None:
+            list(executor.map(part, range(threads)))
+
+        return copy
 
     return {f"memcpy_{n}_threads": by(n) for n in sorted({1, os.cpu_count() or 1})}

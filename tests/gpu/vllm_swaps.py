@@ -33,7 +33,7 @@ sys.path[0] = str(ROOT)
 import click  # noqa: E402
 
 from benchmarks.engine_process import EngineError, EngineProcess, EngineSpec  # noqa: E402
-from benchmarks.engine_setup import NO_TURNS, engine_options, set_up  # noqa: E402
+from benchmarks.engine_setup import NO_TURNS, VERSIONS, engine_options, set_up  # noqa: E402
 from benchmarks.engine_traffic import CONTEXT_TOKENS  # noqa: E402
 from benchmarks.pool_process import daemon  # noqa: E402
 from benchmarks.swap_plan import STEPS, differences, swapped, turns, wrong  # noqa: E402
@@ -61,10 +61,11 @@ class Run:
         """Their processes, which import vLLM meanwhile, and which the stack ends."""
         self._kind, self._count, self._seed = kind, given["engines"], given["seed"]
         self._together = given["together"]
-        self.processes = [
-            stack.enter_context(EngineProcess(given["device"], folder / f"{kind}{index}.log"))
-            for index in range(1 if self._together else self._count)
-        ]
+        self.processes: list[EngineProcess] = []
+        for index in range(1 if self._together else self._count):
+            log = folder / f"{kind}{index}.log"
+            process = EngineProcess(given["device"], log, given["runner"])
+            self.processes.append(stack.enter_context(process))
         self.engines = [
             Held(self.processes[0 if self._together else number], number if self._together else 0)
             for number in range(self._count)
@@ -166,7 +167,7 @@ def compare(given: dict[str, Any], folder: Path) -> dict[str, Any]:
         took = list(taking_turns(pooled, plan, given["seed"]))
         answers, captured = pooled.answers(), pooled.graphs()
     found = setup.facts() | {key: given[key] for key in ("engines", "together", "seed")}
-    found |= {key: facts[0][key] for key in ("device_name", "vllm", "torch", "python")}
+    found |= {key: facts[0][key] for key in VERSIONS}
     found |= differences(alone, answers) | swapped(took)
     found["graphs_captured"] = pooled.captured
     found["graphs_captured_later"] = sum(captured) - sum(pooled.captured)
