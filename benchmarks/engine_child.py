@@ -40,7 +40,8 @@ def start(spec: EngineSpec) -> LLM:
     more: dict[str, Any] = {}
     if spec.pool is not None:
         more["worker_cls"] = "gpupool.vllm.Worker"
-        more["additional_config"] = {"gpupool": spec.pool}
+        room = {"cudagraph_bytes": spec.cudagraph_bytes} if spec.cudagraph_bytes else {}
+        more["additional_config"] = {"gpupool": spec.pool | room}
     if spec.sleep_mode:
         more["enable_sleep_mode"] = True
     if spec.steps == "graphs":

@@ -41,6 +41,8 @@ class EngineSpec:
     them by default, and its compiler)."""
     pool: dict[str, Any] | None = None
     """The key ``gpupool`` of ``additional_config``; a stock engine has none."""
+    cudagraph_bytes: int = 0
+    """Of the pool, for its CUDA graphs; 0 for graphs outside."""
     load_format: str = "auto"
     sleep_mode: bool = False
     prefix_caching: bool = False

@@ -60,6 +60,12 @@ _OPTIONS = (
         type=click.IntRange(1),
         help="Of each engine's KV cache.  [default: 64 on host, 1024 on cuda]",
     ),
+    click.option(
+        "--cudagraph-mib",
+        default=0,
+        type=click.IntRange(0),
+        help="Of the pool, for each engine's CUDA graphs.  [default: 0, their memory is outside]",
+    ),
     click.option("--page-mib", default=2, show_default=True, type=click.IntRange(1)),
     click.option(
         "--folder",
@@ -98,7 +104,8 @@ class Setup:
     @property
     def budget_bytes(self) -> int:
         """Room for one engine, and for no two."""
-        pages = -(-(self.weights_bytes + self.spec.kv_cache_bytes) // self.page_bytes)
+        of_one = self.weights_bytes + self.spec.kv_cache_bytes + self.spec.cudagraph_bytes
+        pages = -(-of_one // self.page_bytes)
         return (pages + PAGES_OVER) * self.page_bytes
 
     def written(self, folder: Path, seed: int) -> EngineSpec:
@@ -116,6 +123,7 @@ class Setup:
             "parameters": parameters_of(self.shape),
             "weights_bytes": self.weights_bytes,
             "kv_cache_bytes": self.spec.kv_cache_bytes,
+            "cudagraph_bytes": self.spec.cudagraph_bytes,
             "budget_bytes": self.budget_bytes,
             "page_bytes": self.page_bytes,
         }
@@ -134,6 +142,9 @@ def set_up(given: dict[str, Any], **more: Any) -> Setup:
     device, graphs, inductor = given["device"], given["graphs"], given["inductor"]
     if device == "host" and (graphs or inductor):
         raise click.UsageError("--graphs and --inductor are for --device cuda")
+    cudagraph_bytes = given["cudagraph_mib"] * MIB
+    if cudagraph_bytes and (device == "host" or graphs is False):
+        raise click.UsageError("--cudagraph-mib is for engines with CUDA graphs")
     if inductor and graphs is False:
         raise click.UsageError("--eager and --inductor exclude each other")
     steps = "inductor" if inductor else "graphs"
@@ -141,6 +152,7 @@ def set_up(given: dict[str, Any], **more: Any) -> Setup:
         model="",
         device=device,
         kv_cache_bytes=(given["kv_mib"] or KV_MIB[device]) * MIB,
+        cudagraph_bytes=cudagraph_bytes,
         steps=steps if device == "cuda" and graphs is not False else "eager",
         **more,
     )
