@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,14 +159,15 @@ def test_an_end_is_heard_while_a_lease_is_waited_for(ranks: Ranks) -> None:
 
 
 def test_who_is_in_a_step_leaves_with_the_others_all_the_same(ranks: Ranks) -> None:
-    assert ranks.all_at_once(lambda gate: gate.open_step()) == [None] * 3
-    asked = asks(ranks, 1)
-    ranks.clock.now_s += 0.9 * FOR_EVER_S
-    while ranks._leader._leader.halted != {0: 1, 1: 1, 2: 1}:
-        time.sleep(0.001)
-    assert not asked.done()
-    for gate in ranks.gates[::-1]:
-        gate.close_step()
+    with ThreadPoolExecutor(3) as engine:  # whose threads do nothing else
+        list(engine.map(GangGate.open_step, ranks.gates))
+        asked = asks(ranks, 1)
+        ranks.clock.now_s += 0.9 * FOR_EVER_S
+        while ranks._leader._leader.halted != {0: 1, 1: 1, 2: 1}:
+            time.sleep(0.001)
+        assert not asked.done()
+        for gate in ranks.gates[::-1]:
+            gate.close_step()
     assert asked.result(PATIENCE_S) is True
     until_there(ranks)
     ranks.step()
