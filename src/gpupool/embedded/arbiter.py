@@ -120,11 +120,11 @@ class EmbeddedArbiter:
                 if granted is not None:
                     break
                 # Outside the lock, since giving up may wait for a step of that model to close.
-                self._orders.obey(orders, deadline_s, partial(self._is_answered, key))
+                self._orders.obey(orders, deadline_s, partial(self._is_answered, key, wanted))
         except BaseException:
             with self._changed:
                 self._withdraw(key)
-                self._changed.notify_all()
+                self._orders.take_back()
             raise
         try:
             return self._clean.grant(key, granted.pages, granted.shared)
@@ -151,10 +151,13 @@ class EmbeddedArbiter:
         self, key: int, timeout_s: float, deadline_s: float, wanted: Wanted | None
     ) -> tuple[Granted | None, list[Order]]:
         """What is granted to ``key``, or orders to see to; waits once if there are neither."""
+        if wanted is not None and not wanted():  # before more is asked of others for it
+            raise SwapCancelledError("what was to come ahead is not wanted any more")
         wake_at_s = self._decide()
         if key in self._failed:
             raise self._failed.pop(key)
         if key in self._granted:
+            self._orders.take_back()
             return self._granted.pop(key), []
         # Whoever waits sees to all orders: the decision may have been another thread's.
         orders = self._orders.take()
@@ -163,15 +166,15 @@ class EmbeddedArbiter:
             if now_s >= deadline_s:
                 raise LeaseTimeoutError(f"no memory within {timeout_s:g} s: {self._obstacle()}")
             until_s = deadline_s if wake_at_s is None else min(wake_at_s, deadline_s)
-            if wanted is not None and not wanted():
-                raise SwapCancelledError("what was to come ahead is not wanted any more")
             if self.has_slabs or self._clean.withheld > 0 or wanted is not None:
                 until_s = min(until_s, now_s + _POLL_S)
             self._changed.wait(max(0.0, until_s - now_s))
         return None, orders
 
-    def _is_answered(self, key: int) -> bool:
-        """Whether ``key`` has its pages, which others may have given up or be waiting for."""
+    def _is_answered(self, key: int, wanted: Wanted | None) -> bool:
+        """Whether ``key`` has its pages, which others may have given up, or wants none any more."""
+        if wanted is not None and not wanted():
+            return True
         with self._changed:
             self._decide()
             return key in self._granted or key in self._failed
@@ -215,10 +218,8 @@ class EmbeddedArbiter:
         """More pages for a lease that is held. Raises PoolFullError or DriverError."""
         self._clean.settle()
         with self._changed:
-            cools = self._arbiter.make_room(key, pages, time.monotonic())
             self._extending += 1
         try:
-            self._orders.obey(list(cools), math.inf)
             granted = self._extend(key, pages)
         finally:
             with self._changed:
@@ -233,11 +234,15 @@ class EmbeddedArbiter:
             raise
 
     def _extend(self, key: int, pages: int) -> list[int]:
-        """Once what others were asked for is there, which wait for nobody."""
+        """Once what others were asked for is there, which wait for nobody.
+
+        They are asked again where another who grows as well has had what came.
+        """
         while True:
             with self._changed:
                 # Who decided that they give some may have its own pages and be in a step by now.
                 cools = self._orders.take_cools()
+                cools += self._arbiter.make_room(key, pages, time.monotonic())
                 if not cools:
                     enough = self.pages.free_pages >= pages
                     if enough or not self._arbiter.gives_warm_pages():

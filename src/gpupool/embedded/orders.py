@@ -48,6 +48,16 @@ class Orders:
         self.waiting = [order for order in self.waiting if not isinstance(order, kind)]
         return taken
 
+    def take_back(self) -> None:
+        """No model is to leave that nobody sees to yet; with the lock held.
+
+        As a thread ends its wait: who needs them decides anew, and nobody may be left who does.
+        """
+        for order in self._take_if(Revoke):
+            if order.key in self._holders:
+                self._arbiter.keep(order.key, time.monotonic())
+        self._changed.notify_all()
+
     def cool_all(self) -> None:
         """Have every model give up what is warm, now and whenever it leaves."""
         self._keeps_nothing = True
@@ -71,6 +81,9 @@ class Orders:
                 if isinstance(order, Cool):
                     holder.cool(order.pages)
                     continue
+                if is_done():
+                    self._leave_undone(orders[index:])
+                    break
                 limit_s = max(0.0, deadline_s - time.monotonic())
                 is_over = partial(self._is_over, order.key, is_done)
                 if not holder.give_up(limit_s, is_over, order.keep) and is_done():
@@ -96,6 +109,7 @@ class Orders:
                         self._arbiter.cooled(order.key, time.monotonic())
                 else:
                     self._arbiter.keep(order.key, time.monotonic())
+            self._changed.notify_all()
 
     def _is_over(self, key: int, is_done: Callable[[], bool]) -> bool:
         """Whether a model that was to leave need not, or has, and may have asked to come back."""
