@@ -35,7 +35,8 @@ class Regions:
         ``workspace`` nothing. What was not saved reads as zeros afterwards. A ``kv_cache`` may do
         without an ``image`` on the host: then nothing of it is saved but by a Keeper. Raises
         UsageError unless the model is out, and DriverError or HostMemoryError if there is no room,
-        or where there is a budget of host memory RefusedError or LeaseTimeoutError.
+        or where there is a budget of host memory what ``pinned`` does: what is parked of the model
+        comes back first.
         """
         kind = _tag(tag)
         size_bytes = whole("size_bytes", size_bytes, least=-WHOLE_MAX)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from embedded_members import (
     HELD_BYTES,
     IMAGE_BYTES,
     PAGE_BYTES,
+    PATIENCE_S,
     Member,
     beside,
     closed_at_the_end,
@@ -22,6 +25,7 @@ from embedded_members import (
 import gpupool.regions
 from gpupool import Pool
 from gpupool.errors import LeaseTimeoutError, RefusedError, SwapCancelledError, UsageError
+from gpupool.residency import adding
 
 
 def test_the_doctests_of_regions() -> None:
@@ -85,6 +89,28 @@ def test_what_can_never_fit_is_refused_and_has_changed_nothing(pool: Pool) -> No
         model.region("weights", 2 * PAGE_BYTES)
     assert pool.statistics().host_bytes == 2 * PAGE_BYTES > before
     model.close()
+    a.check()
+
+
+def test_a_parked_model_that_gains_a_region_waits_no_longer_than_it_was_told(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Member(pool, "a"), Member(pool, "b")
+    small = pool.model("small")
+    small.region("weights", 4096)
+    assert parked(a, b) == ["a"]
+    session, now_s, limits_s = a.model._session, [0.0], []
+    ask = session.host_memories
+
+    def slowly(sizes: Any, timeout_s: float, *args: Any, **more: Any) -> Any:
+        limits_s.append(timeout_s)
+        now_s[0] += PATIENCE_S / 4
+        return ask(sizes, timeout_s, *args, **more)
+
+    monkeypatch.setattr(session, "host_memories", slowly)
+    monkeypatch.setattr(adding, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    a.model.region("runtime", 4096)
+    assert limits_s == [pytest.approx(PATIENCE_S, abs=1), PATIENCE_S * 3 / 4]
     a.check()
 
 

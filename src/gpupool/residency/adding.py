@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AbstractContextManager
 
 from gpupool._core import Region, Tag
@@ -29,11 +30,13 @@ def add_region(
     """
     size_bytes, capacity_bytes = sizes_bytes
     residency.return_images()  # so that there is room for the new one
+    deadline_s = time.monotonic() + timeout_s
 
     def take(image_bytes: int) -> int:
         # Else it would be parked in part, of which nobody asks for the rest.
         residency.parking.bring_back(residency.saved, timeout_s)
-        return session.host_memories([image_bytes], timeout_s).fds[0]
+        left_s = max(0.0, deadline_s - time.monotonic())
+        return session.host_memories([image_bytes], left_s).fds[0]
 
     add = (residency.saved if image or kind is not Tag.kv_cache else residency.kept).add_region
     image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
