@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,9 +105,9 @@ def test_what_graphs_leave_over_goes_back_and_the_rest_is_saved(
                 memory_of(region)[at : at + len(expected[at])] = expected[at]
         ends = [at + size for at, size in zip(expected, sizes, strict=False)]
         left = graphs.fit()
-        assert left == region.bytes
+        assert left == (region.bytes if expected else 0)
         end = max(ends, default=1)
-        assert end <= left < end + 512
+        assert end <= region.bytes < end + 512
         assert pool.free_bytes == room - region.span_bytes
     model.swap_out()
     other = pool.model("b")
@@ -143,6 +144,33 @@ def test_too_little_room_says_what_to_raise(captured_into: Any) -> None:
     with model.resident(), pytest.raises(UsageError, match=too_little), graphs.used():
         assert allocate(arena, 2 * PAGE_BYTES) is None
         raise torch.OutOfMemoryError("as torch does then")
+    with model.resident(), pytest.raises(UsageError, match=too_little), graphs.used():
+        try:
+            assert allocate(arena, 2 * PAGE_BYTES) is None
+            raise torch.OutOfMemoryError("inside a capture")
+        finally:
+            raise RuntimeError("the capture cannot end") from None
+    with pytest.raises(RuntimeError, match="anything else"), graphs.used():
+        raise RuntimeError("anything else")
+
+
+def test_a_model_leaves_though_torch_keeps_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[bool] = []
+
+    def refuse() -> None:
+        refused.append(True)
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(Model, "device_kind", "cuda")
+    leaving = SimpleNamespace(_pool_wait_for_device=pool_worker.PoolWorker._pool_wait_for_device)
+    model = pool_of().model("a", before_swap_out=lambda: leaving._pool_wait_for_device(leaving))
+    model.region("weights", PAGE_BYTES)
+    leaving.pool_model = model
+    with model.resident():
+        pass
+    assert model.swap_out() and refused
 
 
 class Capturing(FakeWorker):

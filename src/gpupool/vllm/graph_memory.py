@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-import torch
-
 from gpupool._core import ArenaStatistics, Region
 from gpupool.errors import UsageError
 from gpupool.vllm import compat
@@ -62,11 +60,12 @@ class GraphMemory:
 
         Raises UsageError where the room was too small for them.
         """
+        before = self._allocator.statistics().refused
         try:
             with compat.graphs_captured_into(self._allocator.mem_pool.id):
                 yield
-        except torch.OutOfMemoryError as error:
-            if self._allocator.statistics().refused == 0:
+        except Exception as error:  # that torch has no memory, or that a capture could not end
+            if self._allocator.statistics().refused == before:
                 raise
             raise UsageError(
                 f"the CUDA graphs of this model need more than the {self._size_bytes} bytes of "
@@ -76,11 +75,12 @@ class GraphMemory:
     def fit(self) -> int:
         """Give back what no graph was captured into, and say how many bytes are left.
 
-        All of the rest is saved at every swap-out.
+        All of the rest is saved at every swap-out. 0 if there is no graph: a region has one byte
+        at least.
         """
         region, found = self._allocator.region, self._allocator.statistics()
         # Blocks are cut from the front, so that what is free is behind them but for gaps.
         end = region.bytes - found.largest_free_bytes
         with suppress(UsageError):  # as when the largest gap is one between blocks
             self._model.resize(region, max(1, end))
-        return region.bytes
+        return region.bytes if found.live_blocks > 0 else 0

@@ -147,7 +147,10 @@ class PoolWorker(PoolSteps):
             with self._pool_capturing():
                 times = super().compile_or_warm_up_model()  # type: ignore[misc]
             if self._pool_graphs is not None:
-                logger.info("gpupool: %d bytes of CUDA graphs in the pool", self._pool_graphs.fit())
+                if left_bytes := self._pool_graphs.fit():
+                    logger.info("gpupool: %d bytes of CUDA graphs in the pool", left_bytes)
+                else:
+                    logger.warning("gpupool: no CUDA graph is in the pool: omit 'cudagraph_bytes'")
         self.pool_model.swap_out()
         if self._pool_shares:  # nothing writes to the weights by itself any more
             self.pool_model.share()
@@ -218,7 +221,7 @@ class PoolWorker(PoolSteps):
         with torch.cuda.device(model.device_ordinal) if on_cuda else nullcontext():
             compat.wait_for_device(self)
             if on_cuda:  # what steps have left over is outside the pool, and others need the room
-                torch.cuda.empty_cache()
+                compat.empty_cache()
 
     # Doors.
 

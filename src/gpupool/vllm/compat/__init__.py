@@ -23,6 +23,7 @@ from gpupool.vllm.compat.kv_cache import (
 )
 from gpupool.vllm.compat.platform import (
     device_name,
+    empty_cache,
     graphs_captured_into,
     platform_worker,
     prepare_process,
@@ -48,6 +49,7 @@ __all__ = [
     "checkpoint_folder",
     "device_name",
     "draft_tokens",
+    "empty_cache",
     "forget_shared_tensors",
     "graphs_captured_into",
     "kv_allocations",

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from gpupool.errors import UsageError
+
+logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
 
 
 def platform_worker() -> type[Any]:
@@ -91,6 +94,18 @@ def wait_for_device(worker: Any) -> None:
         wait()
     elif torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def empty_cache() -> None:
+    """Have torch give back what it has cached, which it refuses while anything is captured.
+
+    So it does while another engine of this process allocates in a pool of torch, or once a capture
+    could not end: no reason for a model to stay.
+    """
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        logger.warning("gpupool: torch keeps what it has cached for now: %s", error)
 
 
 def step_timeout_s() -> float:
