@@ -148,6 +148,7 @@ def test_defaults(tmp_path: Path, make_checkpoint: Make) -> None:
         (changed("models", 0, "name", value=""), "models[0].name"),
         (changed("models", 0, "name", value="a b"), "models[0].name"),
         (changed("models", 0, "kv_cache", value="1GiB"), "models[0].kv_cache: needs 1073741824"),
+        (changed("models", 0, "cudagraphs", value="192MiB"), "models[0].cudagraphs: pool.budget"),
         (changed("models", 0, "args", value={"port": 1}), "models[0].args.port"),
         (changed("models", 0, "args", value={"worker_cls": "x"}), "models[0].args.worker_cls"),
         (changed("models", 0, "args", value={"--dtype": "x"}), "'--dtype' is not an option"),

@@ -246,6 +246,11 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
                 f"{key}.kv_cache: needs {model.kv_cache_bytes} bytes and pool.budget has"
                 f" {config.pool.budget_bytes} bytes; lower kv_cache or raise pool.budget"
             )
+        if model.kv_cache_bytes + (model.cudagraph_bytes or 0) > config.pool.budget_bytes:
+            raise ValueError(
+                f"{key}.cudagraphs: pool.budget has {config.pool.budget_bytes} bytes, which"
+                " kv_cache and cudagraphs exceed together; lower them or raise pool.budget"
+            )
         own = [name for name in ("ttft_ms", "tbt_ms") if getattr(model, name) is not None]
         if own and config.pool.policy != "deadlines":
             raise ValueError(f"{key}.{own[0]}: only deadlines go by it; set pool.policy to it")

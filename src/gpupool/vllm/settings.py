@@ -29,8 +29,9 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``socket`` is the daemon's, or for a tensor parallel engine those of its ranks' devices, in
     their order.
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
-    all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which what they leave over is
-    given back; without, their memory stays on the device outside the pool.
+    all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which the device gets back what
+    they leave over, and the host does not; without, their memory stays on the device outside the
+    pool.
     ``verify`` says which copies of a swap-in are held against their digests. ``share`` is whether
     pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
