@@ -26,8 +26,7 @@ from gpupool.daemon.server import Server
 
 def run_puppet(socket_path: str) -> None:
     """See puppet.py."""
-    sys.argv[1:] = [socket_path]
-    puppet.main()
+    puppet.obey(puppet.Puppet(Path(socket_path)))
 
 
 def run_mortal(socket_path: str, moment: str, nth: int, owner: str) -> None:
