@@ -53,10 +53,7 @@ class Orders:
 
         As a thread ends its wait: who needs them decides anew, and nobody may be left who does.
         """
-        for order in self._take_if(Revoke):
-            if order.key in self._holders:
-                self._arbiter.keep(order.key, time.monotonic())
-        self._changed.notify_all()
+        self._leave_undone(self._take_if(Revoke))
 
     def cool_all(self) -> None:
         """Have every model give up what is warm, now and whenever it leaves."""
@@ -81,12 +78,10 @@ class Orders:
                 if isinstance(order, Cool):
                     holder.cool(order.pages)
                     continue
-                if is_done():
-                    self._leave_undone(orders[index:])
-                    break
                 limit_s = max(0.0, deadline_s - time.monotonic())
                 is_over = partial(self._is_over, order.key, is_done)
-                if not holder.give_up(limit_s, is_over, order.keep) and is_done():
+                # First of all, since this thread may be in a step of that model.
+                if is_done() or (not holder.give_up(limit_s, is_over, order.keep) and is_done()):
                     self._leave_undone(orders[index:])
                     break
             except KvStoreFullError as error:
