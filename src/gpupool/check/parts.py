@@ -74,6 +74,7 @@ PARTS = {
 BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer", "engine_swaps", "bench_engine")
 DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
 
+_PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
 _TESTS = {
     "gpu": (
         "tests/gpu/test_gpu_torch.py",
@@ -104,13 +105,21 @@ def _planned(name: str, places: Places) -> Part:
         paths = [own, str(places.tree), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(each for each in paths if each)
     part = Part(name, what, limit_s, commands, environment, skip)
-    if name != "sanitizer" or skip:
-        return part
+    return part if name != "sanitizer" or skip else _sanitized(part, places)
+
+
+def _sanitized(part: Part, places: Places) -> Part:
+    found = sanitizer.find(os.environ)
+    if not found.program:
+        why = "there is no compute-sanitizer: put the bin folder of a CUDA toolkit on PATH"
+        return replace(part, skip=why)
+    programs = {subject: str(_program(places, subject)) for subject in SUBJECTS}
     return replace(
         part,
-        environment=environment | sanitizer.ENVIRONMENT,
+        commands=found.commands(programs, _PYTEST),
+        environment=part.environment | sanitizer.ENVIRONMENT,
         judge=sanitizer.judge,
-        note=sanitizer.find(os.environ).left_out,
+        note=found.left_out,
     )
 
 
@@ -122,8 +131,6 @@ def _why_not(name: str, places: Places) -> str:
             return f"there are no C++ tests in {places.build}: make gpu-check builds them"
     if name == "conformance":
         return ""
-    if name == "sanitizer" and not sanitizer.find(os.environ).program:
-        return "there is no compute-sanitizer: put the bin folder of a CUDA toolkit on PATH"
     if not (places.tree / "tests" / "gpu").is_dir():
         return f"{places.tree} is not gpupool's source tree: name it with --tree"
     wanted = {"kernels": ("triton", "torch"), "embedded": ("torch",), "vllm": ("vllm",)}
@@ -143,16 +150,14 @@ def _program(places: Places, subject: str) -> Path:
 
 def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     python = sys.executable
-    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
     if name in _TESTS:
-        return ((*pytest, *_TESTS[name]),)
+        return ((*_PYTEST, *_TESTS[name]),)
     if name == "conformance":
         return tuple((str(_program(places, subject)),) for subject in SUBJECTS)
     if name == "sanitizer":
-        programs = {subject: str(_program(places, subject)) for subject in SUBJECTS}
-        return sanitizer.find(os.environ).commands(programs, pytest)
+        return ()  # of the tool that is found
     if name == "vllm":
-        return ((python, "-m", "gpupool.vllm.hooks"), (*pytest, "tests/gpu/test_gpu_vllm.py"))
+        return ((python, "-m", "gpupool.vllm.hooks"), (*_PYTEST, "tests/gpu/test_gpu_vllm.py"))
 
     def benchmark(script: str, *arguments: str, into: str = "") -> tuple[str, ...]:
         path = places.out / f"{into or Path(script).stem}.json"
