@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -69,7 +69,7 @@ class OnGpu:
 
 
 def graphs_of(model: Model, size_bytes: int) -> tuple[GraphMemory, RegionArena]:
-    graphs = GraphMemory(OnGpu(model), size_bytes)
+    graphs = GraphMemory(cast("Model", OnGpu(model)), size_bytes)
     return graphs, arena_of(graphs)
 
 
@@ -212,7 +212,9 @@ def test_all_of_an_engine_captures_there(
     monkeypatch.setattr(settings, "_pools", {})
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setattr(
-        pool_worker, "GraphMemory", lambda model, size: GraphMemory(OnGpu(model), size)
+        pool_worker,
+        "GraphMemory",
+        lambda model, size: graphs_of(model, size)[0],
     )
     engine = worker.pooled(Capturing)(config(cudagraph_bytes=8 << 20), 1)
     engine.load_model()

@@ -7,41 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
 
-from gpupool._core import ArenaStatistics, Region
 from gpupool.errors import UsageError
+from gpupool.model import Model
 from gpupool.vllm import compat
-
-
-class Allocator(Protocol):
-    """A pool of torch over a region: ``gpupool.interop.TorchAllocator``."""
-
-    region: Region
-    mem_pool: Any
-
-    def statistics(self) -> ArenaStatistics:
-        """What of the region is in use, in bytes."""
-
-
-class Owner(Protocol):
-    """What the region is of: a Model."""
-
-    @property
-    def device_kind(self) -> str:
-        """``host`` or ``cuda``."""
-
-    def torch_allocator(self, tag: str, size_bytes: int) -> Allocator:
-        """A new region and a pool of torch over it."""
-
-    def resize(self, region: Region, size_bytes: int) -> None:
-        """Make the region ``size_bytes`` long."""
 
 
 class GraphMemory:
     """Where vLLM captures an engine's graphs, and what they leave over of it."""
 
-    def __init__(self, model: Owner, size_bytes: int) -> None:
+    def __init__(self, model: Model, size_bytes: int) -> None:
         """Have room for ``size_bytes`` in a model that is out.
 
         Raises UsageError off the GPU, and what ``Model.torch_allocator`` raises.

@@ -119,7 +119,7 @@ class PoolWorker(PoolSteps):
             adopted.outside_bytes,
         )
         if self.pool_model.device_kind == "cuda":
-            torch.cuda.empty_cache()  # the copy that was loaded goes back to the device
+            compat.empty_cache()  # the copy that was loaded goes back to the device
         self.pool_model.declare()  # what can never fit is said now
 
     def determine_available_memory(self) -> int:
