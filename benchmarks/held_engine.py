@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import vllm
-from vllm import LLM, SamplingParams
+from vllm import LLM
 from vllm.compilation.counter import compilation_counter
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 
 from benchmarks.engine_traffic import FIRST_ID, Traffic
+from gpupool.vllm.offline import ask_exactly
 
 
 class HeldEngine:
@@ -158,14 +158,7 @@ class HeldEngine:
     def _ask(self, prompt: list[int], answer_tokens: int) -> str:
         self._names += 1
         name = f"{self._names}"
-        sampling = SamplingParams(
-            temperature=0,
-            max_tokens=answer_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        ask_exactly(self._engine, name, prompt, answer_tokens)
         self._live[name] = []
         return name
 

@@ -85,15 +85,8 @@ class OfflineEngine:
         return answer
 
     def add(self, name: str, prompt: list[int], answer_tokens: int) -> None:
-        """Ask for exactly so many tokens, which nobody turns into text."""
-        sampling = SamplingParams(
-            temperature=0,
-            max_tokens=answer_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        self._engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        """As ``ask_exactly``."""
+        ask_exactly(self._engine, name, prompt, answer_tokens)
 
     @property
     def busy(self) -> bool:
@@ -107,6 +100,18 @@ class OfflineEngine:
             for output in self._engine.step()
             if len(output.outputs[0].token_ids) > 0
         ]
+
+
+def ask_exactly(engine: Any, name: str, prompt: list[int], answer_tokens: int) -> None:
+    """Ask for exactly so many tokens, which nobody turns into text."""
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=answer_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
 
 
 def kv_bytes_per_token(kv_cache_config: Any) -> int:

@@ -23,24 +23,18 @@ from gpupool.vllm import compat
 from gpupool.vllm.reporting import Reporter
 
 
-class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Join the pool of a daemon.
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What every engine may say of itself.
 
-    ``socket`` is the daemon's, or for a tensor parallel engine those of its ranks' devices, in
-    their order.
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
     all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which the device gets back what
     they leave over, and the host does not; without, their memory stays on the device outside the
-    pool.
-    ``verify`` says which copies of a swap-in are held against their digests. ``share`` is whether
-    pages and host memory are had in common with models of the same weights. ``image_cache``
+    pool. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
+    whether pages and host memory are had in common with models of the same weights. ``image_cache``
     is the folder that ``--load-format gpupool`` keeps images of weights in, and
-    ``image_cache_bytes`` the room that they may take there. ``ttft_ms`` and ``tbt_ms``
-    are when the first token of a request is due and how long after that each further one, and
-    ``weight`` what the model counts where not all can be on time, for a daemon that goes by that.
+    ``image_cache_bytes`` the room that they may take there.
     """
 
-    socket: str | Annotated[list[str], Meta(min_length=2, max_length=RANKS_MAX)]
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
@@ -48,32 +42,37 @@ class DaemonSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
     image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
+
+
+class DaemonSettings(EngineSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Join the pool of a daemon.
+
+    ``socket`` is the daemon's, or for a tensor parallel engine those of its ranks' devices, in
+    their order. ``ttft_ms`` and ``tbt_ms`` are when the first token of a request is due and how
+    long after that each further one, and ``weight`` what the model counts where not all can be on
+    time, for a daemon that goes by that.
+    """
+
+    socket: str | Annotated[list[str], Meta(min_length=2, max_length=RANKS_MAX)]
     ttft_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     tbt_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
 
 
-class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EmbeddedSettings(EngineSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Share a pool with the other engines of this process.
 
     All of them say the same of the pool: ``device``, ``budget_bytes``, ``page_bytes``, and what
     ``gpupool.Pool`` is to have of host memory and files (``host_budget_bytes``,
-    ``parking_folder``, ``parking_limit_bytes``). The rest is as of ``DaemonSettings``.
+    ``parking_folder``, ``parking_limit_bytes``).
     """
 
-    model: str
     device: str
     budget_bytes: int
     page_bytes: int = 64 * MIB
     host_budget_bytes: int | None = None
     parking_folder: str | None = None
     parking_limit_bytes: int | None = None
-    kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
-    cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
-    verify: Literal["always", "sample", "off"] = "always"
-    share: bool = False
-    image_cache: Annotated[str, Meta(min_length=1)] | None = None
-    image_cache_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 _OF_THE_POOL = (
