@@ -98,4 +98,4 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def revoke_is_waiting(gate: Gate) -> bool:
-    return gate._revokes > 0
+    return gate._revokes.count > 0

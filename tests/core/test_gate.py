@@ -194,7 +194,7 @@ def test_two_revokes_at_once_give_up_once() -> None:
     gate = gate_of(model)
     gate.open_step()
     with thread_running(gate.give_up) as first, thread_running(gate.give_up) as second:
-        wait_until(lambda: gate._revokes == 2)
+        wait_until(lambda: gate._revokes.count == 2)
         gate.close_step()
     assert sorted([*first, *second]) == [False, True]  # type: ignore[type-var]
     assert model.calls == ["in", "out"]

@@ -84,7 +84,7 @@ def test_who_has_a_model_leave_sees_to_warm_pages_first() -> None:
         _decide_that_warm_pages_are_needed(pool, grows)
         thread = threading.Thread(target=lambda: come_and_go(other), daemon=True)
         thread.start()
-        _wait_for(lambda: grows.gate._revokes > 0, thread)
+        _wait_for(lambda: grows.gate._revokes.count > 0, thread)
         assert warm.warm_bytes == 0
         grows.resize(region, BUDGET_PAGES * PAGE_BYTES)
     thread.join(_LIMIT_S)
@@ -98,8 +98,8 @@ def test_who_has_its_pages_waits_for_nobody_to_leave() -> None:
     with stays.resident():
         with goes.resident():
             thread.start()
-            _wait_for(lambda: stays.gate._revokes + goes.gate._revokes > 0, thread)
-            asked, other = (stays, goes) if stays.gate._revokes else (goes, stays)
+            _wait_for(lambda: stays.gate._revokes.count + goes.gate._revokes.count > 0, thread)
+            asked, other = (stays, goes) if stays.gate._revokes.count else (goes, stays)
             assert asked is stays, "used first"
         other.swap_out()
         thread.join(_LIMIT_S)
@@ -127,7 +127,7 @@ def test_a_prefetch_that_is_not_wanted_any_more_waits_for_no_step() -> None:
     cancelled: list[bool] = []
     with used.resident():
         fetching = _thread_of(fetch)
-        _wait_for(lambda: used.gate._revokes > 0, fetching)
+        _wait_for(lambda: used.gate._revokes.count > 0, fetching)
         leaving = _thread_of(later.swap_out)  # as this thread may do, in a step of the other model
         leaving.join(_LIMIT_S)
         assert not leaving.is_alive()

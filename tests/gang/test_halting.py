@@ -26,7 +26,7 @@ def halting(ranks: Ranks, turn: int, in_s: float = FOR_EVER_S) -> Future[object]
     """The first rank is asked to halt, and waits to, unless it has halted."""
     gate = ranks.gates[0]
     halts = ranks.beside(lambda: gate.halt(turn, gate._clock() + in_s))
-    while gate._revokes == 0 and not halts.done():
+    while gate._revokes.count == 0 and not halts.done():
         time.sleep(0.001)
     return halts
 

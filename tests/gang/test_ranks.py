@@ -81,7 +81,7 @@ def test_who_waits_to_leave_does_so_with_what_it_may_keep(ranks: Ranks) -> None:
     gate = ranks.gates[1]
     gate.open_step()
     revoke = ranks.beside(lambda: gate.give_up(FOR_EVER_S, lambda: False, 7))
-    while gate._revokes == 0:
+    while gate._revokes.count == 0:
         time.sleep(0.001)
     assert not gate.part(1, 2)  # nobody else is to
     gate.close_step()

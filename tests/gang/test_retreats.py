@@ -42,7 +42,7 @@ def asks(ranks: Ranks, rank: int, *, keep: int = 0) -> Future[object]:
     memory, gate = ranks.memories[rank], ranks.gates[rank]
     left = len(memory.kept)
     asked = ranks.beside(lambda: gate.give_up(FOR_EVER_S, lambda: len(memory.kept) > left, keep))
-    while gate._revokes == 0 and not asked.done():
+    while gate._revokes.count == 0 and not asked.done():
         time.sleep(0.001)
     return asked
 

@@ -151,7 +151,7 @@ def test_a_model_in_a_step_is_asked_last_and_its_step_is_waited_for(pool: Pool) 
     c = Member(pool, "c")
     assert parked(a, b, c) == ["b"]
     with c.model.pinned(), beside(b.check) as found:  # so that all that is left is the step's
-        until(lambda: a.model.gate._revokes > 0)
+        until(lambda: a.model.gate._revokes.count > 0)
         a.check_inside()
         assert not found
         a.model.gate.close_step()

@@ -80,8 +80,7 @@ class Orders:
                     continue
                 limit_s = max(0.0, deadline_s - time.monotonic())
                 is_over = partial(self._is_over, order.key, is_done)
-                # First of all, since this thread may be in a step of that model.
-                if is_done() or (not holder.give_up(limit_s, is_over, order.keep) and is_done()):
+                if not holder.give_up(limit_s, is_over, order.keep) and is_done():
                     self._leave_undone(orders[index:])
                     break
             except KvStoreFullError as error:

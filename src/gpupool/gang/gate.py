@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from gpupool._core import SwapReport
@@ -85,24 +86,22 @@ class GangGate(Gate):
             # Who asks has no lease: the last one was revoked.
             return self._coming.asks or is_stale()
 
-        with self._changed:
-            if stale() or self._state is State.OUT:
-                return False
-            turn = self._standing.turn
-            self._revokes += 1
         now_s = self._clock()
-        hurry_at_s, self._alone_at_s = now_s + timeout_s / 2, now_s + timeout_s * _TOGETHER
-        self._member.say(g.Leave(turn, hurry_at_s))
-        try:
-            self._await_begun(turn, hurry_at_s, stale, keep)
-            return self._or_break(now_s + timeout_s - self._clock(), stale, leave)
-        finally:
+        hurry_at_s = now_s + timeout_s / 2
+        with ExitStack() as revoked:
             with self._changed:
-                self._alone_at_s = math.inf
-                self._revokes -= 1
-                if self._revokes == 0:
-                    self._turn.calm()
-                self._changed.notify_all()
+                if stale() or self._state is State.OUT:
+                    return False
+                # That the turn may be cut short is the leader's to say.
+                revoked.enter_context(self._revokes.one(hurry_s=None))
+                turn, self._alone_at_s = self._standing.turn, now_s + timeout_s * _TOGETHER
+            try:
+                self._member.say(g.Leave(turn, hurry_at_s))
+                self._await_begun(turn, hurry_at_s, stale, keep)
+                return self._or_break(now_s + timeout_s - self._clock(), stale, leave)
+            finally:
+                with self._changed:
+                    self._alone_at_s = math.inf
 
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
@@ -119,24 +118,18 @@ class GangGate(Gate):
         with self._changed:
             if hurry_at_s is None:
                 return self._standing.halt(turn)
-            self._revokes += 1
-            self._turn.hurry_in(hurry_at_s - self._clock())
-            try:
+            with self._revokes.one(hurry_at_s - self._clock()):
                 while self._goes_on(turn):
                     limits_s = [self._turn.hurry_at_s - self._clock(), *super()._changes_in_s()]
                     self._changed.wait(max(0.0, min(limits_s)))
                 return self._standing.halt(turn)
-            finally:
-                self._revokes -= 1
-                if self._revokes == 0:
-                    self._turn.calm()
 
     def part(self, turn: int, step: int) -> bool:
         """Go on up to ``step``; whether ``leave`` is to be called, since nobody else waits to."""
         with self._changed:
             told = self._standing.part(turn, step)
             self._changed.notify_all()
-            return told and self._revokes == 0
+            return told and self._revokes.count == 0
 
     def leave(self, turn: int) -> None:
         """Leave ``turn``, as agreed; all that can stay warm does, since nobody here asked for it.

@@ -15,6 +15,7 @@ from functools import partial
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
 from gpupool.gate.open_steps import OpenSteps
+from gpupool.gate.revokes import Revokes
 from gpupool.gate.turn import Turn
 from gpupool.residency import Ahead, Resident, State
 
@@ -39,7 +40,8 @@ class Gate:
         self._changed = threading.Condition()
         self._state = State.OUT
         self._steps = OpenSteps()
-        self._revokes = self._arrivals = 0  # threads that wait in give_up; bring-ins
+        self._revokes = Revokes(self._turn, self._changed)
+        self._arrivals = 0
         self._ahead: Ahead | None = None  # of what arrives now
 
     @property
@@ -200,15 +202,12 @@ class Gate:
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         stale = is_stale or (lambda: False)
         with self._changed:
+            if stale():
+                return False
             if self._steps.are_mine():
                 raise UsageError("a thread cannot give up a model in whose step it is")
-            self._revokes += 1
-            if timeout_s is not None:
-                self._turn.hurry_in(timeout_s / 2)
             arrivals = self._arrivals
-            try:
-                if stale():
-                    return False
+            with self._revokes.one(None if timeout_s is None else timeout_s / 2):
                 if self._ahead is not None:
                     self._ahead.stop()
                 while not self._may_leave():
@@ -218,11 +217,6 @@ class Gate:
                         return False
                     self._wait_until(deadline_s, polls=is_stale is not None)
                 self._state = State.LEAVING
-            finally:
-                self._revokes -= 1
-                if self._revokes == 0:
-                    self._turn.calm()
-                self._changed.notify_all()
         after = None
         try:
             leave()
@@ -254,7 +248,7 @@ class Gate:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for
         # ever. But a step that is open already must be able to finish, and what its thread needs
         # for that may be another step.
-        leaves = self._revokes > 0 and self._turn.is_over(in_step=self._steps.count > 0)
+        leaves = self._revokes.count > 0 and self._turn.is_over(in_step=self._steps.count > 0)
         if self._state is not State.RESIDENT or (leaves and not self._steps.are_mine()):
             return False
         self._steps.open()
