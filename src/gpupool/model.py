@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from gpupool._core import Driver, SwapReport, Verify
+from gpupool._core import Driver, Verify
 from gpupool.checks import seconds
 from gpupool.errors import UsageError
+from gpupool.figures import Figures
 from gpupool.gate import Gate
 from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
@@ -16,7 +17,7 @@ from gpupool.residency import Sleeper
 from gpupool.session import Session
 
 
-class Model(Regions):
+class Model(Regions, Figures):
     """The memory of one model in a pool.
 
     Make one with ``Pool.model``. Add regions while it is out, use them inside
@@ -99,41 +100,6 @@ class Model(Regions):
         """So much of it is closed and nowhere mapped any more. Raises DaemonUnavailableError."""
         self._session.return_host_memory(size_bytes)
 
-    @property
-    def swap_ins(self) -> int:
-        """How often the model has come in."""
-        return self._residency.swap_ins
-
-    @property
-    def last_swap_in(self) -> SwapReport | None:
-        """What the latest swap-in took."""
-        return self._residency.last_swap_in
-
-    @property
-    def last_swap_out(self) -> SwapReport | None:
-        """What the latest swap-out took."""
-        return self._residency.last_swap_out
-
-    @property
-    def device_kind(self) -> str:
-        """``host`` or ``cuda``."""
-        return self._session.driver.kind
-
-    @property
-    def device_ordinal(self) -> int:
-        """Index of the device among those that this process sees."""
-        return self._session.driver.ordinal
-
-    @property
-    def footprint_bytes(self) -> int:
-        """Device memory the model needs to be resident, in whole pages."""
-        return self._residency.pages_needed * self._session.page_bytes
-
-    @property
-    def warm_bytes(self) -> int:
-        """Device memory that it has while it is out, with what its next swap-in need not copy."""
-        return self._residency.warm_pages * self._session.page_bytes
-
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:
         """Bring the model in and keep it for the length of a ``with`` block.
@@ -160,6 +126,22 @@ class Model(Regions):
                             if region.image_bytes > 0:  # else its keeper is told, block by block
                                 region.mark_written([(0, region.bytes)])
                 return
+
+    def lasting(self, step_s: float) -> contextlib.AbstractContextManager[None]:
+        """In this ``with`` block steps may take ``step_s``, and ``with model.resident():`` as long.
+
+        A daemon kills a process that keeps its memory for longer than ``revoke_timeout_s`` after
+        others want it, or than this if it was told before. Who waits for the memory waits so long:
+        say no more than they can. Nobody is killed by a pool of this process.
+
+        >>> import gpupool
+        >>> pool = gpupool.Pool(device="host", budget_bytes=8 << 20, page_bytes=2 << 20)
+        >>> model = pool.model("a")
+        >>> region = model.region("runtime", 1 << 20)
+        >>> with model.lasting(120.0), model.resident():
+        ...     pass  # compile, or read a large file
+        """
+        return self._session.lasting(seconds("step_s", step_s))
 
     def mark_written(self, tag: str) -> None:
         """All regions of one tag are to be saved whole at the next swap-out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -197,6 +198,9 @@ class Session(Protocol):
 
     def damaged(self, message: str) -> None:
         """Memory was not what was saved: the model does not come in."""
+
+    def lasting(self, step_s: float) -> AbstractContextManager[None]:
+        """Steps that begin in a ``with`` block may take so long before a revoke is obeyed."""
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

@@ -58,9 +58,11 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "interop": (CORE, {"cupy", "torch"}),
     "keeper": (set(), set()),
     "residency": (CORE | {"host_images", "keeper", "session", "sharing", "trace"}, set()),
+    "figures": (CORE | {"residency", "session"}, set()),
     "regions": (CORE | {"checks", "gate", "host_images", "residency", "session"}, set()),
     "model": (
-        CORE | {"checks", "gate", "interop", "keeper", "regions", "residency", "session"},
+        CORE
+        | {"checks", "figures", "gate", "interop", "keeper", "regions", "residency", "session"},
         set(),
     ),
     "scrubbing": (CORE, set()),

@@ -107,7 +107,8 @@ def live(socket_path: Path, stage: Callable[[str], None], owner: str) -> None:
             until(lambda: gate._state.value == "arriving")
 
     stage("there is room")
-    gate.open_step()
+    with model.lasting(60.0):
+        gate.open_step()
     ahead.join()
     stamps.check()
     model.resize(runtime, PAGE_BYTES + 1)

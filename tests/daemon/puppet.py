@@ -79,6 +79,11 @@ class Puppet:
     def enter(self, timeout_s: float | None = None) -> None:
         self._model.gate.open_step(timeout_s)
 
+    def last(self, step_s: float) -> None:
+        """Say that steps may take so long from now on."""
+        self._lasts = self._model.lasting(step_s)
+        self._lasts.__enter__()
+
     def leave(self) -> None:
         self._model.gate.close_step()
 

@@ -1,4 +1,4 @@
-"""Clients that die, hang up or do not obey: what they held comes back, and to nobody else."""
+"""Clients that die or hang up: what they held comes back, and to nobody else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from typing import Any, get_args
 
 import pytest
-from daemon_bench import PAGE_BYTES, Daemon, Puppet, PuppetError, StartDaemon, until
+from daemon_bench import PAGE_BYTES, Daemon, PuppetError, StartDaemon, until
 
 from gpupool.daemon.protocol import PROTOCOL_VERSION, ClientMessage
 
@@ -29,6 +29,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Release", "what was granted last"], None),
     (["Kept", "it cannot leave"], None),
     (["Damaged", "bytes 0 to 5"], None),
+    (["Lasting", 60.0], None),
     (["Idle", False], None),
     (["Idle", True], None),
     (["Yielded", [0.1, 0.1, 5]], None),
@@ -229,49 +230,6 @@ def test_a_fork_that_shares_the_pages_keeps_them_fenced(daemon: Daemon) -> None:
         os.kill(child, SIGKILL)
     third.answer()
     assert third.do("values", "kv_cache") == [0]
-
-
-def test_a_revoke_that_is_ignored_ends_the_process_at_its_deadline(
-    start_daemon: StartDaemon,
-) -> None:
-    daemon = start_daemon(options=("--revoke-timeout-s", "0.3"))
-    deaf = daemon.model("deaf", kv_cache=3 * PAGE_BYTES)
-    deaf.do("enter")
-    deaf.do("ignore_revokes")
-    other = daemon.model("other", kv_cache=2 * PAGE_BYTES)
-    other.do("enter")
-    assert deaf.ended_by() == SIGKILL
-    refusal = daemon.status().refusals[-1]
-    assert (refusal.model, refusal.pid) == ("deaf", deaf.process.pid)
-    assert refusal.message == "killed: it did not give its memory back in time"
-
-
-def test_a_revoke_that_fails_is_told_and_ends_the_process_at_its_deadline(
-    start_daemon: StartDaemon,
-) -> None:
-    daemon = start_daemon(options=("--revoke-timeout-s", "0.3"))
-    stuck = daemon.model("stuck", kv_cache=3 * PAGE_BYTES)
-    stuck.do("enter")
-    stuck.do("fail_revokes", "device lost\n\x1b[31m" + "x" * 5000)
-    other = daemon.model("other", kv_cache=2 * PAGE_BYTES)
-    other.do("enter")
-    assert stuck.ended_by() == SIGKILL
-    told, killed = [r.message for r in daemon.status().refusals]
-    assert told.startswith("device lost  [31mxxx")
-    assert len(told) == 1000
-    assert killed.startswith("killed")
-
-
-def test_an_obedient_model_is_not_killed_by_a_later_deadline(start_daemon: StartDaemon) -> None:
-    daemon = start_daemon(options=("--revoke-timeout-s", "0.5"))
-    models = [daemon.model(name, kv_cache=3 * PAGE_BYTES) for name in "ab"]
-    for number in range(1, 31):
-        model: Puppet = models[number % 2]
-        model.do("enter")
-        assert model.do("values", "kv_cache") == [max(0, number - 2)]
-        model.do("fill", "kv_cache", number)
-        model.do("leave")
-    assert [model.process.poll() for model in models] == [None, None]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

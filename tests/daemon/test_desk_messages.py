@@ -42,6 +42,7 @@ _messages = st.one_of(
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Kept, st.just("no"), st.booleans()),
+    st.builds(p.Lasting, st.sampled_from([0.0, 1.0, 2 * REVOKE_S])),
     st.builds(p.Idle, st.booleans()),
     st.builds(p.Announce, _names, _ids, st.integers(0, 9)),
     st.builds(p.Over, _ids),

@@ -136,7 +136,8 @@ _SOCKET = click.option(
     type=Number(min=0, min_open=True),
     callback=_duration,
     metavar="S",
-    help="A worker that keeps revoked memory for longer is killed; longer than any one step.",
+    help="A worker that keeps revoked memory for longer is killed, but for what it said to take "
+    "longer, as its start does; longer than any one step.",
 )
 def daemon(
     socket_path: Path,

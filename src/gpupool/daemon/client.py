@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -12,16 +13,14 @@ import msgspec
 from gpupool._core import Driver, SwapReport
 from gpupool.daemon import protocol as p
 from gpupool.daemon.host_request import host_memories
+from gpupool.daemon.lasting import Lasting
 from gpupool.daemon.lease_request import Answer, LeaseRequest, collect
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.daemon.obeying import Obeying
 from gpupool.daemon.page_table import PageTable
 from gpupool.daemon.share_request import ask_to_share
 from gpupool.devices import open_driver
-from gpupool.errors import (
-    ProtocolError,
-    UsageError,
-)
+from gpupool.errors import ProtocolError, UsageError
 from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
 
@@ -99,7 +98,8 @@ class DaemonSession:
         self._acquires = 0
         self._obeying = Obeying()
         self._link = Link(connection, self._obeying.order, self._obeying.wish)
-        self._obeying.start(self._link, self._is_stale)
+        self._lasting = Lasting(self._link)
+        self._obeying.start(self._link, self._is_stale, self._lasting)
 
     @property
     def driver(self) -> Driver:
@@ -255,6 +255,10 @@ class DaemonSession:
     def set_goals(self, ttft_s: float | None, tbt_s: float | None, weight: float = 1.0) -> None:
         """When this model's tokens are due, None as for all, and how much it counts."""
         self._link.send(p.WorkGoals(ttft_s, tbt_s, weight))
+
+    def lasting(self, step_s: float) -> AbstractContextManager[None]:
+        """Steps that begin in a ``with`` block may take so long before a revoke is obeyed."""
+        return self._lasting.steps(step_s)
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

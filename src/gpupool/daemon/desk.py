@@ -155,23 +155,18 @@ class Desk:
             wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
         return wake_at_s
 
-    def _revoke(self, key: int, now_s: float, keep: int = 0) -> None:
-        lease = self._workers[key].acquires
-        self._expect(key, now_s, p.Revoke(self._revoke_timeout_s, keep, lease))
+    def _revoke(self, key: int, now_s: float, keep: int = 0, park_s: float | None = None) -> None:
+        worker = self._workers[key]
+        limit_s = max(self._revoke_timeout_s, worker.lasts_s)
+        worker.expect(p.Revoke(limit_s, keep, worker.acquires, park_s), now_s)
 
     def _have_leave(self, key: int, now_s: float, park_s: float) -> None:
         self._arbiter.revoke(key, now_s)
-        lease = self._workers[key].acquires
-        self._expect(key, now_s, p.Revoke(self._revoke_timeout_s, 0, lease, park_s))
+        self._revoke(key, now_s, 0, park_s)
 
     def _cool(self, asked: list[Cool], now_s: float) -> None:
         for cool in asked:
-            self._expect(cool.key, now_s, p.Cool(self._revoke_timeout_s, cool.pages))
-
-    def _expect(self, key: int, now_s: float, order: p.Revoke | p.Cool) -> None:
-        worker = self._workers[key]
-        worker.kill_at_s = now_s + self._revoke_timeout_s
-        worker.peer.say(order)
+            self._workers[cool.key].expect(p.Cool(self._revoke_timeout_s, cool.pages), now_s)
 
     def _hello(self, peer: Peer, message: p.Hello, now_s: float) -> bool:
         if peer.key is not None:
@@ -268,6 +263,8 @@ class Desk:
                     self._arbiter.keep(key, now_s, stays=p.one_line(message.message))
                 else:  # the deadline of its revoke stands
                     self._account.note(worker.name, worker.peer.pid, message.message)
+            case p.Lasting():
+                worker.lasts(message.step_s, self._revoke_timeout_s, now_s)
             case p.Idle():
                 self._arbiter.set_idle(key, message.idle, now_s)
             case _:

@@ -14,8 +14,14 @@ from collections.abc import Callable
 from functools import partial
 
 from gpupool.daemon import protocol as p
+from gpupool.daemon.lasting import Lasting
 from gpupool.daemon.link import Link
-from gpupool.errors import DaemonUnavailableError, KvStoreFullError, NotBegunError
+from gpupool.errors import (
+    DaemonUnavailableError,
+    KvStoreFullError,
+    LeaseTimeoutError,
+    NotBegunError,
+)
 from gpupool.session import Revocable
 
 log = logging.getLogger(__name__)
@@ -33,8 +39,9 @@ class Obeying:
         self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def start(self, link: Link, is_stale: Callable[[p.Revoke], bool]) -> None:
+    def start(self, link: Link, is_stale: Callable[[p.Revoke], bool], lasting: Lasting) -> None:
         """Obey from now on; ``is_stale`` says that what is revoked has gone by itself."""
+        self._lasting = lasting
         runs: dict[str, Callable[[], None]] = {
             "gpupool-revoke": partial(self._obey, link, is_stale),
             "gpupool-ahead": self._fetch_ahead,
@@ -75,7 +82,7 @@ class Obeying:
                     continue
                 stale = partial(is_stale, order)
                 left = False
-                left = self.holder.give_up(order.deadline_s, stale, order.keep, order.park_s)
+                left = self._leave(self.holder, order, stale)
             except Exception as error:
                 # Resident as before. Unless it has its reasons, because of what would be lost with
                 # it or not begun, the daemon keeps its deadline and ends this process at it.
@@ -85,6 +92,17 @@ class Obeying:
                     link.send(kept)
             if isinstance(order, p.Revoke) and order.park_s is not None and not left:
                 self._parks.put(p.Park(order.park_s))  # it may be out already, and answers
+
+    def _leave(self, holder: Revocable, order: p.Revoke, stale: Callable[[], bool]) -> bool:
+        limit_s = max(order.deadline_s, self._lasting.step_s)
+        while True:
+            try:
+                return holder.give_up(limit_s, stale, order.keep, order.park_s)
+            except LeaseTimeoutError:
+                # A step began meanwhile of which the daemon knows that it takes longer?
+                if self._lasting.step_s <= limit_s:
+                    raise
+                limit_s = self._lasting.step_s
 
     def _park(self) -> None:
         while (order := self._parks.get()) is not None:

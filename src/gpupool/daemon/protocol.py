@@ -58,7 +58,7 @@ from gpupool.daemon.work_messages import WhyQuery as WhyQuery
 from gpupool.daemon.work_messages import WorkGoals as WorkGoals
 from gpupool.daemon.work_messages import Working as Working
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 
 class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,6 +181,15 @@ class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     stays: bool = False
 
 
+class Lasting(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Steps that begin from now on may take so long before a revoke is obeyed; 0: as all may.
+
+    It is said before Acquire: a revoke that was sent already has the deadline that it has.
+    """
+
+    step_s: Seconds
+
+
 class Idle(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Whether the model has unfinished requests."""
 
@@ -233,6 +242,7 @@ ClientMessage = (
     | Cooled
     | Damaged
     | Kept
+    | Lasting
     | Idle
     | Working
     | WorkGoals

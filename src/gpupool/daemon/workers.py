@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gpupool.arbiter.leases import Lease
 from gpupool.daemon.peers import Peer
-from gpupool.daemon.protocol import HISTORY, ModelStatus, Moved, SwapFigures
+from gpupool.daemon.protocol import HISTORY, Cool, ModelStatus, Moved, Revoke, SwapFigures
 from gpupool.host_budget.images import Images
 
 
@@ -45,8 +45,12 @@ class Worker:
     """When it is refused them, if they have not come."""
     sharing: Sharing | None = None
     """An image of which it has not told everything."""
+    lasts_s: float = 0.0
+    """How long its steps may take, where that is longer than those of others."""
     kill_at_s: float | None = None
     """When it will be killed if it has not given its memory back."""
+    may_last: bool = False
+    """It can put that off, once."""
     swap_ins: int = 0
     swap_outs: int = 0
     recopied_bytes: int = 0
@@ -64,6 +68,26 @@ class Worker:
     def lost(self) -> bool:
         """Its connection or its process has ended."""
         return self.peer.lost
+
+    def expect(self, order: Revoke | Cool, now_s: float) -> None:
+        """Give an order, and remember by when it is to be obeyed."""
+        self.kill_at_s = now_s + order.deadline_s
+        self.may_last = True
+        self.peer.say(order)
+
+    def lasts(self, step_s: float, others_s: float, now_s: float) -> None:
+        """Its steps may take so long from now on, those of others ``others_s``.
+
+        So may the one that a revoke waits for, which crossed this.
+        """
+        self.lasts_s = step_s
+        if self.kill_at_s is None:
+            return
+        if step_s <= others_s:
+            self.kill_at_s = min(self.kill_at_s, now_s + others_s)
+        elif self.may_last:
+            self.kill_at_s = now_s + step_s
+            self.may_last = False
 
     def arrived(self, swap: SwapFigures) -> None:
         """Remember one swap-in and how long its lease was waited for."""

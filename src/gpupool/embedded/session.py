@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +151,10 @@ class EmbeddedSession:
     def damaged(self, message: str) -> None:
         """Whoever asked for the model hears of it."""
         self._arbiter.distrust(self.key)
+
+    def lasting(self, step_s: float) -> AbstractContextManager[None]:
+        """Nothing: whoever waits here waits as long as it said itself, and nobody is killed."""
+        return nullcontext()
 
     def set_idle(self, idle: bool) -> None:
         """Whether there is unfinished work."""

@@ -18,6 +18,7 @@ from gpupool.gate import Gate
 from gpupool.residency import Ahead, Resident, State
 
 _POLL_S = 0.02
+_BEGINS_S = 15.0  # a turn that has not begun by then is put off, however long its steps may take
 _TOGETHER = 7 / 8  # of a revoke's time is for leaving as all ranks do; then this one leaves alone
 _LATE = "its memory had to be given back, and another rank did not answer"
 
@@ -74,9 +75,9 @@ class GangGate(Gate):
     ) -> bool:
         """As ``Gate.give_up``; what is revoked goes when all ranks leave, which this has them do.
 
-        If its turn has not begun in half of ``timeout_s`` all ranks go back, or it stays: raises
-        NotBegunError. If the others do not answer for most of it the gang has ended, and this rank
-        leaves alone.
+        If its turn has not begun in half of ``timeout_s``, at most 15 s, all ranks go back, or it
+        stays: raises NotBegunError. If the others do not answer for most of it the gang has ended,
+        and this rank leaves alone.
         """
         leave = partial(self._resident.give_up, keep, park_s)
         if is_stale is None or timeout_s is None:
@@ -87,7 +88,7 @@ class GangGate(Gate):
             return self._coming.asks or is_stale()
 
         now_s = self._clock()
-        hurry_at_s = now_s + timeout_s / 2
+        hurry_at_s = now_s + min(timeout_s / 2, _BEGINS_S)
         with ExitStack() as revoked:
             with self._changed:
                 if stale() or self._state is State.OUT:

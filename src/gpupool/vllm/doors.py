@@ -56,6 +56,9 @@ WRITES = frozenset(
     }
 )
 
+# Of those, what may take longer than any step: files are read or written, or all weights looked at.
+LASTING = WRITES | {"compute_weight_checksums", "save_sharded_state", "save_tensorized_model"}
+
 # Touch no memory of the pool.
 FREE = frozenset(
     {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ from gpupool.vllm.sleep_backend import PoolBackend
 
 logger = init_logger(__name__)
 
-# The share of vLLM's own limit on a step that may be spent waiting for the lease.
-_LEASE_SHARE = 0.8
+# The share of vLLM's own limit on a step that may be spent waiting for the lease, and of that the
+# share that others may be made to wait for what takes longer than a step.
+_LEASE_SHARE = _LONG_SHARE = 0.8
 
 
 class Inside(threading.local):
@@ -77,6 +78,8 @@ class PoolWorker(PoolSteps):
             shares=given.share,
             make_gate=joined.make_gate,
         )
+        self._pool_starting = ExitStack()  # until it is ready: it compiles, and captures graphs
+        self._pool_starting.enter_context(self._pool_lasting())
         self._pool_gang = joined.gang
         self._pool_follows = place.rank > 0
         self._pool_sleep = PoolBackend(self.pool_model, self._pool_forget_kv)
@@ -154,7 +157,13 @@ class PoolWorker(PoolSteps):
         self.pool_model.swap_out()
         if self._pool_shares:  # nothing writes to the weights by itself any more
             self.pool_model.share()
+        self._pool_starting.close()
         return times
+
+    def _pool_lasting(self) -> AbstractContextManager[None]:
+        others_s = _LEASE_SHARE * compat.step_timeout_s()
+        # Whoever waits for it must not give up before it has to.
+        return self.pool_model.lasting(min(_LONG_SHARE * others_s, compat.start_timeout_s()))
 
     def _pool_capturing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._pool_graphs is None else self._pool_graphs.used()
@@ -249,7 +258,7 @@ class PoolWorker(PoolSteps):
 
         What the block changes of weights is saved.
         """
-        with self._pool_inside, self._pool_door(writes=True):
+        with self._pool_inside, self._pool_door(writes=True, lasts=True):
             yield
 
     @property
@@ -274,11 +283,11 @@ class PoolWorker(PoolSteps):
             self._pool_kv.forget()
 
     @contextmanager
-    def _pool_door(self, writes: bool) -> Iterator[None]:
+    def _pool_door(self, writes: bool, lasts: bool) -> Iterator[None]:
         self.pool_model.check_awake()
         if writes:
             self.pool_model.unshare()
-        with self.pool_model.resident():
+        with self._pool_lasting() if lasts else nullcontext(), self.pool_model.resident():
             try:
                 yield
             finally:  # also after a failure: part may have been written

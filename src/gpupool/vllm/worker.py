@@ -20,10 +20,12 @@ def _marked(method: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def _through_door(method: Callable[..., Any], writes: bool) -> Callable[..., Any]:
+def _through_door(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    writes, lasts = name in doors.WRITES, name in doors.LASTING
+
     @wraps(method)
     def gated(self: PoolWorker, *args: Any, **kwargs: Any) -> Any:
-        with self._pool_door(writes):
+        with self._pool_door(writes, lasts):
             return method(self, *args, **kwargs)
 
     return gated
@@ -34,7 +36,7 @@ def pooled(platform_worker: type[Any]) -> type[Any]:
     methods: dict[str, Any] = {"__doc__": PoolWorker.__doc__, "__module__": __name__}
     for name in sorted(doors.READS | doors.WRITES):
         if (method := getattr(platform_worker, name, None)) is not None:
-            methods[name] = _marked(_through_door(method, name in doors.WRITES))
+            methods[name] = _marked(_through_door(name, method))
     base = type("Worker", (PoolWorker, platform_worker), methods)
     # get_model stays unmarked: it would hand out what may not be there.
     for name in sorted((doors.STEP | doors.LIFECYCLE | doors.FREE) - {"resident", "get_model"}):

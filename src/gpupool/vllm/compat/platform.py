@@ -115,6 +115,13 @@ def step_timeout_s() -> float:
     return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
 
 
+def start_timeout_s() -> float:
+    """How long vLLM waits for an engine to be ready."""
+    import vllm.envs as envs
+
+    return float(envs.VLLM_ENGINE_READY_TIMEOUT_S)
+
+
 def version() -> str:
     """Of vLLM."""
     from vllm import __version__

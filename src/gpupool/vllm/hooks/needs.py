@@ -40,7 +40,9 @@ _CACHE = "vllm.v1.kv_cache_interface"
 _OUTPUT = "vllm.v1.core.sched.output"
 _LOADER = "vllm.model_executor.model_loader"
 _QUANTIZATION = "vllm.model_executor.layers.quantization.base_config"
-_ENVIRONMENT = "vllm.envs"
+_SETTINGS = (
+    "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_ENGINE_READY_TIMEOUT_S VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+)
 _SLEEP = "vllm.device_allocator.sleep_mode_backend"
 
 NEEDS: tuple[Need, ...] = (
@@ -85,13 +87,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         "settings of the environment",
-        {
-            "": _all(
-                _ENVIRONMENT,
-                "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
-                of="environment_variables",
-            )
-        },
+        {"": _all("vllm.envs", _SETTINGS, of="environment_variables")},
     ),
     Need(
         "the configuration",
@@ -274,7 +270,7 @@ NEEDS: tuple[Need, ...] = (
                 ),
                 Hook("vllm.model_executor.utils", "weights_already_processed"),
                 Hook(_QUANTIZATION, "QuantizeMethodBase.supports_pre_processed_weights"),
-                *_all(_ENVIRONMENT, "compile_factors environment_variables"),
+                *_all("vllm.envs", "compile_factors environment_variables"),
             )
         },
         without="weights always come from the checkpoint",
