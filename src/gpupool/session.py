@@ -199,6 +199,9 @@ class Session(Protocol):
     def damaged(self, message: str) -> None:
         """Memory was not what was saved: the model does not come in."""
 
+    def others_arrive(self) -> bool:
+        """Whether somebody waits for another model that is coming in: what comes ahead waits."""
+
     def lasting(self, step_s: float) -> AbstractContextManager[None]:
         """Steps that begin in a ``with`` block may take so long before a revoke is obeyed."""
 

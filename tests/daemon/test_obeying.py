@@ -106,3 +106,13 @@ def test_what_takes_longer_than_it_said_is_told_of() -> None:
         assert holder.limits_s.get(timeout=60.0) == 90.0
         assert link.sent.get(timeout=60.0) == p.Lasting(90.0)
         assert link.sent.get(timeout=60.0) == p.Kept("a step is open")
+
+
+def test_way_is_given_in_the_lease_that_it_was_said_of() -> None:
+    link = FakeLink()
+    with _obeying(Holder(), link, _lasting(link)) as obeying:
+        assert not obeying.gives_way(0)
+        obeying.wish(p.GiveWay(True, 3))
+        assert [obeying.gives_way(lease) for lease in (2, 3, 4)] == [False, True, False]
+        obeying.wish(p.GiveWay(False, 3))
+        assert not obeying.gives_way(3)

@@ -52,7 +52,11 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
         speculative_config=None,
         scheduler_config=SimpleNamespace(async_scheduling=True),
         parallel_config=SimpleNamespace(
-            world_size=1, tensor_parallel_size=1, data_parallel_size=1, rank=0
+            world_size=1,
+            tensor_parallel_size=1,
+            data_parallel_size=1,
+            rank=0,
+            enable_eplb=False,
         ),
         instance_id="an engine",
         cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),

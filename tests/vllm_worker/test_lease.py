@@ -204,6 +204,7 @@ BOTH = ["/run/a.sock", "/run/b.sock"]
     ("parallel", "pooled", "message"),
     [
         ({"world_size": 2}, {}, "pipeline parallel"),
+        ({"enable_eplb": True}, {}, "leave --enable-eplb out"),
         ({"world_size": 4, "tensor_parallel_size": 2}, {}, "pipeline parallel"),
         ({"world_size": 2, "tensor_parallel_size": 2, "nnodes": 2}, {}, "several machines"),
         ({"world_size": 2, "tensor_parallel_size": 2}, {}, "processes of their own"),

@@ -76,6 +76,16 @@ class FetchAhead(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=Tr
     share: float
 
 
+class GiveWay(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Copy nothing ahead of use for now, since somebody waits for another model; or go on.
+
+    Said of the lease that Revoke would name so.
+    """
+
+    now: bool
+    lease: int
+
+
 class StatusReply(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Answer to StatusQuery: the whole account, but at most one model."""
 

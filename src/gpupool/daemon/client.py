@@ -232,14 +232,14 @@ class DaemonSession:
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
-        self._link.send(p.Arrived(_figures(report)))
+        self._link.send(p.Arrived(p.SwapFigures.of(report)))
 
     def give_back(self, report: SwapReport | None, keeps: int = 0) -> None:
         """No page of the lease is mapped any more; ``report`` is None if nothing was swapped.
 
         But for the ``keeps`` pages that are warm now, when all others have been released.
         """
-        self._link.send(p.Yielded(None if report is None else _figures(report), keeps))
+        self._link.send(p.Yielded(None if report is None else p.SwapFigures.of(report), keeps))
 
     def damaged(self, message: str) -> None:
         """Memory was not what was saved: the model does not come in."""
@@ -255,6 +255,10 @@ class DaemonSession:
     def set_goals(self, ttft_s: float | None, tbt_s: float | None, weight: float = 1.0) -> None:
         """When this model's tokens are due, None as for all, and how much it counts."""
         self._link.send(p.WorkGoals(ttft_s, tbt_s, weight))
+
+    def others_arrive(self) -> bool:
+        """Whether somebody waits for another model that is coming in."""
+        return self._obeying.gives_way(self._acquires)
 
     def lasting(self, step_s: float) -> AbstractContextManager[None]:
         """Steps that begin in a ``with`` block may take so long before a revoke is obeyed."""
@@ -284,16 +288,3 @@ class DaemonSession:
 
     def _is_stale(self, revoke: p.Revoke) -> bool:
         return revoke.lease != self._acquires
-
-
-def _figures(report: SwapReport) -> p.SwapFigures:
-    return p.SwapFigures(
-        report.total_s,
-        report.copy_s,
-        report.copied_bytes,
-        report.recopied_bytes,
-        report.unmarked_bytes,
-        report.moving_s,
-        report.ahead_bytes,
-        report.ahead_s,
-    )

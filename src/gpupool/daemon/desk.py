@@ -9,6 +9,7 @@ from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
 from gpupool.daemon.conducting import Conducting
 from gpupool.daemon.extensions import Extensions
+from gpupool.daemon.giving_way import GivingWay
 from gpupool.daemon.hand_out import export, send_pages
 from gpupool.daemon.image_desk import ImageDesk, forget
 from gpupool.daemon.parking import Parking
@@ -52,6 +53,7 @@ class Desk:
         self._extensions = Extensions(pages, arbiter, self._workers, self._refuse)
         self._parking = Parking(self._host, arbiter, self._workers, parking, revoke_timeout_s)
         self._parking.connect(self._have_leave, self._refuse)
+        self._giving_way = GivingWay(arbiter, self._workers)
         self._conducting = conducting
         self._strangers = Strangers(self._account, conducting, self._workers)
 
@@ -139,6 +141,7 @@ class Desk:
                 wake_at_s = outcome.wake_at_s
                 break
             # What did not go out is free for the next in line.
+        self._giving_way.settle()
         for also_s in (look_at_s, turn_ends_s):
             if also_s is not None:
                 wake_at_s = also_s if wake_at_s is None else min(wake_at_s, also_s)
@@ -219,10 +222,11 @@ class Desk:
                 worker.images.parkable_bytes = message.parkable_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
-                worker.acquires += 1
+                worker.asked(ahead=message.ahead and not self._arbiter.lease(key).hurried)
                 worker.images.come()
                 self._arbiter.request(key, now_s, early=message.early, ahead=message.ahead)
             case p.Hurry():
+                worker.ahead = False
                 self._arbiter.hurry(key, now_s)
                 self._parking.hurry(key)
             case p.Cancel():

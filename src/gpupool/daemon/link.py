@@ -86,7 +86,7 @@ class Link:
         self,
         connection: socket.socket,
         on_order: Callable[[p.Order], None],
-        on_wish: Callable[[p.FetchAhead], None],
+        on_wish: Callable[[p.FetchAhead | p.GiveWay], None],
     ) -> None:
         """Take the connection over; what is no reply goes to these, on the listening thread."""
         connection.settimeout(None)
@@ -201,7 +201,7 @@ class Link:
                     raise
                 if isinstance(message, p.Order):
                     self._on_order(message)
-                elif isinstance(message, p.FetchAhead):
+                elif isinstance(message, p.FetchAhead | p.GiveWay):
                     self._on_wish(message)
                 elif isinstance(message, p.Dismissed):
                     reason = f"the pool daemon ended the connection: {message.message}"

@@ -38,6 +38,7 @@ class Obeying:
         self._parks: queue.SimpleQueue[p.Park | None] = queue.SimpleQueue()
         self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._way = p.GiveWay(now=False, lease=0)
 
     def start(self, link: Link, is_stale: Callable[[p.Revoke], bool], lasting: Lasting) -> None:
         """Obey from now on; ``is_stale`` says that what is revoked has gone by itself."""
@@ -58,9 +59,17 @@ class Obeying:
         else:
             self._orders.put(order)
 
-    def wish(self, wish: p.FetchAhead) -> None:
-        """To be seen to when there is time."""
-        self._wishes.put(wish)
+    def wish(self, wish: p.FetchAhead | p.GiveWay) -> None:
+        """To be seen to when there is time, or at once where that is no work."""
+        if isinstance(wish, p.GiveWay):
+            self._way = wish
+        else:
+            self._wishes.put(wish)
+
+    def gives_way(self, lease: int) -> bool:
+        """Whether what is fetched ahead for that lease is to wait for others."""
+        way = self._way
+        return way.now and way.lease == lease
 
     def stop(self) -> None:
         """Obey no more; idempotent."""

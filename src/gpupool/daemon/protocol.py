@@ -11,9 +11,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gpupool._core import SwapReport
 from gpupool.daemon.answers import Cool as Cool
 from gpupool.daemon.answers import Dismissed as Dismissed
 from gpupool.daemon.answers import FetchAhead as FetchAhead
+from gpupool.daemon.answers import GiveWay as GiveWay
 from gpupool.daemon.answers import Granted as Granted
 from gpupool.daemon.answers import Ok as Ok
 from gpupool.daemon.answers import Refused as Refused
@@ -77,6 +79,20 @@ class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the copied, what nobody waited for."""
     ahead_s: Seconds = 0.0
     """Of ``moving_s``, what those took."""
+
+    @classmethod
+    def of(cls, report: SwapReport) -> SwapFigures:
+        """What is told of a swap."""
+        return cls(
+            report.total_s,
+            report.copy_s,
+            report.copied_bytes,
+            report.recopied_bytes,
+            report.unmarked_bytes,
+            report.moving_s,
+            report.ahead_bytes,
+            report.ahead_s,
+        )
 
 
 # From a client; those from the daemon are in `answers`.
@@ -263,6 +279,7 @@ DaemonMessage = (
     | Cool
     | Park
     | FetchAhead
+    | GiveWay
     | StatusReply
     | Why
     | GiveUp

@@ -38,6 +38,10 @@ class Worker:
     acquires: int = 0
     arriving: bool = False
     """It was granted pages and has not said that it arrived."""
+    ahead: bool = False
+    """Nobody waited for what it asked for last."""
+    gives_way: bool = False
+    """It was told to wait with that for others."""
     waited_s: float = 0.0
     extends_by: int | None = None
     """Pages that it asked for inside its lease, for which others give up warm ones."""
@@ -68,6 +72,11 @@ class Worker:
     def lost(self) -> bool:
         """Its connection or its process has ended."""
         return self.peer.lost
+
+    def asked(self, *, ahead: bool) -> None:
+        """It asks for its lease."""
+        self.acquires += 1
+        self.ahead, self.gives_way = ahead, False
 
     def expect(self, order: Revoke | Cool, now_s: float) -> None:
         """Give an order, and remember by when it is to be obeyed."""

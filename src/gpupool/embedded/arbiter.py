@@ -55,6 +55,8 @@ class EmbeddedArbiter:
         self.images = EmbeddedImages(self.host.ledger.store, self._changed, pages.page_bytes)
         self._extending = 0  # threads that are to have what comes free before all others
         self.has_slabs = False
+        self.awaited: set[int] = set()
+        """Models that are coming in, and somebody waits for."""
 
     def watch_slabs(self) -> None:
         """Pages also come back from slabs, from now on, which tell nobody.

@@ -26,6 +26,7 @@ class EmbeddedSession:
         self._arbiter = arbiter
         self.key = key
         self._on_close = on_close
+        self._is_coming = self._is_awaited = False
         self._asking = threading.Lock()  # for host memory, which one thread of a model waits for
 
     @property
@@ -117,12 +118,28 @@ class EmbeddedSession:
         Nothing is used early: the thread that waits is the one that makes others leave.
         """
         self._arbiter.host.comes(self.key)
-        return self._arbiter.acquire(self.key, timeout_s, ahead)
+        self._is_awaited = ahead is None
+        grant = self._arbiter.acquire(self.key, timeout_s, ahead)
+        self._is_coming = True
+        if self._is_awaited:
+            self._arbiter.awaited.add(self.key)
+        return grant
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
         self._arbiter.hurry(self.key)
         self._arbiter.host.hurry(self.key)
+        self._is_awaited = True
+        if self._is_coming:
+            self._arbiter.awaited.add(self.key)
+
+    def others_arrive(self) -> bool:
+        """Whether somebody waits for another model that is coming in."""
+        return bool(self._arbiter.awaited)
+
+    def _has_come(self) -> None:
+        self._is_coming = False
+        self._arbiter.awaited.discard(self.key)
 
     def cooled(self) -> None:
         """The warm pages that were asked for are released, as far as could be."""
@@ -142,10 +159,12 @@ class EmbeddedSession:
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
+        self._has_come()
         self._arbiter.arrived(self.key, report)
 
     def give_back(self, report: SwapReport | None, keeps: int = 0) -> None:
         """No page of the lease is mapped any more, but for those that it keeps and are warm."""
+        self._has_come()
         self._arbiter.give_back(self.key, report, keeps)
 
     def damaged(self, message: str) -> None:

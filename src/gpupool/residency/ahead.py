@@ -12,8 +12,11 @@ from functools import partial
 
 from gpupool._core import ModelMemory, Page, SwapReport
 from gpupool.errors import SwapCancelledError
+from gpupool.session import Session
 
-_BATCH_BYTES = 32 << 20  # between which it pauses, hurries or stops
+_BATCH_BYTES = 32 << 20  # between which it gives way, pauses, hurries or stops
+_GIVES_WAY_S = 5.0  # for a batch: who comes so slowly is not on the link all the time
+_POLL_S = 0.001
 
 
 class Ahead:
@@ -52,17 +55,19 @@ class Ahead:
         return not self._stopped
 
     def warm(
-        self, memory: ModelMemory, pages: list[Page], clean: int
+        self, memory: ModelMemory, pages: list[Page], clean: int, session: Session
     ) -> tuple[SwapReport, list[Page], int]:
         """Fill what can be warm, of ``pages`` of which the first ``clean`` read as zeros.
 
-        Returns what it took, and the pages that are left, with how many of them are clean. Raises
-        SwapCancelledError once stopped, DriverError or DamagedMemoryError.
+        Nothing is copied while somebody waits for another model that is coming in, unless that takes
+        long. Returns what it took, and the pages that are left, with how many of them are clean.
+        Raises SwapCancelledError once stopped, DriverError or DamagedMemoryError.
         """
         report = SwapReport()
         first = len(pages) - min(len(pages), memory.warmable_pages - memory.warm_pages)
         batch = max(1, _BATCH_BYTES // pages[0].bytes) if pages else 1
         for begin in range(first, len(pages), batch):
+            self._give_way(session)
             if self._stopped:
                 raise SwapCancelledError("what was fetched ahead is not wanted any more")
             end = min(begin + batch, len(pages))
@@ -71,6 +76,12 @@ class Ahead:
             taken_s = time.monotonic() - begun_s
             self._awake.wait(min(taken_s * (1 / self._share - 1), threading.TIMEOUT_MAX))
         return report, pages[:first], min(clean, first)
+
+    def _give_way(self, session: Session) -> None:
+        until_s = time.monotonic() + _GIVES_WAY_S
+        while session.others_arrive() and time.monotonic() < until_s:
+            if self._awake.wait(_POLL_S):
+                return
 
 
 def counted(ahead: Ahead | None, arrive: Callable[[], SwapReport]) -> SwapReport:

@@ -236,7 +236,7 @@ class Residency:
             if self.saved.pages_needed > 0:
                 rest, clean = grant.pages[count:], max(0, grant.clean - count)
                 if ahead is not None and not grant.shared:
-                    came, rest, clean = ahead.warm(self.saved, rest, clean)
+                    came, rest, clean = ahead.warm(self.saved, rest, clean, self._session)
                     report += came
                 arrive = partial(self.saved.swap_in, rest, clean, shared=list(grant.shared))
                 report += counted(ahead, arrive)

@@ -35,6 +35,8 @@ def unsupported(vllm_config: Any) -> str | None:
         return "data parallel engines are not supported yet: start one engine per model"
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
         return "context parallel engines are not supported yet"
+    if parallel.enable_eplb:  # which moves experts' weights inside steps, and nobody is told
+        return "engines that balance their experts' load cannot be pooled: leave --enable-eplb out"
     cache = vllm_config.cache_config
     if cache.kv_cache_memory_bytes is None:
         return "a pooled engine needs its KV cache's size: give --kv-cache-memory-bytes"
