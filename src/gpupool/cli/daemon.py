@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ _SOCKET = click.option(
     required=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Device memory that the models share.",
+    help="Device memory that the models share. On a GPU all of it is taken at the start.",
 )
 @click.option(
     "--page-bytes",
@@ -160,7 +161,8 @@ def daemon(
 
     It owns the pages and the host memory, grants and revokes leases, and moves no bytes itself.
     Prints one line when it is ready, and removes its socket when it ends. One that is killed
-    takes nothing along: its workers are told at once, and the next daemon replaces the socket.
+    takes nothing along: its workers are told at once, and the next daemon replaces the socket. On
+    a GPU the next one has room for its pages once those workers have ended.
     """
     from gpupool.daemon.live_policy import LivePolicy, Recording
     from gpupool.daemon.server import Server
@@ -184,6 +186,7 @@ def daemon(
             recording = Recording(record_path, policy)
         except OSError as error:
             raise click.ClickException(f"{record_path} cannot be written: {error}") from None
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # on standard error
     try:
         server = Server(
             socket_path,

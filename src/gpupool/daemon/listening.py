@@ -48,6 +48,17 @@ class Listener:
         self.socket.close()
 
 
+def require_free(path: Path) -> None:
+    """Say now what a Listener of ``path`` would be refused for; changes nothing.
+
+    Raises UsageError or OSError.
+    """
+    if path.parent.exists():
+        with _locked(path.parent) as directory:
+            _require_private(path.parent, os.fstat(directory))
+            _is_stale(path)
+
+
 def remove_stale(directory: Path, names: str) -> None:
     """Remove sockets of such ``names``, a pattern, that nobody listens on. Raises OSError."""
     with _locked(directory):
@@ -85,10 +96,16 @@ def _bind(listener: socket.socket, path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
+    if _is_stale(path):
+        path.unlink()
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether there is a socket that nobody listens on; raises UsageError for whatever else is."""
     try:
         info = path.lstat()
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(info.st_mode):
         raise UsageError(f"{path} exists and is no socket: name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -97,8 +114,7 @@ def _remove_stale(path: Path) -> None:
             probe.connect(str(path))
         except OSError as error:
             if error.errno == errno.ECONNREFUSED:
-                path.unlink()
-                return
+                return True
             if error.errno != errno.EAGAIN:  # that is a daemon with much to do
                 raise UsageError(f"{path} exists and is no socket of a daemon") from None
     raise UsageError(f"a daemon is listening on {path} already: stop it or name another path")

@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpupool import __version__
-from gpupool._core import PagePool
 from gpupool.arbiter import Arbiter
 from gpupool.daemon import wire
+from gpupool.daemon.budget import pages_of
 from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
-from gpupool.daemon.listening import Listener
+from gpupool.daemon.listening import Listener, require_free
 from gpupool.daemon.live_policy import TURNS, LivePolicy
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
-from gpupool.devices import open_driver
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
 from gpupool.host_budget.place import ParkingPlace
 
@@ -52,16 +51,18 @@ class Server:
         parking: ParkingPlace | None = None,
         policy: LivePolicy = TURNS,
     ) -> None:
-        """Listen on ``socket_path``, in a private directory made if missing.
+        """Take the budget, as ``pages_of`` does, then listen on ``socket_path``.
 
-        Raises UsageError for impossible sizes or an unsafe directory, RuntimeError or DriverError
-        where there is no such device, OSError if the socket cannot be made.
+        Its directory must be private, and is made if missing. Raises UsageError for impossible
+        sizes, a budget that a GPU has no room for or an unsafe directory, RuntimeError or
+        DriverError where there is no such device, OSError if the socket cannot be made.
         """
         if page_bytes > _PAGE_BYTES_MAX:
             raise UsageError(f"a page has at most {_PAGE_BYTES_MAX} bytes, not {page_bytes}")
         self._connections_max = _connections_max(budget_bytes // page_bytes)
         self._in_flight = InFlight(_descriptors_max() // 2)
-        pages = PagePool(open_driver(device), budget_bytes, page_bytes)
+        require_free(socket_path)  # else the GPU would be asked for what its daemon has
+        pages = pages_of(device, budget_bytes, page_bytes)
         arbiter = Arbiter(pages, turn_s)
         self._desk = Desk(
             pages=pages,
