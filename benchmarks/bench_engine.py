@@ -19,7 +19,10 @@ over blocks of --block-steps steps that alternate between the two engines; ratio
 first and third), plain_copy_gbps (of as
 many bytes as the weights have, at most 4 GiB), sleep_mode (stock vLLM's own, level 1, of the same
 model: sleep_ms, wake_up_ms, first_token_ms after waking, wake_up_over_swap_in),
-cold_start_over_swap_in (stock), and left_out (what is not there, and why).
+cold_start_over_swap_in (stock), device_memory_mib (of a GPU, by kind of start: how much less of it
+is free once an engine has its first token than before its start, without what torch only caches; of
+a pooled engine that is what it has outside the pool, whose pages are there all the time),
+of_torch_mib (of that, what torch's own allocator has), and left_out (what is not there, and why).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[:1] = [str(ROOT), str(ROOT / "benchmarks")]  # the latter for gpu_probe
 
 import click  # noqa: E402
 
@@ -127,6 +130,7 @@ def figures(bench: Bench) -> dict[str, Any]:
             "first_token_ms": ms("first woken"),
             "wake_up_over_swap_in": middle["wake_up"] / middle["in total_s"],
         }
+    found |= bench.memory.figures()
     found["left_out"] = bench.left_out
     return found
 
@@ -159,6 +163,9 @@ def table(found: dict[str, Any]) -> str:
             ("vLLM's sleep, level 1", f"{sleep['sleep_ms']:.1f} ms"),
             ("  wake-up", f"{sleep['wake_up_ms']:.1f} ms"),
         ]
+    for kind, mib in found.get("device_memory_mib", {}).items():
+        of_torch = f"{found['of_torch_mib'][kind]:.0f} of torch"
+        rows.append((f"memory, {kind.replace('_', ' ')}", f"{mib:.0f} MiB, {of_torch}"))
     name = f"{found['parameters'] / 1e9:.2f} B parameters on {found['device_name']}"
     lines = [f"{name}, vLLM {found['vllm']}, {found['steps']}"]
     lines += [f"{what:<28} {figure}" for what, figure in rows]

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.device_memory import device_memory
+from benchmarks.engine_memory import EngineMemory
 from benchmarks.engine_process import EngineProcess
 from benchmarks.engine_setup import Setup
 from benchmarks.plain_copies import plain_copies
@@ -52,6 +54,11 @@ class Bench:
         torch.arange(len(source), out=source)
         self.plain_bytes = source.nbytes
         self._plain = plain_copies(setup.spec.device, source.view(torch.uint8))
+        self.memory = EngineMemory(device_memory(setup.spec.device))
+        if setup.spec.device == "host":
+            self.left_out["device_memory_mib"] = (
+                "on the host it is memory of the engines' processes"
+            )
 
     def start(self, kind: str, engine: EngineProcess, socket: Path | None) -> EngineProcess:
         """Its engine, until its first token; pooled ones get the name of their log."""
@@ -63,6 +70,7 @@ class Bench:
             spec = replace(spec, pool=pool)
         if kind in ("pooled_from_image", "image_written"):
             spec = replace(spec, load_format="gpupool")
+        self.memory.begin()
         self.facts = engine.ask("start", spec)
         if socket is not None:
             self.footprint_bytes = self.facts["footprint_bytes"]
@@ -71,8 +79,11 @@ class Bench:
         took_s = time.perf_counter() - engine.begun_s
         if kind != "pooled_from_image" or "gpupool: image hit" in engine.log:
             self.taken[f"start {kind}"].append(took_s)
+            self.memory.take(kind, engine)
         else:
-            why = [line for line in engine.log.splitlines() if "gpupool: " in line]
+            why = [
+                line for line in engine.log.splitlines() if "gpupool: " in line and " image" in line
+            ]
             self.left_out["cold_start_s.pooled_from_image"] = why[-1] if why else "no image"
         return engine
 
@@ -87,6 +98,7 @@ class Bench:
             with self.process(f"first-{kind}") as first:
                 self.start(kind, first, None if kind == "stock" else socket)
         self.taken.clear()
+        self.memory.clear()
 
     def starts(self, socket: Path, stack: ExitStack) -> Engines:
         """Each kind so often as was asked for, of which the last stay."""

@@ -17,6 +17,7 @@ from vllm.compilation.counter import compilation_counter
 from vllm.platforms import current_platform
 
 from benchmarks.engine_traffic import FIRST_ID, Traffic
+from gpupool.vllm import compat
 from gpupool.vllm.offline import ask_exactly
 
 
@@ -29,6 +30,7 @@ class HeldEngine:
         config = self._engine.vllm_config.model_config
         self._vocabulary = int(config.get_vocab_size())
         worker = self._engine.engine_core.engine_core.model_executor.driver_worker.worker
+        self._worker = worker
         self._model = getattr(worker, "pool_model", None)
         # A pooled worker shows it to nobody from outside.
         self._runner = type(worker.model_runner if self._model is None else worker._pool_runner)
@@ -51,6 +53,12 @@ class HeldEngine:
             "swap_ins": self._model.swap_ins if self._model else 0,
             "graphs_captured": compilation_counter.num_cudagraph_captured,
         }
+
+    def torch_bytes(self) -> int:
+        """What torch has of the GPU, outside the pool if there is one, and does not only cache."""
+        if self._model is None:
+            return compat.torch_bytes(self._worker.device)
+        return int(self._worker._pool_torch_bytes())
 
     # Times, in seconds.
 

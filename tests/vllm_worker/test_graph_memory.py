@@ -23,7 +23,7 @@ platforms = pytest.importorskip("vllm.platforms")
 
 from async_engine import FakeWorker, kv_cache_config, vllm_config  # noqa: E402
 
-from gpupool.vllm import pool_worker, settings, worker  # noqa: E402
+from gpupool.vllm import compat, pool_worker, settings, worker  # noqa: E402
 from gpupool.vllm.graph_memory import GraphMemory  # noqa: E402
 
 POOL_ID = (7, 1)
@@ -229,6 +229,59 @@ def test_all_of_an_engine_captures_there(
     assert 5000 <= region.bytes < 6000
     assert not engine.pool_model.gate.is_resident
     free(arena_of(graphs), engine.block)
+    engine.pool_model.close()
+
+
+def test_what_torch_only_caches_is_given_back_before_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached_bytes = [4096]
+    monkeypatch.setattr(torch.cuda, "empty_cache", cached_bytes.clear)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100 + sum(cached_bytes))
+    assert compat.torch_bytes(torch.device("cuda:1")) == 100
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_what_torch_keeps_outside_the_pool_is_said(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch, captured_into: Any
+) -> None:
+    monkeypatch.setattr(settings, "_pools", {})
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setattr(pool_worker, "GraphMemory", lambda model, size: graphs_of(model, size)[0])
+    engine = worker.pooled(Capturing)(config(cudagraph_bytes=8 << 20), 1)
+    engine.device = torch.device("cuda:0")
+    engine.load_model()
+    assert engine._pool_graphs is not None
+    engine.graphs = engine._pool_graphs
+    engine.determine_available_memory()
+    engine.initialize_from_config(kv_cache_config())
+    outside_bytes, cached = 12_345_678, [True]
+    done: list[Any] = []
+
+    def reserved(device: Any) -> int:
+        """As torch counts: segments in the pool as well, and what it only caches."""
+        done.append(("reserved", device, engine.pool_model.gate.is_resident))
+        in_pool = arena_of(engine.graphs).statistics().live_bytes
+        assert in_pool > 0
+        return outside_bytes + in_pool + (1 << 20) * len(cached)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", reserved)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    said: list[str] = []
+    monkeypatch.setattr(pool_worker.logger, "info", lambda text, *rest: said.append(text % rest))
+    if on_gpu:
+        monkeypatch.setattr(Model, "device_kind", "cuda")
+    engine.compile_or_warm_up_model()
+    about_torch = [line for line in said if "torch" in line]
+    if on_gpu:
+        assert done == [("reserved", torch.device("cuda:0"), False)]
+        assert about_torch == [
+            f"gpupool: torch keeps {outside_bytes} bytes on the GPU, outside the pool"
+        ]
+    else:
+        assert done == [] and about_torch == []
+    free(arena_of(engine.graphs), engine.block)
     engine.pool_model.close()
 
 

@@ -47,6 +47,11 @@ class GraphMemory:
                 "'cudagraph_bytes': raise it, or leave it out to have them outside the pool"
             ) from error
 
+    @property
+    def torch_bytes(self) -> int:
+        """What torch has there, for graphs and to cache."""
+        return self._allocator.statistics().live_bytes
+
     def fit(self) -> int:
         """Give back what no graph was captured into, and say how many bytes are left.
 

@@ -28,7 +28,7 @@ from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
 from gpupool.vllm.pool_steps import PoolSteps
 from gpupool.vllm.sleep_backend import PoolBackend
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
 
 # The share of vLLM's own limit on a step that may be spent waiting for the lease, and of that the
 # share that others may be made to wait for what takes longer than a step.
@@ -116,7 +116,7 @@ class PoolWorker(PoolSteps):
         # All, or what --load-format gpupool has left.
         adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
         logger.info(
-            "gpupool: %d bytes of weights and %d of buffers in the pool, %d outside",
+            "gpupool: %d bytes of weights and %d of buffers moved to the pool, %d stay outside",
             adopted.weights_bytes,
             adopted.runtime_bytes,
             adopted.outside_bytes,
@@ -158,12 +158,19 @@ class PoolWorker(PoolSteps):
         if self._pool_shares:  # nothing writes to the weights by itself any more
             self.pool_model.share()
         self._pool_starting.close()
+        if self.pool_model.device_kind == "cuda":
+            kept_bytes = self._pool_torch_bytes()
+            logger.info("gpupool: torch keeps %d bytes on the GPU, outside the pool", kept_bytes)
         return times
 
     def _pool_lasting(self) -> AbstractContextManager[None]:
         others_s = _LEASE_SHARE * compat.step_timeout_s()
         # Whoever waits for it must not give up before it has to.
         return self.pool_model.lasting(min(_LONG_SHARE * others_s, compat.start_timeout_s()))
+
+    def _pool_torch_bytes(self) -> int:
+        in_pool_bytes = 0 if self._pool_graphs is None else self._pool_graphs.torch_bytes
+        return compat.torch_bytes(self.device) - in_pool_bytes
 
     def _pool_capturing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._pool_graphs is None else self._pool_graphs.used()

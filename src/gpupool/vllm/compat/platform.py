@@ -108,6 +108,17 @@ def empty_cache() -> None:
         logger.warning("gpupool: torch keeps what it has cached for now: %s", error)
 
 
+def torch_bytes(device: torch.device) -> int:
+    """What torch has of a GPU, once it has given back what it only caches.
+
+    What its pools have by allocators of their own is in it as well: by its sources
+    (``alloc_block`` and ``release_block`` of CUDACachingAllocator) a segment counts as reserved
+    whoever has allocated it.
+    """
+    empty_cache()
+    return int(torch.cuda.memory_reserved(device))
+
+
 def step_timeout_s() -> float:
     """How long vLLM waits for one step of a worker before it gives the engine up."""
     import vllm.envs as envs
