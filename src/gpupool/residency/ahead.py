@@ -59,9 +59,9 @@ class Ahead:
     ) -> tuple[SwapReport, list[Page], int]:
         """Fill what can be warm, of ``pages`` of which the first ``clean`` read as zeros.
 
-        Nothing is copied while somebody waits for another model that is coming in, unless that takes
-        long. Returns what it took, and the pages that are left, with how many of them are clean.
-        Raises SwapCancelledError once stopped, DriverError or DamagedMemoryError.
+        Nothing is copied while somebody waits for another model that comes in, if it comes soon.
+        Returns what it took, and the pages that are left, with how many of them are clean. Raises
+        SwapCancelledError once stopped, DriverError or DamagedMemoryError.
         """
         report = SwapReport()
         first = len(pages) - min(len(pages), memory.warmable_pages - memory.warm_pages)

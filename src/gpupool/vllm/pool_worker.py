@@ -7,7 +7,6 @@ cache and requests stay valid.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from vllm.logger import init_logger
 
 from gpupool.adopt import adopt
-from gpupool.errors import BehindGateError, UsageError
+from gpupool.errors import UsageError
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
 from gpupool.vllm import compat, settings
@@ -25,29 +24,14 @@ from gpupool.vllm.destination import loading_into
 from gpupool.vllm.graph_memory import GraphMemory
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
+from gpupool.vllm.pool_doors import LEASE_SHARE, Inside, PoolDoors
 from gpupool.vllm.pool_steps import PoolSteps
 from gpupool.vllm.sleep_backend import PoolBackend
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
 
-# The share of vLLM's own limit on a step that may be spent waiting for the lease, and of that the
-# share that others may be made to wait for what takes longer than a step.
-_LEASE_SHARE = _LONG_SHARE = 0.8
 
-
-class Inside(threading.local):
-    """Whether this thread has come through a method of the worker; nests."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-
-
-class PoolWorker(PoolSteps):
+class PoolWorker(PoolDoors, PoolSteps):
     """What gpupool adds to a platform's worker; mixed in before it."""
 
     # Of the platform's worker. What is ours is named _pool_*, to stay clear of its attributes.
@@ -71,7 +55,7 @@ class PoolWorker(PoolSteps):
         self.pool_model = Model(
             given.model,
             joined.session,
-            lease_timeout_s=_LEASE_SHARE * compat.step_timeout_s(),
+            lease_timeout_s=LEASE_SHARE * compat.step_timeout_s(),
             min_steps=joined.min_steps,
             before_swap_out=self._pool_wait_for_device,
             verify=given.verify,
@@ -159,18 +143,13 @@ class PoolWorker(PoolSteps):
             self.pool_model.share()
         self._pool_starting.close()
         if self.pool_model.device_kind == "cuda":
-            kept_bytes = self._pool_torch_bytes()
-            logger.info("gpupool: torch keeps %d bytes on the GPU, outside the pool", kept_bytes)
+            kept = self._pool_torch_bytes()
+            logger.info("gpupool: torch keeps %d bytes on the GPU, outside the pool", kept)
         return times
 
-    def _pool_lasting(self) -> AbstractContextManager[None]:
-        others_s = _LEASE_SHARE * compat.step_timeout_s()
-        # Whoever waits for it must not give up before it has to.
-        return self.pool_model.lasting(min(_LONG_SHARE * others_s, compat.start_timeout_s()))
-
     def _pool_torch_bytes(self) -> int:
-        in_pool_bytes = 0 if self._pool_graphs is None else self._pool_graphs.torch_bytes
-        return compat.torch_bytes(self.device) - in_pool_bytes
+        graphs = self._pool_graphs
+        return compat.torch_bytes(self.device) - (graphs.torch_bytes if graphs else 0)
 
     def _pool_capturing(self) -> AbstractContextManager[None]:
         return nullcontext() if self._pool_graphs is None else self._pool_graphs.used()
@@ -238,65 +217,3 @@ class PoolWorker(PoolSteps):
             compat.wait_for_device(self)
             if on_cuda:  # what steps have left over is outside the pool, and others need the room
                 compat.empty_cache()
-
-    # Doors.
-
-    @property
-    def model_runner(self) -> Any:
-        """The platform's runner, for code that has come through the gate.
-
-        Raises BehindGateError for other code, as a callable sent by ``collective_rpc`` is: what
-        it would touch may not be there.
-        """
-        if not self._pool_inside.depth:
-            raise BehindGateError(
-                "a callable sent to a pooled worker must reach the model inside "
-                "'with worker.resident():'"
-            )
-        return self._pool_runner
-
-    @model_runner.setter
-    def model_runner(self, runner: Any) -> None:
-        self._pool_runner = runner
-
-    @contextmanager
-    def resident(self) -> Iterator[None]:
-        """Keep the memory in place, and let the model be reached, for a ``with`` block.
-
-        What the block changes of weights is saved.
-        """
-        with self._pool_inside, self._pool_door(writes=True, lasts=True):
-            yield
-
-    @property
-    def sleep_mode_backend(self) -> PoolBackend:
-        """What vLLM's own worker would go by; the next three do."""
-        return self._pool_sleep
-
-    def sleep(self, level: int = 1) -> None:
-        """Leave the device until ``wake_up``. Raises UsageError for an unknown level."""
-        self._pool_sleep.suspend(level)
-
-    def wake_up(self, tags: list[str] | None = None) -> None:
-        """Bring the memory in, all of it, once the weights are to be awake."""
-        self._pool_sleep.resume(tags)
-
-    def discard(self, tags: tuple[str, ...]) -> None:
-        """Forget what is in the KV cache, and leave. Raises UsageError for other tags."""
-        self._pool_sleep.discard(tags)
-
-    def _pool_forget_kv(self) -> None:
-        if self._pool_kv is not None:
-            self._pool_kv.forget()
-
-    @contextmanager
-    def _pool_door(self, writes: bool, lasts: bool) -> Iterator[None]:
-        self.pool_model.check_awake()
-        if writes:
-            self.pool_model.unshare()
-        with self._pool_lasting() if lasts else nullcontext(), self.pool_model.resident():
-            try:
-                yield
-            finally:  # also after a failure: part may have been written
-                if writes:
-                    self.pool_model.mark_written("weights")
