@@ -8,18 +8,13 @@
 
 #include "bench.h"
 #include "driver/cuda_abi.h"
-#include "standin/standin.h"
+#include "real_gpu.h"
 
 namespace gpupool {
 
 inline const standin::Control& control() {
-  static const standin::Control& found = [&]() -> const standin::Control& {
-    void* library = dlopen("libcuda.so.1", RTLD_NOW);
-    void* get = library == nullptr ? nullptr : dlsym(library, standin::control_name);
-    CHECK(get != nullptr);  // a real libcuda.so.1, or none
-    return *reinterpret_cast<standin::GetControl>(get)();
-  }();
-  return found;
+  CHECK(stand_in() != nullptr);  // a real libcuda.so.1, or none
+  return *stand_in();
 }
 
 // A call of the library itself, as other code in the process makes it.

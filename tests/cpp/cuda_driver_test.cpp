@@ -9,6 +9,8 @@
 using namespace gpupool;
 using standin::Held;
 
+static const KeepsNoContext keeps_no_context;
+
 namespace {
 
 // Nothing of an earlier test is left, and nothing of this one will be.

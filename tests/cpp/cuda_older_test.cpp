@@ -7,6 +7,8 @@
 
 using namespace gpupool;
 
+static const KeepsNoContext keeps_no_context;
+
 namespace {
 // Before anything looks the calls up.
 const int older = setenv("GPUPOOL_STANDIN_VERSION", "12080", 1);

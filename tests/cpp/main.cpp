@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "devices.h"
+#include "real_gpu.h"
 
 std::vector<check::Test>& check::tests() {
   static std::vector<Test> all;
@@ -35,12 +36,19 @@ int run_all(bool quiet) {
 
 int main() {
   const std::string driver = gpupool::test_driver_name();
+  gpupool::DriverPtr kept;
   try {
-    static_cast<void>(gpupool::open_test_driver());
+    kept = gpupool::open_bare_test_driver();
   } catch (const std::runtime_error& error) {
     if (driver != "cuda") throw;
     std::printf("skipped on %s: %s\n", driver.c_str(), error.what());
     return skipped;
+  }
+  const bool one_context = driver == "cuda" && gpupool::keeps_a_context();
+  if (one_context) {
+    GPUPOOL_CALL(kept, context_synchronize);
+  } else {
+    kept.reset();
   }
   // Schedules differ from round to round where the driver draws them.
   const int rounds = std::stoi(gpupool::setting("GPUPOOL_TEST_ROUNDS", "1"));
@@ -56,6 +64,12 @@ int main() {
   }
   if (gpupool::unwritten_reads() > 0) {
     std::printf("FAILED  %d reads of what was never written\n", gpupool::unwritten_reads().load());
+    return 1;
+  }
+  const auto* library = one_context ? gpupool::stand_in() : nullptr;
+  if (library != nullptr && library->contexts_made() != 1) {
+    std::printf("FAILED  %llu contexts were made, and not one for all tests\n",
+                static_cast<unsigned long long>(library->contexts_made()));
     return 1;
   }
   return failed == 0 ? 0 : 1;
