@@ -4,6 +4,7 @@
 #include "hooked.h"
 #include "ledger.h"
 #include "memory/memory.h"
+#include "real_gpu.h"
 
 using namespace gpupool;
 
@@ -19,6 +20,11 @@ struct Place {
   bool touchable() {
     return bench->fill(base(), 1, 16, bench.stream()) == Status::success &&
            bench->stream_synchronize(bench.stream()) == Status::success;
+  }
+  bool untouchable() {
+    static const bool asks = !left_out_on_a_gpu(
+        "touching addresses with nothing behind them: a fault would fail all later tests");
+    return !asks || !touchable();
   }
   Bench bench;
   std::shared_ptr<FaultPlan> plan = std::make_shared<FaultPlan>();
@@ -49,7 +55,7 @@ TEST(pages_keep_their_content_when_mapped_again) {
   place.bench.write(place.base(), pattern(1, 3 * page_bytes));
   mapping.unmap();
   mapping.unmap();
-  CHECK(!mapping.mapped() && !place.touchable());
+  CHECK(!mapping.mapped() && place.untouchable());
   mapping.map();
   CHECK(place.bench.read(place.base(), 3 * page_bytes) == pattern(1, 3 * page_bytes));
 }
@@ -62,7 +68,7 @@ TEST(a_failed_map_leaves_nothing_mapped) {
       place.plan->arm(nth, Status::out_of_memory, persistent);
       CHECK_THROWS(DriverError, mapping.map());
       CHECK(!mapping.mapped());
-      CHECK(!place.touchable());
+      CHECK(place.untouchable());
       place.plan->disarm();
       if (!persistent) {  // with a persistent fault the way back is barred as well, until now
         for (std::size_t i = 0; i < 3; ++i) {
@@ -99,7 +105,7 @@ TEST(a_failed_unmap_leaves_everything_mapped) {
   CHECK(mapping.mapped());
   CHECK(place.bench.read(place.base(), 3 * page_bytes) == pattern(2, 3 * page_bytes));
   mapping.unmap();
-  CHECK(!place.touchable());
+  CHECK(place.untouchable());
 }
 
 TEST(a_mapping_holds_its_addresses_and_its_pages) {
@@ -107,11 +113,12 @@ TEST(a_mapping_holds_its_addresses_and_its_pages) {
   auto mapping = std::make_unique<Mapping>(place.faulty, place.reservation, place.held);
   mapping->map();
   const DevicePtr base = place.base();
+  place.bench.write(base, pattern(3, page_bytes));
   const std::weak_ptr<const Page> page = place.held[0];
   place.reservation.reset();
   place.held.clear();
   CHECK(!page.expired());
-  CHECK(place.bench.read(base, page_bytes) == Bytes(page_bytes, 0xA5));
+  CHECK(place.bench.read(base, page_bytes) == pattern(3, page_bytes));
   mapping.reset();
   CHECK(page.expired());
   CHECK_EQ(place.bench->address_free(base, 3 * page_bytes), Status::invalid_value);  // free already

@@ -1,7 +1,10 @@
-// What differs between a real GPU and the stand-in library of these tests.
+// Whether a test runs on a real GPU. What cuda.h leaves undefined, or promises nothing of, is asked
+// of the host driver and of the stand-in library alone: a driver may crash over it, or fault later.
 #pragma once
 
 #include <dlfcn.h>
+
+#include <cstdio>
 
 #include "devices.h"
 #include "standin/standin.h"
@@ -18,9 +21,16 @@ inline const standin::Control* stand_in() {
   return found;
 }
 
+// On a real GPU: prints what is left out there, and why.
+inline bool left_out_on_a_gpu(const char* what_and_why) {
+  if (test_driver_name() != "cuda" || stand_in() != nullptr) return false;
+  std::printf("left out on a GPU: %s\n", what_and_why);
+  return true;
+}
+
 // Whether main() keeps the primary context of a GPU for as long as the program runs: to make one
-// is slow, every driver that a test opens would make another, and the last that
-// lets go of it has it reset.
+// is slow, every driver that a test opens would make another, and the last that lets go of it has
+// it reset.
 inline bool& keeps_a_context() {
   static bool keeps = true;
   return keeps;
