@@ -13,6 +13,7 @@ from gpupool.check import sanitizer
 
 #: C++ tests that ask for nothing but a driver; `make gpu-check` builds them.
 SUBJECTS = (
+    "no_context",
     "conformance",
     "page_pool",
     "mapping",

@@ -47,6 +47,7 @@ GPUPOOL_CUDA_SYMBOLS(GPUPOOL_DECLARE_CUDA_CALL)
 Result cuDriverGetVersion(int* version);
 Result cuDeviceGetName(char* name, int bytes, Device device);
 Result cuDeviceGetAttribute(int* value, int attribute, Device device);
+Result cuDevicePrimaryCtxGetState(Device device, unsigned* flags, int* active);
 Result cuMemcpyBatchAsync(std::uint64_t* destinations, std::uint64_t* sources, std::size_t* sizes,
                           std::size_t count, CopyAttributes* attributes,
                           std::size_t* attributes_from, std::size_t attributes_count,

@@ -88,6 +88,14 @@ CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice device) {
   return answer(State::get().release(device - device_base));
 }
 
+CUresult CUDAAPI cuDevicePrimaryCtxGetState(CUdevice device, unsigned int* flags, int* active) {
+  ENTER("cuDevicePrimaryCtxGetState", false);
+  if (!is_device(device - device_base)) return answer(Status::invalid_device);
+  *flags = 0;
+  *active = State::get().retained(device - device_base);
+  return answer(0);
+}
+
 CUresult CUDAAPI cuCtxSynchronize(void) {
   ENTER("cuCtxSynchronize", true);
   return answer(host()->context_synchronize());

@@ -47,6 +47,7 @@ EXPORTED CUresult CUDAAPI cuGetProcAddress(const char* symbol, void** function, 
       {"cuDriverGetVersion", 2020, reinterpret_cast<void*>(&::cuDriverGetVersion)},
       {"cuDeviceGetName", 2000, reinterpret_cast<void*>(&::cuDeviceGetName)},
       {"cuDeviceGetAttribute", 2000, reinterpret_cast<void*>(&::cuDeviceGetAttribute)},
+      {"cuDevicePrimaryCtxGetState", 7000, reinterpret_cast<void*>(&::cuDevicePrimaryCtxGetState)},
       {"cuMemcpyBatchAsync", 12080, reinterpret_cast<void*>(&::gpupool_standin_copy_batch_12080)},
       {"cuMemcpyBatchAsync", 13000, reinterpret_cast<void*>(&::cuMemcpyBatchAsync)},
   };

@@ -87,6 +87,11 @@ int State::release(int device) {
   return 0;
 }
 
+bool State::retained(int device) {
+  std::lock_guard lock(mutex_);
+  return retains_[device] > 0;
+}
+
 void State::end_of_last_context() {
   left_behind_ += books_.reservations.size() + books_.mappings.size() +
                   books_.registrations.size() + books_.streams.size() + books_.events.size() +

@@ -32,6 +32,7 @@ class State {
 
   int retain(void** context, int device);
   int release(int device);
+  bool retained(int device);
   int set_current(void* context);
   void* current() const;
 
