@@ -10,9 +10,11 @@ themselves. Exits with 0 if no part failed, 1 if one did, 2 where there is no dr
 
 Words: "keep" is the part of a rate that is left beside other work, 1.0 being all of it. A "gap" is
 how long a kernel that reads memory all the time was held up at most. "waited_for" says that a call
-came back only when the work beside it had ended. Figures have the cost of a call from Python in
-them, which the part `device` measures (memory_info_call_us). Nothing is left behind, no setting of
-the device is changed; `overlap_mps` starts an MPS daemon of its own, and ends it.
+came back only when the work beside it had ended. "context_..." says whether the process had the
+device's primary context then: those of `no_context` that make pages and hand them on, as gpupool's
+daemon does, should never have it. Figures have the cost of a call from Python in them, which the
+part `device` measures (memory_info_call_us). Nothing is left behind, no setting of the device is
+changed; `overlap_mps` starts an MPS daemon of its own, and ends it.
 
 On a machine without a GPU, --library takes the stand-in driver of tests/cpp (--mib 64 will do):
 what it answers says nothing about a GPU, and the report says that.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 
 from gpu_probe.driver import (
@@ -64,22 +64,62 @@ class Pinned:
         return int(c_uint64.from_address(self.address + 8 * index).value)
 
 
-class Device:
-    """One in its primary context, which becomes the current one of this thread."""
+class Pages:
+    """Those of a device, by the calls that gpupool's daemon makes: none asks for a context."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.cu = settings, Driver(settings.driver)
-        handle, context = c_int(), c_void_p()
+        self.settings, self.cu, self.handle = settings, Driver(settings.driver), c_int()
         self.cu("cuInit", 0)
-        self.cu("cuDeviceGet", byref(handle), settings.ordinal)
-        self.cu("cuDevicePrimaryCtxRetain", byref(context), handle)
-        self.handle, self._context = handle, context
-        self.enter()
-        self._kept: list[Pinned] = []
-        self._glass: tuple[Pinned, c_void_p] | None = None
+        self.cu("cuDeviceGet", byref(self.handle), settings.ordinal)
         self._properties = AllocationProperties(
             type=PINNED, handle_types=POSIX_FD, location=Location(ON_DEVICE, settings.ordinal)
         )
+
+    def has_context(self) -> bool:
+        """Whether the device's primary context is there, in this process."""
+        flags, active = c_uint(), c_int()
+        self.cu("cuDevicePrimaryCtxGetState", self.handle, byref(flags), byref(active))
+        return active.value != 0
+
+    def granularity(self) -> int:
+        """The smallest page."""
+        size = c_size_t()
+        self.cu("cuMemGetAllocationGranularity", byref(size), byref(self._properties), 0)
+        return size.value
+
+    def create(self, page_bytes: int) -> int:
+        """A page."""
+        page = c_uint64()
+        self.cu("cuMemCreate", byref(page), page_bytes, byref(self._properties), 0)
+        return page.value
+
+    def export(self, page: int) -> int:
+        """A descriptor of it."""
+        fd = c_int(-1)
+        self.cu("cuMemExportToShareableHandle", byref(fd), page, POSIX_FD, 0)
+        return fd.value
+
+    def import_page(self, fd: int) -> int:
+        """The page behind a descriptor."""
+        page = c_uint64()
+        self.cu("cuMemImportFromShareableHandle", byref(page), c_void_p(fd), POSIX_FD)
+        return page.value
+
+    def release(self, page: int) -> None:
+        """Let go of a page."""
+        self.cu("cuMemRelease", page)
+
+
+class Device(Pages):
+    """One in its primary context, which becomes the current one of this thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._context = c_void_p()
+        self.cu("cuDevicePrimaryCtxRetain", byref(self._context), self.handle)
+        self.enter()
+        self._kept: list[Pinned] = []
+        self._glass: tuple[Pinned, c_void_p] | None = None
 
     def enter(self) -> None:
         """Make the context that of the calling thread."""
@@ -107,30 +147,6 @@ class Device:
         self.cu("cuMemGetInfo", byref(free), byref(total))
         return total.value - free.value
 
-    def granularity(self) -> int:
-        """The smallest page."""
-        size = c_size_t()
-        self.cu("cuMemGetAllocationGranularity", byref(size), byref(self._properties), 0)
-        return size.value
-
-    def create(self, page_bytes: int) -> int:
-        """A page."""
-        page = c_uint64()
-        self.cu("cuMemCreate", byref(page), page_bytes, byref(self._properties), 0)
-        return page.value
-
-    def export(self, page: int) -> int:
-        """A descriptor of it."""
-        fd = c_int(-1)
-        self.cu("cuMemExportToShareableHandle", byref(fd), page, POSIX_FD, 0)
-        return fd.value
-
-    def import_page(self, fd: int) -> int:
-        """The page behind a descriptor."""
-        page = c_uint64()
-        self.cu("cuMemImportFromShareableHandle", byref(page), c_void_p(fd), POSIX_FD)
-        return page.value
-
     def reserve(self, size_bytes: int) -> int:
         """Addresses."""
         address = c_uint64()
@@ -154,10 +170,6 @@ class Device:
     def unmap(self, address: int, size_bytes: int) -> None:
         """Take what is mapped away."""
         self.cu("cuMemUnmap", address, size_bytes)
-
-    def release(self, page: int) -> None:
-        """Let go of a page."""
-        self.cu("cuMemRelease", page)
 
     def register(self, address: int, size_bytes: int) -> None:
         """Pin host memory."""

@@ -65,6 +65,7 @@ CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "cuDeviceGetName": (2000, (c_char_p, c_int, c_int)),
     "cuDeviceGetAttribute": (2000, (_int, c_int, c_int)),
     "cuDevicePrimaryCtxRetain": (7000, (_out, c_int)),
+    "cuDevicePrimaryCtxGetState": (7000, (c_int, POINTER(c_uint), _int)),
     "cuCtxSetCurrent": (4000, (c_void_p,)),
     "cuCtxSynchronize": (2000, ()),
     "cuMemGetInfo": (3020, (_sizes, _sizes)),

@@ -30,6 +30,13 @@ PARTS = {
     for part in (
         Part("device", "Which device and which driver is this?", 20, "part_device"),
         Part(
+            "no_context",
+            "Can a process without a context create, export and import pages, and do others find "
+            "their memory?",
+            30,
+            "part_no_context",
+        ),
+        Part(
             "calls",
             "What do one unmap and one set_access over many mappings answer?",
             20,

@@ -15,7 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = ROOT / "benchmarks" / "gpu_probe"
 # Asked for by the probe alone.
-OWN = {"cuDriverGetVersion", "cuDeviceGetName", "cuDeviceGetAttribute"}
+OWN = {
+    "cuDriverGetVersion",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxGetState",
+}
 
 
 @pytest.fixture

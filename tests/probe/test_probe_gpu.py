@@ -5,11 +5,15 @@ How fast a GPU is cannot be seen here, and the report says so.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from probe_command import Done, probe
+from probe_command import ROOT, Done, probe
 
 Asked = Callable[..., Done]
 
@@ -47,6 +51,45 @@ def test_a_page_outlives_its_creator(whole: Done) -> None:
     answer = answer_of(whole, "lifetime")
     for when in ("imported_after_its_death", "mapped_before_its_death"):
         assert answer[when] == "all bytes are there"
+
+
+def test_pages_without_a_context(whole: Done) -> None:
+    answer = answer_of(whole, "no_context")
+    for call in ("create", "export", "import", "release"):
+        assert answer[call]["answer"] == "CUDA_SUCCESS"
+    contexts = {name: there for name, there in answer.items() if name.startswith("context_")}
+    assert len(contexts) == 4 and not any(contexts.values())
+    assert answer["wrong_bytes_in_the_next_process_with_a_context"] == 0
+
+
+def test_a_context_is_seen_where_there_is_one(stand_in: Path) -> None:
+    program = (
+        "import sys; from gpu_probe.device import Device, Pages, Settings\n"
+        "settings = Settings(sys.argv[1], 1 << 26, 0.1, 0)\n"
+        "print(Pages(settings).has_context(), Device(settings).has_context())"
+    )
+    command = [sys.executable, "-c", program, str(stand_in)]
+    path = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "asked_before"),
+    [
+        ("cuMemCreate", []),
+        ("cuMemExportToShareableHandle", ["create"]),
+        ("cuMemImportFromShareableHandle", ["create", "export"]),
+    ],
+)
+def test_a_refusal_without_a_context_is_an_answer(
+    asked: Asked, call: str, asked_before: list[str]
+) -> None:
+    answer = answer_of(asked("--parts", "no_context", GPUPOOL_STANDIN_FAIL=call), "no_context")
+    rows = {name: row["answer"] for name, row in answer.items() if isinstance(row, dict)}
+    assert [name for name in rows if rows[name] == "CUDA_SUCCESS"] == asked_before
+    assert list(rows.values())[-1] == f"{call} answered CUDA_ERROR_NO_DEVICE"
+    assert answer["context_after"] is False
 
 
 def test_calls_over_many_mappings(whole: Done) -> None:
