@@ -48,6 +48,25 @@ def test_make_builds_what_is_run() -> None:
     assert tuple(each.removesuffix("_test") for each in listed[1].split()) == SUBJECTS
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_mappings_are_measured_where_that_was_built(
+    built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpupool.check.parts.find_spec", lambda name: name)
+    assert "add_dependencies(gpu_programs bench_map)" in (ROOT / "CMakeLists.txt").read_text()
+    program, out = tmp_path / "bench_map", tmp_path / "out"
+    if built:
+        program.touch()
+    (part,) = planned(("benchmarks",), Places(ROOT, tmp_path, out))
+    mapped = [words for words in part.commands if words[0] == str(program)]
+    assert len(part.commands) == 3 + built and len(mapped) == built
+    if built:
+        assert mapped[0][1:3] == ("--device", "cuda") and part.note == ""
+        assert mapped[0][-2:] == ("--json", str(out / "bench_map.json"))
+    else:
+        assert "without bench_map" in part.note and "make gpu-check" in part.note
+
+
 def test_initcheck_is_run_on_what_the_stand_in_holds_it_to() -> None:
     built = (ROOT / "tests/cpp/CMakeLists.txt").read_text()
     listed = re.search(r"set\(initcheck_subjects ([^)]*)\)", built)

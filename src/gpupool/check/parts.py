@@ -65,7 +65,7 @@ PARTS = {
     "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
     "core": ("tests/core, on the host device", 75.0),
     "vllm": ("vLLM's hooks, and engines that take turns in a pool", 100.0),
-    "benchmarks": ("swaps and KV blocks on cuda, calls from Python", 50.0),
+    "benchmarks": ("swaps, KV blocks and mappings on cuda, calls from Python", 50.0),
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
     "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 560.0),
     "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 560.0),
@@ -105,7 +105,8 @@ def _planned(name: str, places: Places) -> Part:
         own = str(Path(__file__).resolve().parents[2])
         paths = [own, str(places.tree), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(each for each in paths if each)
-    part = Part(name, what, limit_s, commands, environment, skip)
+    note = _left_out(name, places)
+    part = Part(name, what, limit_s, commands, environment, skip, note=note)
     return part if name != "sanitizer" or skip else _sanitized(part, places)
 
 
@@ -145,6 +146,17 @@ def _why_not(name: str, places: Places) -> str:
     return ""
 
 
+def _left_out(name: str, places: Places) -> str:
+    """What a part does without, or nothing."""
+    if name == "benchmarks" and not _bench_map(places).exists():
+        return f"without bench_map, which is not in {places.build}: make gpu-check builds it"
+    return ""
+
+
+def _bench_map(places: Places) -> Path:
+    return places.build / "bench_map"
+
+
 def _program(places: Places, subject: str) -> Path:
     return places.build / "tests" / "cpp" / f"{subject}_test"
 
@@ -178,8 +190,13 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     if name == "bench_engine":
         size = ("--parameters", "3e9", "--starts", "1", "--runs", "5")
         return (benchmark("bench_engine.py", "--device", "cuda", *size),)
+    # A few seconds, of which most is to make the pages.
+    sizes = ("--device", "cuda", "--gib", "4", "--rounds", "5")
+    map_into = ("--json", str(places.out / "bench_map.json"))
+    bench_map = (str(_bench_map(places)), *sizes, *map_into)
     return (
         benchmark("bench_swap.py", "--device", "cuda", "--mib", "1024", "--runs", "5"),
         benchmark("bench_kv.py", "--device", "cuda", "--runs", "3"),
         benchmark("bench_calls.py", "--rounds", "5"),
+        *([bench_map] if _bench_map(places).exists() else []),
     )
