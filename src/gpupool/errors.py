@@ -99,7 +99,7 @@ class GangBrokenError(GpupoolError):
 
 
 class NotBegunError(GpupoolError):
-    """A rank's memory stays where it is: its engine is about to have its turn."""
+    """Memory stays where it is for now: of a rank whose turn is about to begin, or as one loads."""
 
 
 class SwapCancelledError(GpupoolError):

@@ -54,7 +54,7 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     make_checkpoint("a")
     content = changed("models", 0, "args", value={"dtype": "float32", "enforce-eager": True})
     content["server"] = {"host": "0.0.0.0", "port": 0, "max_body": "1MiB"}
-    sizes = {"kv_cache": 7, "kv_store": "1KiB", "cudagraphs": "2KiB"}
+    sizes = {"kv_cache": 7, "kv_store": "1KiB", "cudagraphs": "2KiB", "loading": "3KiB"}
     content["models"].append({"name": "org/b", "model": "org/b", **sizes})
     config = load_config(write(tmp_path, content))
     assert (config.pool.budget_bytes, config.pool.page_bytes) == (192 * MIB, 2 * MIB)
@@ -67,6 +67,7 @@ def test_reads_everything(tmp_path: Path, make_checkpoint: Make) -> None:
     assert (b.model, b.is_local, b.kv_cache_bytes) == ("org/b", False, 7)
     assert (b.kv_store_bytes, a.kv_store_bytes) == (1024, None)
     assert (b.cudagraph_bytes, a.cudagraph_bytes) == (2048, None)
+    assert (b.loading_bytes, a.loading_bytes) == (3072, None)
     assert (a.verify, a.share, config.images) == ("always", False, None)
 
 
@@ -148,7 +149,11 @@ def test_defaults(tmp_path: Path, make_checkpoint: Make) -> None:
         (changed("models", 0, "name", value=""), "models[0].name"),
         (changed("models", 0, "name", value="a b"), "models[0].name"),
         (changed("models", 0, "kv_cache", value="1GiB"), "models[0].kv_cache: needs 1073741824"),
-        (changed("models", 0, "cudagraphs", value="192MiB"), "models[0].cudagraphs: pool.budget"),
+        (
+            changed("models", 0, "cudagraphs", value="192MiB"),
+            "cudagraphs: needs 234881024 bytes with",
+        ),
+        (changed("models", 0, "loading", value="193MiB"), "models[0].loading: needs 202375168"),
         (changed("models", 0, "args", value={"port": 1}), "models[0].args.port"),
         (changed("models", 0, "args", value={"worker_cls": "x"}), "models[0].args.worker_cls"),
         (changed("models", 0, "args", value={"--dtype": "x"}), "'--dtype' is not an option"),

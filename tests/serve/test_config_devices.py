@@ -34,6 +34,7 @@ def test_what_several_devices_cannot_have(tmp_path: Path, make_checkpoint: Make)
         (parking, "parking: is for pools of one device"),
         (several(share=True), "for pools of one device"),
         (several(kv_store="1MiB"), "for pools of one device"),
+        (several(loading="1MiB"), "for pools of one device"),
         (several(args={"tp": 3}), "the pool's devices, which are 2"),
     ):
         assert words in refusal(write(tmp_path, content))

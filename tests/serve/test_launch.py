@@ -43,11 +43,17 @@ def test_engine_command_line() -> None:
         "--worker-cls": "gpupool.vllm.Worker",
         "--kv-cache-memory-bytes": str(32 * MIB),
     }
-    limited = replace(model, kv_store_bytes=ByteSize(MIB), cudagraph_bytes=ByteSize(2 * MIB))
+    limited = replace(
+        model,
+        kv_store_bytes=ByteSize(MIB),
+        cudagraph_bytes=ByteSize(2 * MIB),
+        loading_bytes=ByteSize(3 * MIB),
+    )
     command = launch.engine_command(limited, 1234, [Path("/run/x/daemon.sock")])
     pooled = json.loads(command[command.index("--additional-config") + 1])
     assert pooled["gpupool"]["kv_store_bytes"] == MIB
     assert pooled["gpupool"]["cudagraph_bytes"] == 2 * MIB
+    assert pooled["gpupool"]["loading_bytes"] == 3 * MIB
     assert options[14:] == [
         "--enforce-eager",
         "--no-enable-prefix-caching",

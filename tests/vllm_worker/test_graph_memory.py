@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpupool import Model, Pool, _core
+from gpupool import Model, Pool
 from gpupool._core import Region, RegionArena
 from gpupool.errors import UsageError
 from gpupool.interop import _Allocator
@@ -22,13 +22,13 @@ torch = pytest.importorskip("torch")
 platforms = pytest.importorskip("vllm.platforms")
 
 from async_engine import FakeWorker, kv_cache_config, vllm_config  # noqa: E402
+from torch_memory import allocate, free  # noqa: E402
 
 from gpupool.vllm import compat, pool_worker, settings, worker  # noqa: E402
 from gpupool.vllm.graph_memory import GraphMemory  # noqa: E402
 
 POOL_ID = (7, 1)
 PAGE_BYTES, BUDGET_PAGES = 2 << 20, 4
-_SIZE, _INT, _POINTER = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
 
 
 def pool_of() -> Pool:
@@ -37,20 +37,6 @@ def pool_of() -> Pool:
 
 def memory_of(region: Region) -> memoryview:
     return memoryview((ctypes.c_uint8 * region.bytes).from_address(region.address)).cast("B")
-
-
-def allocate(arena: RegionArena, size_bytes: int) -> int | None:
-    """As torch asks for a block."""
-    function = getattr(ctypes.CDLL(_core.__file__), arena.torch_symbols[0])
-    function.argtypes, function.restype = [_SIZE, _INT, _POINTER], _POINTER
-    return function(size_bytes, 0, None)  # type: ignore[no-any-return]
-
-
-def free(arena: RegionArena, block: int) -> None:
-    """As torch gives one back."""
-    function = getattr(ctypes.CDLL(_core.__file__), arena.torch_symbols[1])
-    function.argtypes, function.restype = [_POINTER, _SIZE, _INT, _POINTER], None
-    function(block, 1, 0, None)
 
 
 class OnGpu:

@@ -146,6 +146,12 @@ def test_a_restart_answers_from_the_image_as_from_the_checkpoint(
     assert len(first["files"]) == 1
 
 
+def test_the_room_for_loading_goes_before_the_model_comes(starts: Starts) -> None:
+    for how, one in zip(("", *SPOILT, ""), starts["spoilt"], strict=True):
+        late = how in ("unfit", "otherwise")  # found out in place: loaded anew
+        assert one["rooms"] == [["end", "begin", "end"] if late else ["end"]]
+
+
 def test_no_byte_of_the_weights_need_be_there(starts: Starts, checkpoints: dict[str, Path]) -> None:
     blob = (checkpoints["linked"] / "model.safetensors").resolve()
     with blob.open("rb") as file:

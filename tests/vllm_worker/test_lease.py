@@ -226,6 +226,16 @@ BOTH = ["/run/a.sock", "/run/b.sock"]
         ),
         (
             {"world_size": 2, "tensor_parallel_size": 2},
+            {"socket": BOTH, "model": "a", "loading_bytes": 1},
+            "for engines on one device",
+        ),
+        (
+            {},
+            {"socket": "/run/a.sock", "model": "a" * 247, "loading_bytes": 1},
+            "has at most 246 characters",
+        ),
+        (
+            {"world_size": 2, "tensor_parallel_size": 2},
             {"socket": BOTH[::-1], "model": "a"},
             "in alphabetical order",
         ),

@@ -91,6 +91,8 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Host memory for copies of its KV blocks, at most."""
     cudagraph_bytes: ByteSize | None = field(name="cudagraphs", default=None)
     """Room in the pool for its CUDA graphs, whose memory is outside without."""
+    loading_bytes: ByteSize | None = field(name="loading", default=None)
+    """Room in the pool that its weights are loaded into; without, beside the pool."""
     verify: Literal["always", "sample", "off"] = "always"
     """Which copies of a swap-in are held against their digests."""
     share: bool = False
@@ -241,22 +243,25 @@ def _check_models(config: Config, base: Path) -> list[ModelConfig]:
                 " give each model its own name"
             )
         names[model.name] = index
-        if model.kv_cache_bytes > config.pool.budget_bytes:
-            raise ValueError(
-                f"{key}.kv_cache: needs {model.kv_cache_bytes} bytes and pool.budget has"
-                f" {config.pool.budget_bytes} bytes; lower kv_cache or raise pool.budget"
-            )
-        if model.kv_cache_bytes + (model.cudagraph_bytes or 0) > config.pool.budget_bytes:
-            raise ValueError(
-                f"{key}.cudagraphs: pool.budget has {config.pool.budget_bytes} bytes, which"
-                " kv_cache and cudagraphs exceed together; lower them or raise pool.budget"
-            )
+        budget = config.pool.budget_bytes
+        for name, size, beside in (
+            ("kv_cache", model.kv_cache_bytes, ""),
+            ("cudagraphs", model.kv_cache_bytes + (model.cudagraph_bytes or 0), " with kv_cache"),
+            ("loading", model.loading_bytes or 0, ""),
+        ):
+            if size > budget:
+                raise ValueError(
+                    f"{key}.{name}: needs {size} bytes{beside} and pool.budget has {budget} bytes;"
+                    f" lower {name} or raise pool.budget"
+                )
         own = [name for name in ("ttft_ms", "tbt_ms") if getattr(model, name) is not None]
         if own and config.pool.policy != "deadlines":
             raise ValueError(f"{key}.{own[0]}: only deadlines go by it; set pool.policy to it")
         devices = len(config.pool.devices)
-        if devices > 1 and (model.share or model.kv_store_bytes is not None):
-            raise ValueError(f"{key}: share and kv_store are for pools of one device; remove them")
+        if devices > 1 and any((model.share, model.kv_store_bytes, model.loading_bytes)):
+            raise ValueError(
+                f"{key}: share, kv_store and loading are for pools of one device; remove them"
+            )
         _check_args(key, model.args, devices)
         try:
             directory = checkpoint.locate(model.model, base)
@@ -274,8 +279,7 @@ def _check_args(key: str, args: dict[str, ArgValue], devices: int) -> None:
     for name in args:
         if not _ARG.fullmatch(name):
             raise ValueError(
-                f"{key}.args: {name!r} is not an option's name; write it without dashes in front,"
-                " such as max-model-len"
+                f"{key}.args: {name!r} is not an option's name; write it as max-model-len"
             )
         option = name.replace("_", "-")
         if option in _RESERVED_ARGS:
@@ -291,7 +295,6 @@ def _check_args(key: str, args: dict[str, ArgValue], devices: int) -> None:
             )
         if option in _OTHER_PARALLEL_ARGS and args[name] != 1:
             raise ValueError(
-                f"{key}.args.{name}: engines in a pool are tensor parallel alone; remove this"
-                " option"
+                f"{key}.args.{name}: engines in a pool are tensor parallel alone; remove it"
             )
         seen[option] = name

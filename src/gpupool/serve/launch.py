@@ -102,6 +102,8 @@ def engine_command(
         pooled["kv_store_bytes"] = int(model.kv_store_bytes)
     if model.cudagraph_bytes is not None:
         pooled["cudagraph_bytes"] = int(model.cudagraph_bytes)
+    if model.loading_bytes is not None:
+        pooled["loading_bytes"] = int(model.loading_bytes)
     if model.verify != "always":
         pooled["verify"] = model.verify
     if model.share:

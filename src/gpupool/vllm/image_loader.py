@@ -102,6 +102,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
                 _tell_refusal(into.cache, path, error)
                 return None
             read_s = time.monotonic() - begun_s - made_s
+            into.room.end()  # before it is resident, which may take its place
             into.model.declare()
             wrong: Exception | None = None
             with into.model.resident():
@@ -115,6 +116,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
                 for region in loaded.regions:
                     into.model.remove_region(region)
                 known.put_back()
+                into.room.begin()
                 _tell_refusal(into.cache, path, wrong)
                 return None
         into.cache.mark_used(path)
@@ -141,6 +143,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
             "gpupool: image miss: loaded %d bytes from the checkpoint in %.3f s",
             *(size_bytes, time.monotonic() - begun_s),
         )
+        into.room.end()
         if into.model.device_kind == "cuda":
             torch.cuda.empty_cache()  # the copy that was loaded goes back to the device
         into.model.declare()

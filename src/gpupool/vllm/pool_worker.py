@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from gpupool.vllm.destination import loading_into
 from gpupool.vllm.graph_memory import GraphMemory
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
+from gpupool.vllm.loading_memory import room
 from gpupool.vllm.pool_doors import LEASE_SHARE, Inside, PoolDoors
 from gpupool.vllm.pool_steps import PoolSteps
 from gpupool.vllm.sleep_backend import PoolBackend
@@ -52,10 +54,11 @@ class PoolWorker(PoolDoors, PoolSteps):
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         place = compat.place(vllm_config)  # the rank is known only now
         joined = settings.join(given, place.rank, place.engine)
+        lease_timeout_s = LEASE_SHARE * compat.step_timeout_s()
         self.pool_model = Model(
             given.model,
             joined.session,
-            lease_timeout_s=LEASE_SHARE * compat.step_timeout_s(),
+            lease_timeout_s=lease_timeout_s,
             min_steps=joined.min_steps,
             before_swap_out=self._pool_wait_for_device,
             verify=given.verify,
@@ -72,6 +75,7 @@ class PoolWorker(PoolDoors, PoolSteps):
         self._pool_kv_store_bytes = given.kv_store_bytes
         self._pool_cudagraph_bytes = given.cudagraph_bytes
         self._pool_graphs: GraphMemory | None = None
+        self._pool_room = partial(room, given, self.pool_model, vllm_config, lease_timeout_s)
         self._pool_kv_cache_config: Any = None
         self._pool_tables = BlockTables([], 0)
         self._pool_reporter = settings.reporter(given, joined.session)
@@ -95,10 +99,11 @@ class PoolWorker(PoolDoors, PoolSteps):
         compat.forget_shared_tensors()
         if self._pool_cudagraph_bytes is not None:
             self._pool_graphs = GraphMemory(self.pool_model, self._pool_cudagraph_bytes)
-        with loading_into(self.pool_model, self._pool_images), self._pool_capturing():
-            super().load_model(**kwargs)  # type: ignore[misc]
-        # All, or what --load-format gpupool has left.
-        adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
+        with self._pool_room() as loading:
+            with loading_into(self.pool_model, self._pool_images, loading), self._pool_capturing():
+                super().load_model(**kwargs)  # type: ignore[misc]
+            # All, or what --load-format gpupool has left.
+            adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
         logger.info(
             "gpupool: %d bytes of weights and %d of buffers moved to the pool, %d stay outside",
             adopted.weights_bytes,

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from gpupool.daemon.client import DaemonSession
-from gpupool.daemon.protocol import Working
+from gpupool.daemon.protocol import NAME_CHARACTERS_MAX, Working
 from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.gang.protocol import RANKS_MAX
 from gpupool.gang.rank import GangRank
@@ -29,15 +29,18 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ``kv_store_bytes`` limits the host memory for copies of KV blocks; by default there is room for
     all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which the device gets back what
     they leave over, and the host does not; without, their memory stays on the device outside the
-    pool. ``verify`` says which copies of a swap-in are held against their digests. ``share`` is
-    whether pages and host memory are had in common with models of the same weights. ``image_cache``
-    is the folder that ``--load-format gpupool`` keeps images of weights in, and
-    ``image_cache_bytes`` the room that they may take there.
+    pool. ``loading_bytes`` is room in the pool that weights are loaded into on a GPU, until they
+    are the model's; without, it is device memory beside the pool. ``verify`` says which copies of a
+    swap-in are held against their digests. ``share`` is whether pages and host memory are had in
+    common with models of the same weights. ``image_cache`` is the folder that ``--load-format
+    gpupool`` keeps images of weights in, and ``image_cache_bytes`` the room that they may take
+    there.
     """
 
     model: str
     kv_store_bytes: Annotated[int, Meta(ge=1)] | None = None
     cudagraph_bytes: Annotated[int, Meta(ge=1)] | None = None
+    loading_bytes: Annotated[int, Meta(ge=1)] | None = None
     verify: Literal["always", "sample", "off"] = "always"
     share: bool = False
     image_cache: Annotated[str, Meta(min_length=1)] | None = None
@@ -79,6 +82,7 @@ _OF_THE_POOL = (
     *("budget_bytes", "page_bytes"),
     *("host_budget_bytes", "parking_folder", "parking_limit_bytes"),
 )
+_LOADING = " (loading)"
 _pools: dict[str, tuple[dict[str, Any], Pool]] = {}
 _pools_lock = threading.Lock()
 
@@ -135,8 +139,24 @@ def check_ranks(settings: DaemonSettings | EmbeddedSettings, ranks: int) -> None
         raise UsageError(
             f"'socket' names {named} daemons and the engine has {ranks} ranks: name one for each"
         )
-    if ranks > 1 and (settings.share or settings.kv_store_bytes is not None):
-        raise UsageError("'share' and 'kv_store_bytes' are for engines on one device")
+    alone = settings.share, settings.kv_store_bytes, settings.loading_bytes
+    if ranks > 1 and any(alone):
+        raise UsageError(
+            "'share', 'kv_store_bytes' and 'loading_bytes' are for engines on one device"
+        )
+    if settings.loading_bytes is not None:
+        loading_name(settings)
+
+
+def loading_name(settings: EngineSettings) -> str:
+    """What the room for loading is called in the pool. Raises UsageError if that is too long."""
+    name = settings.model + _LOADING
+    if len(name) > NAME_CHARACTERS_MAX:
+        raise UsageError(
+            "with 'loading_bytes' a model's name has at most "
+            f"{NAME_CHARACTERS_MAX - len(_LOADING)} characters"
+        )
+    return name
 
 
 def join(settings: DaemonSettings | EmbeddedSettings, rank: int, engine: str) -> Joined:

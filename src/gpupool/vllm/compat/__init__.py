@@ -25,6 +25,7 @@ from gpupool.vllm.compat.platform import (
     device_name,
     empty_cache,
     graphs_captured_into,
+    make_workspaces,
     platform_worker,
     prepare_process,
     runs_in_child_process,
@@ -38,6 +39,7 @@ from gpupool.vllm.compat.platform import (
 from gpupool.vllm.compat.weights import (
     KnownLayers,
     forget_shared_tensors,
+    loader_within,
     not_for_images,
     process_again,
 )
@@ -55,6 +57,8 @@ __all__ = [
     "forget_shared_tensors",
     "graphs_captured_into",
     "kv_allocations",
+    "loader_within",
+    "make_workspaces",
     "not_for_images",
     "place",
     "platform_worker",

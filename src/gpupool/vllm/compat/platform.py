@@ -96,6 +96,16 @@ def wait_for_device(worker: Any) -> None:
         torch.accelerator.synchronize()
 
 
+def make_workspaces() -> None:
+    """Have torch take now what its matrix products keep, of this thread and stream, for good.
+
+    Giving it back later would take it from graphs that other engines of the process have captured.
+    """
+    torch.cuda.current_blas_handle()
+    some = torch.zeros(16, 16, dtype=torch.float16, device="cuda")
+    torch.nn.functional.linear(some, some, some[0])  # which cuBLASLt does, with one of its own
+
+
 def empty_cache() -> None:
     """Have torch give back what it has cached, which it refuses while anything is captured.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import vllm.model_executor.utils as model_utils
@@ -13,6 +15,36 @@ def forget_shared_tensors() -> None:
     from vllm.model_executor.layers import rotary_embedding
 
     rotary_embedding._ROPE_DICT.clear()
+
+
+@contextmanager
+def loader_within(
+    vllm_config: Any, around: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Have vLLM's loader load the engine's own model in ``around()``, for this ``with`` block.
+
+    Not drafts, nor what runners make beside the model as they load it, as V2 its sampler.
+    """
+    from vllm.model_executor.model_loader import get_model_loader
+
+    loader: Any = type(get_model_loader(vllm_config.load_config))
+    before, own_config = vars(loader).get("load_model"), vllm_config.model_config
+    load = loader.load_model
+
+    def load_model(self: Any, vllm_config: Any, model_config: Any, *more: Any, **named: Any) -> Any:
+        if model_config is not own_config:
+            return load(self, vllm_config, model_config, *more, **named)
+        with around():
+            return load(self, vllm_config, model_config, *more, **named)
+
+    loader.load_model = load_model
+    try:
+        yield
+    finally:
+        if before is None:
+            del loader.load_model
+        else:
+            loader.load_model = before
 
 
 def not_for_images(module: Any) -> str | None:

@@ -39,6 +39,8 @@ WORKERS = (("vllm.v1.worker.cpu_worker", "CPUWorker"), ("vllm.v1.worker.gpu_work
 _CACHE = "vllm.v1.kv_cache_interface"
 _OUTPUT = "vllm.v1.core.sched.output"
 _LOADER = "vllm.model_executor.model_loader"
+_DEFAULT = f"{_LOADER}.default_loader"
+_LOADS = ("vllm_config", "model_config", "prefix")
 _QUANTIZATION = "vllm.model_executor.layers.quantization.base_config"
 _SETTINGS = (
     "VLLM_ENABLE_V1_MULTIPROCESSING VLLM_ENGINE_READY_TIMEOUT_S VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
@@ -218,6 +220,15 @@ NEEDS: tuple[Need, ...] = (
         "tensors that models of a process share",
         {"": _all("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT")},
     ),
+    Need(
+        "when weights are loaded",
+        {
+            "": (
+                Hook(_LOADER, "get_model_loader", ("load_config",)),
+                Hook(f"{_LOADER}.base_loader", "BaseModelLoader.load_model", _LOADS),
+            )
+        },
+    ),
     Need("log lines", {"": (Hook("vllm.logger", "init_logger"),)}),
     Need(
         "being found by vLLM",
@@ -239,16 +250,8 @@ NEEDS: tuple[Need, ...] = (
         {
             "": (
                 Hook(_LOADER, "register_model_loader", ("load_format",)),
-                Hook(
-                    f"{_LOADER}.default_loader",
-                    "DefaultModelLoader.load_weights",
-                    ("model", "model_config"),
-                ),
-                Hook(
-                    f"{_LOADER}.default_loader",
-                    "DefaultModelLoader.load_model",
-                    ("vllm_config", "model_config", "prefix"),
-                ),
+                Hook(_DEFAULT, "DefaultModelLoader.load_weights", ("model", "model_config")),
+                Hook(_DEFAULT, "DefaultModelLoader.load_model", _LOADS),
                 Hook("vllm.utils.torch_utils", "set_default_torch_dtype", ("dtype",)),
                 Hook(_QUANTIZATION, "QuantizeMethodBase"),
             )
@@ -258,11 +261,7 @@ NEEDS: tuple[Need, ...] = (
         "images of processed weights",
         {
             "": (
-                Hook(
-                    f"{_LOADER}.default_loader",
-                    "DefaultModelLoader.create_model",
-                    ("vllm_config", "model_config", "prefix"),
-                ),
+                Hook(_DEFAULT, "DefaultModelLoader.create_model", _LOADS),
                 Hook(
                     f"{_LOADER}.utils",
                     "process_weights_after_loading",
