@@ -5,7 +5,6 @@ Without one they are loaded into memory of the device beside the pool, which mus
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -20,8 +19,12 @@ from gpupool.model import Model
 from gpupool.residency import State
 from gpupool.vllm import compat, settings
 from gpupool.vllm.destination import Room
+from gpupool.vllm.living_on import move_out
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
+
+
+_SMALL_BYTES = 1 << 20
 
 
 class _There:
@@ -64,7 +67,7 @@ class LoadingMemory(Room):
                 yield self
         except BaseException:
             try:
-                self._leave()
+                self._leave(_SMALL_BYTES)  # tables that libraries have made once for all, say
             except Exception:  # the first error is the one to be raised
                 logger.exception("gpupool: the room for loading could not be given back")
             raise
@@ -87,13 +90,14 @@ class LoadingMemory(Room):
     def end(self) -> None:
         """Give the room back, once what was loaded has moved; if it is there.
 
-        Raises UsageError if something lives on in it.
+        Other tensors that live on in it move to device memory beside the pool. Raises UsageError if
+        something else does.
         """
         if left_bytes := self._leave():
             raise UsageError(
-                "vLLM keeps something that it made as it loaded this model in "
-                f"{left_bytes} bytes of 'loading_bytes', and not in the model: leave that out to "
-                "have it load outside the pool"
+                f"something lives on in {left_bytes} bytes of 'loading_bytes' that vLLM made as it "
+                "loaded this model, and that no tensor has: leave 'loading_bytes' out to have it "
+                "load outside the pool"
             )
 
     @contextmanager
@@ -113,15 +117,19 @@ class LoadingMemory(Room):
             if self._there is not None:
                 self._there.routing.close()
 
-    def _leave(self) -> int:
-        """Give it back; in how many bytes of it something lives on."""
+    def _leave(self, largest_bytes: int | None = None) -> int:
+        """Give it back; in how many bytes of it something lives on.
+
+        Tensors of more than ``largest_bytes`` do not move out of it.
+        """
         there, self._there = self._there, None
         if there is None:
             return 0
         with there.whole:
             there.routing.close()
+            if moved_bytes := move_out(there.allocator.region, largest_bytes):
+                logger.info("gpupool: %d bytes of what was made live on elsewhere", moved_bytes)
             del there.allocator.mem_pool  # torch gives back what it has cached of it
-            gc.collect()
             compat.empty_cache()
             return there.allocator.statistics().live_bytes
 
