@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +20,13 @@ from loading_engine import (  # noqa: E402
     PAGE_BYTES,
     ROOM_BYTES,
     WARM_BYTES,
+    Loader,
     Loading,
     Pooled,
     Run,
     on_a_gpu,
 )
+from vllm.model_executor.model_loader import register_model_loader  # noqa: E402
 
 from gpupool import Model  # noqa: E402
 from gpupool.adopt import adopt  # noqa: E402
@@ -127,16 +129,18 @@ def test_the_first_error_is_the_one_that_is_raised(
     pooled.check(engine)
 
 
-@pytest.mark.parametrize("what", ["resident", "use_mem_pool", "workspaces"])
+@pytest.mark.parametrize("what", ["model", "resident", "use_mem_pool", "workspaces"])
 def test_a_room_that_cannot_be_made_leaves_nothing(
     pooled: Pooled, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise BrokenError(what)
 
     engine = pooled.engine()
     with monkeypatch.context() as patch:
-        if what == "resident":
+        if what == "model":
+            patch.setattr(loading_memory, "Model", fail)
+        elif what == "resident":
             patch.setattr(Model, "resident", fail)
         elif what == "use_mem_pool":
             patch.setattr(torch.cuda, "use_mem_pool", fail)
@@ -172,6 +176,29 @@ def test_a_loader_that_moves_weights_itself_gives_the_room_back(run: Run, pooled
     with engine.pool_model.resident():
         assert engine._pool_runner.get_model().weight0.unique().tolist() == [3]
     pooled.check(engine)
+
+
+def test_a_loader_that_has_its_ways_from_another_has_them_again(run: Run) -> None:
+    @register_model_loader("inherits")
+    class Inherits(Loader):
+        pass
+
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(), load_config=SimpleNamespace(load_format="inherits")
+    )
+    run.load = lambda: run.told.append("loads")
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        run.told.append("before")
+        yield
+
+    for told in (["before", "loads"], ["loads"]):
+        with compat.loader_within(config, around) if "before" in told else nullcontext():
+            Inherits(config.load_config).load_model(config, config.model_config)
+        assert run.told == told
+        run.told.clear()
+        assert "load_model" not in vars(Inherits)
 
 
 def test_a_vllm_that_loads_past_the_room_is_told(

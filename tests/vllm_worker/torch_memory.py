@@ -54,7 +54,6 @@ class MemPool:
     def __init__(self, arena: RegionArena) -> None:
         self.arena = arena
         self.blocks = _Blocks(arena)
-        weakref.finalize(self, self.blocks.give_back)
 
 
 class TorchMemory:
