@@ -47,7 +47,7 @@ class _Span:
     @property
     def known_elsewhere(self) -> bool:
         """Whether tensors that were not found are over one of its storages."""
-        return any(references(tensors[0]) > len(tensors) for tensors in self.storages)
+        return any(_references(tensors[0]) > len(tensors) for tensors in self.storages)
 
     def place(self, storage: torch.UntypedStorage) -> slice:
         """Which bytes of the region one of the storages gets."""
@@ -228,7 +228,7 @@ def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def references(tensor: torch.Tensor) -> int:
+def _references(tensor: torch.Tensor) -> int:
     """How many tensors share the storage, known to us or not."""
     storage = tensor.untyped_storage()
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage` itself

@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 from loading_engine import Pooled, Run, on_a_gpu  # noqa: E402
 
 from gpupool.errors import UsageError  # noqa: E402
+from gpupool.vllm.living_on import _storage, _tensors  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,14 @@ def test_tensors_that_live_on_get_memory_of_their_own(run: Run, pooled: Pooled) 
     with engine.pool_model.resident():
         assert module.weight0.unique().tolist() == [2]
     pooled.check(engine)
+
+
+def test_what_a_tensor_is_a_view_of_is_known_too() -> None:
+    view = torch.einsum("ij,jk->ki", torch.ones(3, 4), torch.ones(4, 5))  # of one nobody has seen
+    storage = view.untyped_storage()
+    known = [t for t in _tensors() if (found := _storage(t)) and found._cdata == storage._cdata]
+    assert len({id(tensor) for tensor in known}) == 2
+    assert torch._C._storage_Use_Count(storage._cdata) == 2 + 1  # and `storage`
 
 
 def test_what_lives_on_in_the_room_otherwise_is_an_error(run: Run, pooled: Pooled) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import torch
 
 from gpupool._core import Region
-from gpupool.adopt import over, references
+from gpupool.adopt import over
 
 
 def move_out(region: Region, largest_bytes: int | None = None) -> int:
     """Move what tensors have in ``region`` to where torch allocates now; how many bytes.
 
-    They stay the tensors they were. A storage of more than ``largest_bytes``, or to which more
-    refers than the tensors that Python knows, stays where it is.
+    They stay the tensors they were, and those over one storage share what they get. A storage of
+    more than ``largest_bytes`` stays where it is.
     """
     gc.collect()
     found: dict[int, dict[int, torch.Tensor]] = {}  # by storage
@@ -29,8 +29,6 @@ def move_out(region: Region, largest_bytes: int | None = None) -> int:
         tensors = list(found.popitem()[1].values())
         storage = tensors[0].untyped_storage()
         if largest_bytes is not None and storage.nbytes() > largest_bytes:
-            continue
-        if references(tensors[0]) > len(tensors):
             continue
         copy = storage.clone()
         for tensor in tensors:
