@@ -148,10 +148,10 @@ class Pooled:
         assert self.path is not None
         return {model.name: model.held_bytes for model in query_status(self.path).models}
 
-    def stays(self) -> dict[str, str]:
-        """Why each model does not leave, of a daemon's."""
+    def states(self) -> dict[str, str]:
+        """Of each model, of a daemon's."""
         assert self.path is not None
-        return {model.name: model.stays for model in query_status(self.path).models}
+        return {model.name: model.state for model in query_status(self.path).models}
 
     def check(self, engine: Any) -> None:
         """Nothing is left of a room, and the other model comes back as it was."""

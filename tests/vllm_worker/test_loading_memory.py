@@ -30,8 +30,16 @@ from vllm.model_executor.model_loader import register_model_loader  # noqa: E402
 
 from gpupool import Model  # noqa: E402
 from gpupool.adopt import adopt  # noqa: E402
+from gpupool.daemon.client import DaemonSession  # noqa: E402
 from gpupool.errors import DoesNotFitError, UsageError  # noqa: E402
-from gpupool.vllm import compat, destination, loading_memory, pool_worker, settings  # noqa: E402
+from gpupool.vllm import (  # noqa: E402
+    compat,
+    destination,
+    loading_memory,
+    pool_worker,
+    settings,
+    waiting,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -238,27 +246,37 @@ def test_a_name_that_is_too_long_is_refused_at_once(run: Run, pooled: Pooled) ->
     pooled.check(pooled.engine())
 
 
-def test_who_loads_for_long_stays_and_others_wait(run: Run) -> None:
+def test_who_loads_for_long_says_so_and_others_wait(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    lasting = DaemonSession.lasting
+
+    def record(session: DaemonSession, step_s: float) -> Any:
+        told.append(step_s)
+        return lasting(session, step_s)
+
+    monkeypatch.setattr(DaemonSession, "lasting", record)
     with ExitStack() as stack:
         pooled = Pooled(stack, "daemon", "--revoke-timeout-s", "3600")
         others = stack.enter_context(ThreadPoolExecutor(1))
-        waiting: list[Any] = []
+        waits: list[Any] = []
 
         def wanted() -> None:
             with pooled.other.resident():
                 pass
 
         def load() -> Any:
-            waiting.append(others.submit(wanted))
+            waits.append(others.submit(wanted))
             end_s = time.monotonic() + 60  # which only a broken program meets
-            while not (stays := pooled.stays()["a (loading)"]):
+            while pooled.states()["a (loading)"] != "leaving":
                 assert time.monotonic() < end_s
-            assert stays == "weights are being loaded into it"
-            assert not waiting[0].done()
+            assert not waits[0].done()
             return run.module(2)
 
         run.load = load
         engine = pooled.engine()
         engine.load_model()
-        waiting[0].result()  # it came once the room was given back
+        assert told == 2 * [waiting.long_step_s()]  # for the start, and for the room
+        waits[0].result()  # it came once the room was given back
         pooled.check(engine)

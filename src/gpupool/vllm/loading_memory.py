@@ -13,11 +13,9 @@ import msgspec
 import torch
 from vllm.logger import init_logger
 
-from gpupool.errors import NotBegunError, UsageError
-from gpupool.gate import Gate
+from gpupool.errors import UsageError
 from gpupool.model import Model
-from gpupool.residency import State
-from gpupool.vllm import compat, settings
+from gpupool.vllm import compat, settings, waiting
 from gpupool.vllm.destination import Room
 from gpupool.vllm.living_on import move_out
 
@@ -35,6 +33,7 @@ class _There:
         whole.callback(model.close)
         self.allocator = model.torch_allocator("workspace", size_bytes)
         model.gate.set_idle(False)  # whoever has nothing to do leaves before it
+        whole.enter_context(model.lasting(waiting.long_step_s()))
         whole.enter_context(model.resident())
         compat.make_workspaces()
         self.routing = whole.enter_context(ExitStack())
@@ -134,27 +133,10 @@ class LoadingMemory(Room):
             return there.allocator.statistics().live_bytes
 
 
-class _UntilLoaded(Gate):
-    """That of a room in a daemon's pool: who holds it longer than a step may last is not killed."""
-
-    def give_up(
-        self,
-        timeout_s: float | None = None,
-        is_stale: Callable[[], bool] | None = None,
-        keep: int = 0,
-        park_s: float | None = None,
-    ) -> bool:
-        """Raises NotBegunError for the daemon, which asks others then."""
-        if timeout_s is not None and self._state not in (State.OUT, State.CLOSED):
-            raise NotBegunError("weights are being loaded into it")
-        return super().give_up(timeout_s, is_stale, keep, park_s)
-
-
 def room(
     given: settings.DaemonSettings | settings.EmbeddedSettings,
     own: Model,
     vllm_config: Any,
-    lease_timeout_s: float,
 ) -> AbstractContextManager[Room]:
     """Where an engine, whose model is ``own``, loads: in its pool if it is told so.
 
@@ -169,12 +151,7 @@ def room(
     def join() -> Model:
         session = settings.join(joining, 0, "").session
         try:
-            return Model(
-                joining.model,
-                session,
-                lease_timeout_s=lease_timeout_s,
-                make_gate=_UntilLoaded if isinstance(given, settings.DaemonSettings) else Gate,
-            )
+            return Model(joining.model, session, lease_timeout_s=waiting.lease_timeout_s())
         except BaseException:
             session.close()
             raise

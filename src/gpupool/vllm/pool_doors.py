@@ -9,13 +9,9 @@ from typing import Any
 
 from gpupool.errors import BehindGateError
 from gpupool.model import Model
-from gpupool.vllm import compat
+from gpupool.vllm import waiting
 from gpupool.vllm.kv_keeping import KvKeeping
 from gpupool.vllm.sleep_backend import PoolBackend
-
-# The share of vLLM's own limit on a step that may be spent waiting for the lease, and of that the
-# share that others may be made to wait for what takes longer than a step.
-LEASE_SHARE = _LONG_SHARE = 0.8
 
 
 class Inside(threading.local):
@@ -99,5 +95,4 @@ class PoolDoors:
                     self.pool_model.mark_written("weights")
 
     def _pool_lasting(self) -> AbstractContextManager[None]:
-        others_s = LEASE_SHARE * compat.step_timeout_s()  # for which they wait at most
-        return self.pool_model.lasting(min(_LONG_SHARE * others_s, compat.start_timeout_s()))
+        return self.pool_model.lasting(waiting.long_step_s())

@@ -19,14 +19,14 @@ from gpupool.adopt import adopt
 from gpupool.errors import UsageError
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
-from gpupool.vllm import compat, settings
+from gpupool.vllm import compat, settings, waiting
 from gpupool.vllm.block_use import BlockTables
 from gpupool.vllm.destination import loading_into
 from gpupool.vllm.graph_memory import GraphMemory
 from gpupool.vllm.kv_allocation import KvInPool
 from gpupool.vllm.kv_keeping import KeptByBlocks, KeptWhole
 from gpupool.vllm.loading_memory import room
-from gpupool.vllm.pool_doors import LEASE_SHARE, Inside, PoolDoors
+from gpupool.vllm.pool_doors import Inside, PoolDoors
 from gpupool.vllm.pool_steps import PoolSteps
 from gpupool.vllm.sleep_backend import PoolBackend
 
@@ -54,11 +54,10 @@ class PoolWorker(PoolDoors, PoolSteps):
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         place = compat.place(vllm_config)  # the rank is known only now
         joined = settings.join(given, place.rank, place.engine)
-        lease_timeout_s = LEASE_SHARE * compat.step_timeout_s()
         self.pool_model = Model(
             given.model,
             joined.session,
-            lease_timeout_s=lease_timeout_s,
+            lease_timeout_s=waiting.lease_timeout_s(),
             min_steps=joined.min_steps,
             before_swap_out=self._pool_wait_for_device,
             verify=given.verify,
@@ -75,7 +74,7 @@ class PoolWorker(PoolDoors, PoolSteps):
         self._pool_kv_store_bytes = given.kv_store_bytes
         self._pool_cudagraph_bytes = given.cudagraph_bytes
         self._pool_graphs: GraphMemory | None = None
-        self._pool_room = partial(room, given, self.pool_model, vllm_config, lease_timeout_s)
+        self._pool_room = partial(room, given, self.pool_model, vllm_config)
         self._pool_kv_cache_config: Any = None
         self._pool_tables = BlockTables([], 0)
         self._pool_reporter = settings.reporter(given, joined.session)
