@@ -22,7 +22,7 @@ with contextlib.suppress(ModuleNotFoundError):  # what runs on a GPU machine doe
 # a group further than this belong in a target of their own (see `make help`). No run fails for it,
 # since other work on the machine can take a group there too.
 BUDGETS_MIN = {
-    "check": 2,
+    "check": 4,
     "core": 4,
     "daemon": 6,
     "demo": 1,

@@ -39,6 +39,7 @@ LIBRARY = CORE | {
 PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "checks": ({"errors"}, set()),
+    "cache_folder": (set(), set()),
     "schedule": (set(), set()),
     "simulate": ({"errors", "schedule"}, {"matplotlib", "msgspec", "numpy"}),
     "plan": ({"errors", "schedule", "simulate"}, {"matplotlib", "msgspec"}),
@@ -79,12 +80,12 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "kv": (
-        CORE | {"host_images", "kernels", "model", "pool"},
-        {"msgspec", "numpy", "platformdirs", "torch"},
+        CORE | {"cache_folder", "host_images", "kernels", "model", "pool"},
+        {"msgspec", "numpy", "torch"},
     ),
     "kernels": (CORE, {"torch", "triton"}),
     "adopt": (CORE | {"model"}, {"torch"}),
-    "images": (CORE | {"adopt", "model"}, {"msgspec", "platformdirs", "torch"}),
+    "images": (CORE | {"adopt", "cache_folder", "model"}, {"msgspec", "torch"}),
     "live": ({"arbiter", "schedule"}, set()),
     "daemon": (LIBRARY | {"", "live"}, {"msgspec"}),
     "gang": (CORE | {"daemon", "gate", "residency", "session"}, {"msgspec"}),

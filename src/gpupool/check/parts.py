@@ -75,6 +75,22 @@ PARTS = {
 BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer", "engine_swaps", "bench_engine")
 DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
 
+_ENGINES = ("vllm", "torch", "numpy", "safetensors", "tokenizers", "click", "msgspec")
+#: Packages without which a part can show nothing. torch and CuPy are asked for test by test in
+#: `gpu`, where each does without the other.
+NEEDS = {
+    "gpu": ("pytest", "numpy", "msgspec"),
+    "embedded": ("pytest", "torch"),
+    "kernels": ("pytest", "torch", "triton", "click"),
+    "core": ("pytest", "hypothesis", "numpy", "torch"),
+    "vllm": ("pytest", *_ENGINES),
+    "benchmarks": ("torch", "numpy", "click", "msgspec"),
+    "long_swaps": ("torch", "click", "msgspec"),
+    "sanitizer": ("pytest", "torch", "triton"),
+    "engine_swaps": _ENGINES,
+    "bench_engine": _ENGINES,
+}
+
 _PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
 _TESTS = {
     "gpu": (
@@ -135,15 +151,8 @@ def _why_not(name: str, places: Places) -> str:
         return ""
     if not (places.tree / "tests" / "gpu").is_dir():
         return f"{places.tree} is not gpupool's source tree: name it with --tree"
-    wanted = {"kernels": ("triton", "torch"), "embedded": ("torch",), "vllm": ("vllm",)}
-    wanted |= {"benchmarks": ("torch", "click"), "sanitizer": ("triton", "torch", "pytest")}
-    wanted |= dict.fromkeys(("engine_swaps", "bench_engine"), ("vllm", "torch", "click"))
-    if name in _TESTS or name == "vllm":
-        wanted[name] = (*wanted.get(name, ()), "pytest")
-    for module in wanted.get(name, ()):
-        if find_spec(module) is None:
-            return f"{module} is not installed"
-    return ""
+    missing = [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def _left_out(name: str, places: Places) -> str:

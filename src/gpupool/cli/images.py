@@ -77,16 +77,9 @@ def remove(folder: Path | None, files: tuple[str, ...], everything: bool) -> Non
 
 
 def _folder(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    try:
-        from gpupool.images.cache import default_folder
+    from gpupool.images.cache import default_folder
 
-        return default_folder()
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: install gpupool with its kv extra, or give --folder"
-        ) from None
+    return default_folder() if given is None else given
 
 
 def _chosen(folder: Path, names: tuple[str, ...]) -> list[Path]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpupool.cache_folder import cache_folder
 from gpupool.errors import GpupoolError, ImageWriteError
 from gpupool.images.file import UNFINISHED, ImageFile, lock
 
@@ -22,9 +23,7 @@ _NAME_MAX = 80
 
 def default_folder() -> Path:
     """Where images lie unless told otherwise: in the user's cache folder (XDG_CACHE_HOME)."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("gpupool") / "images"
+    return cache_folder() / "images"
 
 
 @dataclass(frozen=True)

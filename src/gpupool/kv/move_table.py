@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import platformdirs
 
+from gpupool.cache_folder import cache_folder
 from gpupool.errors import UsageError
 
 Direction = Literal["to_host", "to_device"]
@@ -118,7 +118,7 @@ class MoveTable:
 def table_path(device: str) -> Path:
     """Where the table of a device is kept."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return platformdirs.user_cache_path("gpupool") / f"moves-{name}.json"
+    return cache_folder() / f"moves-{name}.json"
 
 
 def _between(known: dict[int, float], x: int) -> float:
