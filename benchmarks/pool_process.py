@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from gpupool.daemon.client import query_status
 from gpupool.errors import DaemonUnavailableError, GpupoolError
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,15 @@ def daemon(device: str, budget_bytes: int, page_bytes: int, *options: str) -> It
         command = [sys.executable, "-m", "gpupool", "daemon", "--socket", str(path)]
         command += ["--device", device, "--budget-bytes", str(budget_bytes)]
         command += ["--page-bytes", str(page_bytes), *options]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        libc = ctypes.CDLL(None)
+
+        def end_with_this_thread() -> None:
+            # It kills a worker that fails it, which may be the one that started it.
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, preexec_fn=end_with_this_thread
+        )
         try:
             while process.poll() is None:
                 with contextlib.suppress(DaemonUnavailableError):

@@ -75,8 +75,8 @@ class DaemonSession:
     def __init__(self, socket_path: Path, model: str) -> None:
         """Join the pool as ``model``.
 
-        Raises DaemonUnavailableError, RefusedError (the name is taken), or whatever opening the
-        daemon's device here raises.
+        Raises DaemonUnavailableError, RefusedError (the name is taken), UsageError (the
+        pool's pages are more than this process may open files), or what opening its device raises.
         """
         connection = connect(socket_path, REPLY_TIMEOUT_S)
         try:
@@ -84,11 +84,11 @@ class DaemonSession:
             if not isinstance(welcome, p.Welcome):
                 raise ProtocolError(f"the daemon answered {type(welcome).__name__} to Hello")
             self._driver = open_driver(welcome.device)
+            self._table = PageTable(self._driver, welcome.page_bytes, welcome.budget_bytes)
         except BaseException:
             connection.close()
             raise
         self._page_bytes = welcome.page_bytes
-        self._table = PageTable(self._driver, welcome.page_bytes)
         self.budget_bytes = welcome.budget_bytes
         self.min_tokens = welcome.min_tokens
         self._parking = Path(welcome.parking) if welcome.parking else None

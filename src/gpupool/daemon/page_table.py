@@ -6,13 +6,18 @@ import os
 from collections.abc import Sequence
 
 from gpupool._core import Driver, Page
+from gpupool.daemon.open_files import check_room_for_pages
 
 
 class PageTable:
     """Pages by the daemon's numbers."""
 
-    def __init__(self, driver: Driver, page_bytes: int) -> None:
-        """Know none yet."""
+    def __init__(self, driver: Driver, page_bytes: int, budget_bytes: int) -> None:
+        """Know none yet, of a pool of so many bytes.
+
+        Raises UsageError if this process may not have as many files open as that has pages.
+        """
+        check_room_for_pages(budget_bytes // page_bytes)
         self._driver = driver
         self._page_bytes = page_bytes
         self._pages: dict[int, Page] = {}

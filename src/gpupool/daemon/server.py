@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import selectors
 import signal
 import time
@@ -20,6 +19,7 @@ from gpupool.daemon.desk import Desk
 from gpupool.daemon.in_flight import InFlight
 from gpupool.daemon.listening import Listener, require_free
 from gpupool.daemon.live_policy import TURNS, LivePolicy
+from gpupool.daemon.open_files import open_files_max
 from gpupool.daemon.peers import Peer, dismiss
 from gpupool.daemon.protocol import Dismissed, ShareImage
 from gpupool.errors import DaemonUnavailableError, ProtocolError, UsageError
@@ -60,7 +60,7 @@ class Server:
         if page_bytes > _PAGE_BYTES_MAX:
             raise UsageError(f"a page has at most {_PAGE_BYTES_MAX} bytes, not {page_bytes}")
         self._connections_max = _connections_max(budget_bytes // page_bytes)
-        self._in_flight = InFlight(_descriptors_max() // 2)
+        self._in_flight = InFlight(open_files_max(0) // 2)
         require_free(socket_path)  # else the GPU would be asked for what its daemon has
         pages = pages_of(device, budget_bytes, page_bytes)
         arbiter = Arbiter(pages, turn_s)
@@ -242,11 +242,6 @@ def _closed_at_the_end(fds: list[int]) -> Iterator[None]:
             os.close(fd)
 
 
-def _descriptors_max() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
-
-
 def _connections_max(pages: int) -> int:
     """How many connections this process may hold beside the pool's pages, raising its limit.
 
@@ -256,16 +251,11 @@ def _connections_max(pages: int) -> int:
     # with a descriptor of its process.
     own = _FDS_OWN + 2 * pages
     wanted = own + 2 * _CONNECTIONS_MAX
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        soft = wanted
-    found = min((soft - own) // 2, _CONNECTIONS_MAX)
+    files = open_files_max(wanted)
+    found = min((files - own) // 2, _CONNECTIONS_MAX)
     if found < _CONNECTIONS_MIN:
         raise UsageError(
             f"{pages} pages need a limit of at least {own + 2 * _CONNECTIONS_MIN} open files and "
-            f"this process has {soft}: raise it (ulimit -Hn) or use larger pages"
+            f"this process has {files}: raise it (ulimit -Hn) or use larger pages"
         )
     return found
