@@ -21,6 +21,7 @@ NO_TURNS = ("--turn-ms", "0", "--min-tokens", "0")
 VERSIONS = ("device_name", "vllm", "model_runner", "torch", "python")
 VALUE_BYTES = {"host": 4, "cuda": 2}  # float32 and bfloat16
 KV_MIB = {"host": 64, "cuda": 1024}
+PAGE_MIB = {"host": 2, "cuda": 32}
 
 
 def _with_folder(_: click.Context, __: click.Parameter, path: str | None) -> str | None:
@@ -66,7 +67,9 @@ _OPTIONS = (
         type=click.IntRange(0),
         help="Of the pool, for each engine's CUDA graphs.  [default: 0, their memory is outside]",
     ),
-    click.option("--page-mib", default=2, show_default=True, type=click.IntRange(1)),
+    click.option(
+        "--page-mib", type=click.IntRange(1), help="Of a page.  [default: 2 on host, 32 on cuda]"
+    ),
     click.option(
         "--folder",
         type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
@@ -156,4 +159,5 @@ def set_up(given: dict[str, Any], **more: Any) -> Setup:
         steps=steps if device == "cuda" and graphs is not False else "eager",
         **more,
     )
-    return Setup(large_spec(0, given["parameters"]), spec, given["page_mib"] * MIB)
+    page_mib = given["page_mib"] or PAGE_MIB[device]
+    return Setup(large_spec(0, given["parameters"]), spec, page_mib * MIB)

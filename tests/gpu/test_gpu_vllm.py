@@ -34,6 +34,7 @@ def test_answers_over_swaps(device: str, tmp_path: Path) -> None:
         [
             *(sys.executable, str(SCRIPT), "--device", device, "--together", "--eager"),
             *("--engines", "2", "--swaps", str(SWAPS), "--parameters", "3e6", "--kv-mib", "16"),
+            *("--page-mib", "2"),  # of larger ones it would have too few
             *("--folder", str(tmp_path), "--json", "-"),
         ],
         cwd=ROOT,
