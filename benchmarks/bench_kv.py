@@ -16,6 +16,7 @@ import importlib.util
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class VllmMover:
         self._base_address = bench.address
         self._swap = _custom_ops.swap_blocks_batch
         self._torch = torch
+        # The stream that torch has by default is CUDA's oldest kind, which takes no batches.
+        self._stream = torch.cuda.Stream(f"cuda:{bench.driver.ordinal}")
 
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address."""
@@ -56,7 +59,7 @@ class VllmMover:
 
     def synchronize(self) -> None:
         """Wait for all that was enqueued."""
-        self._torch.cuda.synchronize()
+        self._stream.synchronize()
 
     def _addresses(self, blocks: Blocks) -> Blocks:
         return self._base_address + blocks * self.row_bytes
@@ -64,31 +67,33 @@ class VllmMover:
     def _move(self, source: Blocks, target: Blocks) -> None:
         on_source, on_target = (self._torch.from_numpy(a) for a in (source, target))
         sizes = self._torch.full_like(on_source, self.row_bytes)
-        self._swap(on_source, on_target, sizes)
+        with self._torch.cuda.stream(self._stream):
+            self._swap(on_source, on_target, sizes)
 
 
 def measure(
     device: str, sizes_kib: list[int], counts: list[int], limit_mib: int, runs: int
-) -> dict[str, Any]:
-    """Every size with every count whose bytes are within the limit."""
+) -> Iterator[dict[str, Any]]:
+    """Every size with every count whose bytes are within the limit; as far as it is, each time."""
     asked = [(size * KIB, count) for size in sizes_kib for count in counts]
     cases = [(size, count) for size, count in asked if size * count <= limit_mib * MIB]
     if not cases:
         raise click.UsageError("no case is within the limit: raise --limit-mib")
-    results: list[dict[str, Any]] = []
-    with open_bench(device, max(size * count for size, count in cases)) as bench:
-        for block_bytes, count in cases:
-            results += _case(bench, device, block_bytes, count, runs)
     left_out = [
         {"block_bytes": size, "count": count} for size, count in asked if (size, count) not in cases
     ]
-    return {
-        "device": device,
-        "runs": runs,
-        "limit_mib": limit_mib,
-        "left_out": left_out,
-        "results": results,
-    }
+    found: dict[str, Any] = {"device": device, "runs": runs, "limit_mib": limit_mib}
+    found |= {"left_out": left_out, "cases": len(cases), "results": []}
+    with open_bench(device, max(size * count for size, count in cases)) as bench:
+        for number, (block_bytes, count) in enumerate(cases, start=1):
+            say(f"case {number} of {len(cases)}: {count} blocks of {block_bytes // KIB} KiB")
+            found["results"] += _case(bench, device, block_bytes, count, runs)
+            yield found
+
+
+def say(line: str) -> None:
+    """How far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _case(
@@ -200,12 +205,14 @@ def main(
         raise click.UsageError("--plot needs matplotlib: pip install 'gpupool[bench]'")
     if limit_mib is None:
         limit_mib = 512 if device == "host" else 12_800
-    found = measure(device, sorted(sizes_kib), sorted(counts), limit_mib, runs)
+    found: dict[str, Any] = {}
+    for found in measure(device, sorted(sizes_kib), sorted(counts), limit_mib, runs):
+        if json_path not in (None, "-"):  # now, for who is cut off
+            unfinished = Path(f"{json_path}.part")
+            unfinished.write_text(json.dumps(found, indent=1) + "\n")
+            unfinished.replace(str(json_path))
     if json_path == "-":
-        json.dump(found, sys.stdout, indent=2)
-        print()
-    elif json_path is not None:
-        Path(json_path).write_text(json.dumps(found, indent=2) + "\n")
+        print(json.dumps(found, indent=1))
     if json_path != "-":
         print(f"{'direction':10} {'KiB':>5} {'blocks':>7} {'method':>7} {'GB/s':>8} {'of raw':>7}")
         for row in found["results"]:
