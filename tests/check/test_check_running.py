@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gpupool.check.checking import check
 from gpupool.check.parts import Part
 from gpupool.check.running import FAILED, PASSED, run_part
 
@@ -70,3 +75,49 @@ def test_only_the_end_of_much_output_is_in_the_report(tmp_path: Path) -> None:
     outcome = run_part(part, tmp_path, tmp_path / "log")
     assert len(outcome.said) == 3000 and outcome.said.endswith("the end\n")
     assert (tmp_path / "log").stat().st_size > 100000
+
+
+def writing(path: Path, text: str) -> tuple[str, ...]:
+    return ("sh", "-c", 'printf %s "$0" >"$2"', text, "--json", str(path))
+
+
+FIGURES = st.recursive(
+    st.one_of(st.none(), st.integers(-(2**53), 2**53), st.text("abc", max_size=4)),
+    lambda each: st.one_of(st.lists(each), st.dictionaries(st.text("abc"), each)),
+    max_leaves=8,
+)
+
+
+@given(found=st.lists(FIGURES, min_size=1, max_size=3), fails=st.booleans())
+@settings(max_examples=20)
+def test_figures_are_in_the_report(found: list[object], fails: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        commands = [
+            writing(out / f"p{index}.json", json.dumps(each)) for index, each in enumerate(found)
+        ]
+        commands += [("sh", "-c", "exit 1")] if fails else []
+        outcome = run_part(Part("gpu", "what", 60.0, tuple(commands)), out, out / "log")
+        assert outcome.status == (FAILED if fails else PASSED)
+        assert outcome.figures == {f"p{index}": each for index, each in enumerate(found)}
+        report = check([Part("gpu", "what", 1.0)], True, {}, out, out, lambda *_: outcome, print)
+        assert json.loads((out / "report.json").read_text()) == report
+        assert report["parts"]["gpu"]["figures"] == outcome.figures
+
+
+def test_figures_that_are_not_there_or_cannot_be_taken_in(tmp_path: Path) -> None:
+    old, half, large = (tmp_path / f"{name}.json" for name in ("old", "half", "large"))
+    old.write_text("[1]")
+    commands = (
+        ("sh", "-c", "exit 0", "--json", str(old)),
+        writing(half, '{"a": [1,'),
+        ("sh", "-c", 'head -c 300000 /dev/zero >"$1"', "--json", str(large)),
+        ("sh", "-c", "echo the next"),
+    )
+    outcome = run_part(Part("gpu", "what", 60.0, commands), tmp_path, tmp_path / "log")
+    assert outcome.status == PASSED and "the next" in outcome.said
+    assert outcome.figures == {
+        "half": outcome.figures["half"],
+        "large": f"300000 bytes, in {large}",
+    }
+    assert outcome.figures["half"].startswith(f"{half} cannot be read: ")

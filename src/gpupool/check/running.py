@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gpupool.check.parts import Part
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 SAID_BYTES = 3000  # of its output that go into the report
+FIGURES_BYTES_MAX = 256 << 10  # of one program's
 SKIPPED_ITSELF = 77  # of a C++ test, where it finds no device
 
 
@@ -28,6 +31,8 @@ class Outcome:
     why: str = ""
     took_s: float = 0.0
     said: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What its programs measured, by the names of the files that they were to write it to."""
 
 
 #: Runs a part of a source tree, with a file for its output.
@@ -38,6 +43,9 @@ def run_part(part: Part, tree: Path, log: Path) -> Outcome:
     """Run it; what it started is ended when it returns. One that fails does not keep the next."""
     began = time.monotonic()
     failures: list[str] = []
+    written = _written_by(part, tree)
+    for path in written:
+        path.unlink(missing_ok=True)  # of a run before
     with log.open("w+b") as output:
         for command in part.commands:
             left_s = part.limit_s - (time.monotonic() - began)
@@ -49,7 +57,25 @@ def run_part(part: Part, tree: Path, log: Path) -> Outcome:
         said = output.read().decode(errors="replace")
     status = FAILED if failures else PASSED
     why = "; ".join([*failures, *filter(None, [part.note])])
-    return Outcome(status, why, round(time.monotonic() - began, 2), said)
+    figures = {path.stem: _figures(path) for path in written if path.exists()}
+    return Outcome(status, why, round(time.monotonic() - began, 2), said, figures)
+
+
+def _written_by(part: Part, tree: Path) -> list[Path]:
+    """Where its programs are told to leave their figures."""
+    pairs = [pair for command in part.commands for pair in pairwise(command)]
+    return [tree / name for option, name in pairs if option == "--json"]
+
+
+def _figures(path: Path) -> Any:
+    """What a program wrote, or why it is not there: that keeps nobody from the rest."""
+    size_bytes = path.stat().st_size
+    if size_bytes > FIGURES_BYTES_MAX:
+        return f"{size_bytes} bytes, in {path}"
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # it was ended as it wrote, perhaps
+        return f"{path} cannot be read: {error}"
 
 
 def _run(command: tuple[str, ...], part: Part, tree: Path, output: IO[bytes], left_s: float) -> str:
