@@ -19,6 +19,7 @@ DAEMON = ("-m", "gpupool", "daemon", "--help")
 STARTED = {
     "benchmarks": [DAEMON],
     "long_swaps": [DAEMON],
+    "large_swaps": [DAEMON],
     "engine_swaps": [
         DAEMON,
         ("-c", "import benchmarks.engine_child, gpupool.vllm.worker, gpupool.vllm.plugin"),

@@ -170,7 +170,7 @@ def test_without_programs_or_packages(
     assert "make gpu-check builds them" in of(Places(ROOT, tmp_path / "none", tmp_path)).skip
     assert "--tree" in of(Places(tmp_path, places.build, tmp_path)).skip
     monkeypatch.setattr(parts, "find_spec", lambda name: None if name == "triton" else object())
-    assert of(places).skip == "triton is not installed"
+    assert of(places).skip == "not installed: triton"
 
 
 @given(

@@ -64,7 +64,7 @@ _EPILOG = "\b\nParts and their limits:\n" + "\n".join(
 def main(
     names: tuple[str, ...], tree: Path, build: Path | None, out: Path | None, commit: str | None
 ) -> None:
-    """Check gpupool on a machine with a GPU, in at most eight minutes; nothing is downloaded.
+    """Check gpupool on a machine with a GPU, in at most twelve minutes; nothing is downloaded.
 
     Builds nothing: gpupool is the one that is installed, and the C++ tests are taken where they
     were built. Each part passes, fails, or is skipped with a reason, and has a limit of time of its

@@ -57,23 +57,25 @@ class Places:
     out: Path
 
 
-#: With their limits; those of all but what is asked for by name make eight minutes.
+#: With their limits; those of all but what is asked for by name make twelve minutes.
 PARTS = {
     "conformance": ("the seam's contract and the C++ tests of the core, on cuda", 75.0),
     "gpu": ("tests/gpu: torch and CuPy over regions, CUDA graphs, KV blocks", 80.0),
     "embedded": ("torch models that take turns in a pool", 40.0),
     "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
     "core": ("tests/core, on the host device", 75.0),
-    "vllm": ("vLLM's hooks, and engines that take turns in a pool", 100.0),
-    "benchmarks": ("swaps, KV blocks and mappings on cuda, calls from Python", 50.0),
+    "vllm": ("vLLM's hooks, and engines that take turns in a pool", 240.0),
+    "benchmarks": ("swaps, KV blocks and mappings on cuda, calls from Python", 150.0),
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
-    "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 560.0),
-    "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 560.0),
+    "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 530.0),
+    "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 480.0),
     "engine_swaps": ("vLLM engines with CUDA graphs over 500 swaps; asked for by name", 480.0),
     "bench_engine": ("benchmarks/bench_engine.py; asked for by name", 480.0),
+    "inductor": ("vLLM engines as it compiles them, over 60 swaps; asked for by name", 300.0),
+    "large_swaps": ("swaps of 16 GiB beside plain copies; asked for by name", 240.0),
 }
-BY_NAME_ALONE = ("probe", "long_swaps", "sanitizer", "engine_swaps", "bench_engine")
-DEFAULT = tuple(name for name in PARTS if name not in BY_NAME_ALONE)
+DEFAULT = ("conformance", "gpu", "embedded", "kernels", "core", "vllm", "benchmarks")
+BY_NAME_ALONE = tuple(name for name in PARTS if name not in DEFAULT)
 
 _ENGINES = ("vllm", "torch", "numpy", "safetensors", "tokenizers", "click", "msgspec")
 #: Packages without which a part can show nothing. torch and CuPy are asked for test by test in
@@ -89,8 +91,11 @@ NEEDS = {
     "sanitizer": ("pytest", "torch", "triton"),
     "engine_swaps": _ENGINES,
     "bench_engine": _ENGINES,
+    "inductor": _ENGINES,
+    "large_swaps": ("torch", "click", "msgspec"),
 }
 
+_BLOCKS = ("--count", "256", "--count", "4096", "--limit-mib", "1024")
 _PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs")
 _TESTS = {
     "gpu": (
@@ -185,6 +190,10 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         path = places.out / f"{into or Path(script).stem}.json"
         return (python, f"benchmarks/{script}", *arguments, "--json", str(path))
 
+    def vllm_swaps(*arguments: str, into: str) -> tuple[str, ...]:
+        asked = ("--device", "cuda", *arguments, "--json", str(places.out / f"{into}.json"))
+        return (python, "tests/gpu/vllm_swaps.py", *asked)
+
     if name == "probe":
         return (benchmark("probe_gpu.py"),)
     if name == "long_swaps":
@@ -193,9 +202,14 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         return (benchmark(*long_swaps), behind_daemon)
     # A few billion parameters each: more would take the minutes to be written and started.
     if name == "engine_swaps":
-        swaps = ("--device", "cuda", "--parameters", "1.5e9", "--swaps", "500", "--graphs")
-        into = str(places.out / "vllm_swaps.json")
-        return ((python, "tests/gpu/vllm_swaps.py", *swaps, "--json", into),)
+        asked = "--parameters 1.5e9 --swaps 500 --graphs"
+        return (vllm_swaps(*asked.split(), into="vllm_swaps"),)
+    if name == "inductor":
+        asked = "--parameters 5e8 --engines 2 --swaps 60 --inductor"
+        return (vllm_swaps(*asked.split(), into="vllm_swaps_inductor"),)
+    if name == "large_swaps":
+        large = ("--mib", "16384", "--page-mib", "32", "--runs", "5")
+        return (benchmark("bench_swap.py", "--device", "cuda", *large, into="bench_swap_16gib"),)
     if name == "bench_engine":
         size = ("--parameters", "3e9", "--starts", "1", "--runs", "5")
         return (benchmark("bench_engine.py", "--device", "cuda", *size),)
@@ -205,7 +219,8 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     bench_map = (str(_bench_map(places)), *sizes, *map_into)
     return (
         benchmark("bench_swap.py", "--device", "cuda", "--mib", "1024", "--runs", "5"),
-        benchmark("bench_kv.py", "--device", "cuda", "--runs", "3"),
+        # A hundred GB in all, of which the largest case is 1 GiB.
+        benchmark("bench_kv.py", "--device", "cuda", "--runs", "3", *_BLOCKS),
         benchmark("bench_calls.py", "--rounds", "5"),
         *([bench_map] if _bench_map(places).exists() else []),
     )
