@@ -184,7 +184,8 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     if name == "sanitizer":
         return ()  # of the tool that is found
     if name == "vllm":
-        return ((python, "-m", "gpupool.vllm.hooks"), (*_PYTEST, "tests/gpu/test_gpu_vllm.py"))
+        tests = ("tests/gpu/test_gpu_loading.py", "tests/gpu/test_gpu_vllm.py")
+        return ((python, "-m", "gpupool.vllm.hooks"), (*_PYTEST, *tests))
 
     def benchmark(script: str, *arguments: str, into: str = "") -> tuple[str, ...]:
         path = places.out / f"{into or Path(script).stem}.json"
