@@ -6,15 +6,17 @@ their own over the same bytes; only what lies beneath moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from gpupool.errors import UsageError
 from gpupool.model import Model
+from gpupool.module_tensors import Found, has_memory, listed_tensors, own_tensors
 
 if TYPE_CHECKING:
     from gpupool._core import Region
@@ -69,7 +71,8 @@ def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopt
     """Move the module's tensors into ``model``, which must be out.
 
     Storages held by parameters alone go to a weights region, packed in the order of their names
-    and aligned to 256 bytes; those of buffers and plain tensor attributes go to a runtime region.
+    and aligned to 256 bytes; those of buffers and of tensors that are attributes, or in attributes
+    that are tuples or lists, go to a runtime region.
     Their bytes go to the regions' host images; the next swap-in puts them in place, and until
     then no tensor of the module may be touched. A storage that some tensor not found here refers
     to stays where it is, with those that overlap it; a NumPy array over it goes unseen. With
@@ -82,7 +85,8 @@ def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopt
     outside_bytes = 0
     weights: list[_Span] = []
     runtime: list[_Span] = []
-    for span in _find(module, model if rest else None):
+    everything = chain(own_tensors(module), listed_tensors(module))
+    for span in _find(everything, model if rest else None):
         if span.known_elsewhere:
             outside_bytes += span.end - span.start
         elif span.only_parameters:
@@ -132,20 +136,23 @@ def moving(model: Model) -> Iterator[Move]:
 
 
 def check_known(module: torch.nn.Module) -> None:
-    """Raises UsageError if some tensor not found in the module shares memory with one of its."""
-    for span in _find(module):
+    """Raises UsageError if some tensor that is not the module's own shares memory with one of its.
+
+    Those in its tuples and lists count as others: an image has no place for them.
+    """
+    for span in _find(own_tensors(module)):
         if span.known_elsewhere:
             raise UsageError(
                 f"something outside of the module also refers to the memory of {span.first_name!r}"
             )
 
 
-def _find(module: torch.nn.Module, but_of: Model | None = None) -> list[_Span]:
-    """All that is not over memory of that model."""
+def _find(tensors: Iterable[Found], but_of: Model | None = None) -> list[_Span]:
+    """What all that is not over memory of that model is over."""
     found: dict[int, _Span] = {}
     seen: set[int] = set()
-    for name, tensor, is_parameter in _tensors(module):
-        if id(tensor) in seen or not _has_memory(name, tensor):
+    for name, tensor, is_parameter in tensors:
+        if id(tensor) in seen or not has_memory(name, tensor):
             continue
         if but_of is not None and _is_in(but_of, tensor):
             continue
@@ -170,62 +177,9 @@ def _find(module: torch.nn.Module, but_of: Model | None = None) -> list[_Span]:
     return sorted(apart, key=lambda span: span.first_name)
 
 
-def _has_memory(name: str, tensor: torch.Tensor) -> bool:
-    """False for an empty or a meta tensor. Raises UsageError for one that cannot be moved."""
-    if tensor.layout != torch.strided:
-        raise UsageError(
-            f"tensor {name!r} has the layout {tensor.layout}, which has no storage of its own "
-            "to be moved: make it dense (to_dense) or keep it outside the module"
-        )
-    if tensor.is_meta:
-        return False
-    try:
-        storage = tensor.untyped_storage()
-        if storage.nbytes() == 0:
-            return False
-        address = storage.data_ptr()
-    except (RuntimeError, ValueError):  # a wrapper of other tensors, or not initialized yet
-        address = 0
-    # What torch itself asks before it lets one tensor's data be replaced by another's.
-    plain = torch.empty(0, dtype=torch.uint8, device="cpu")
-    if address == 0 or not torch._has_compatible_shallow_copy_type(tensor, plain):
-        raise UsageError(
-            f"tensor {name!r} ({type(tensor).__name__} of {tensor.dtype}) is not dense memory of "
-            "its own and cannot be moved: make it a plain tensor or keep it outside the module"
-        )
-    # Such a bit is not in the bytes, and exchanging the data drops it, or reads what is not there.
-    if tensor.is_conj() or tensor.is_neg():
-        raise UsageError(
-            f"tensor {name!r} is a conjugate or a negative that torch computes when it is read: "
-            "use resolve_conj().resolve_neg() of it or keep it outside the module"
-        )
-    return True
-
-
-def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        yield name, parameter, True
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        yield name, buffer, False
-    for prefix, child in module.named_modules():
-        for attribute, value in vars(child).items():
-            if isinstance(value, torch.Tensor):
-                yield f"{prefix}.{attribute}", value, False
-
-
 def _is_in(model: Model, tensor: torch.Tensor) -> bool:
     start = tensor.untyped_storage().data_ptr()
     return any(r.address <= start < r.address + r.bytes for t in _TAGS for r in model.regions(t))
-
-
-def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers and plain tensor attributes that have memory, by their names.
-
-    Some are the same tensor. Raises UsageError for one that cannot be moved.
-    """
-    for name, tensor, _ in _tensors(module):
-        if _has_memory(name, tensor):
-            yield name, tensor
 
 
 def _references(tensor: torch.Tensor) -> int:

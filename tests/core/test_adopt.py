@@ -104,6 +104,41 @@ def test_buffers_and_plain_attributes_are_saved_every_time(pool: Pool) -> None:
         round_trip(pool, model)
 
 
+def test_tensors_in_lists_and_tuples_are_saved_every_time(pool: Pool) -> None:
+    module, model = torch.nn.Module(), pool.model("a")
+    module.weight = torch.nn.Parameter(torch.arange(8.0), requires_grad=False)
+    module.slots = (torch.zeros(3, 4), [torch.zeros(5)])
+    module.rows = [module.slots[0][1], module.weight]  # a parameter does not change by being listed
+    module.of_others = {"table": torch.zeros(2)}
+    objects = [*module.slots, *module.rows, module.slots[1][0]]
+    adopted = adopt(module, model)
+    assert adopted == Adopted(ALIGNMENT_BYTES, 2 * ALIGNMENT_BYTES, 0)
+    assert inside(module.weight, model, "weights") and inside(module.slots[0], model, "runtime")
+    assert not inside(module.of_others["table"], model, "runtime")
+    for turn in range(3):
+        with model.resident():
+            assert module.slots[0].tolist() == [[0.0] * 4, [float(turn)] * 4, [0.0] * 4]
+            assert module.slots[1][0].tolist() == [2.0 * turn] * 5
+            module.rows[0].add_(1)
+            module.slots[1][0].add_(2)
+        round_trip(pool, model)
+    again = [*module.slots, *module.rows, module.slots[1][0]]
+    assert all(a is b for a, b in zip(objects, again, strict=True))
+
+
+def test_what_does_not_change_in_a_list_is_not_copied_again(pool: Pool) -> None:
+    module, model = torch.nn.Module(), pool.model("a")
+    module.slots = [torch.zeros(PAGE_BYTES // 4) for _ in range(3)]
+    adopt(module, model)
+    for changed in ([], [1], [], [0, 2]):
+        with model.resident():
+            for index in changed:
+                module.slots[index][7] += 1.0
+        model.swap_out()
+        assert model.last_swap_out is not None
+        assert model.last_swap_out.copied_bytes == len(changed) * PAGE_BYTES
+
+
 def test_a_parameter_that_shares_with_a_buffer_is_runtime(pool: Pool) -> None:
     module, model = torch.nn.Module(), pool.model("a")
     module.weight = torch.nn.Parameter(torch.arange(8.0))
@@ -115,8 +150,8 @@ def test_a_parameter_that_shares_with_a_buffer_is_runtime(pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     "alias",
-    [lambda t: t.data[1:], lambda t: t.data],
-    ids=["view", "alias"],
+    [lambda t: t.data[1:], lambda t: t.data, lambda t: [t.data]],
+    ids=["view", "alias", "listed"],
 )
 def test_what_something_unknown_refers_to_stays_outside(
     pool: Pool, alias: Callable[[torch.Tensor], object]

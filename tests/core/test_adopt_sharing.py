@@ -27,7 +27,7 @@ class View(NamedTuple):
     start: int
     count: int
     step: int
-    is_parameter: bool
+    home: str
 
     def of(self, base: np.ndarray) -> np.ndarray:
         itemsize = np.dtype(self.dtype).itemsize
@@ -41,8 +41,26 @@ VIEWS = st.builds(
     st.integers(0, BASE_BYTES - 16),
     st.integers(1, 40),
     st.integers(1, 3),
-    st.booleans(),
+    st.sampled_from(["parameter", "attribute", "list", "tuple"]),
 )
+
+
+def put(module: torch.nn.Module, number: int, view: View, array: np.ndarray) -> None:
+    tensor = torch.from_numpy(array)
+    if view.home == "parameter" and tensor.dtype.is_floating_point:
+        tensor = torch.nn.Parameter(tensor, requires_grad=False)
+    if view.home in ("list", "tuple"):
+        module.listed.append(tensor if view.home == "list" else ("a", [tensor]))
+    else:
+        module.listed.append(None)
+        setattr(module, f"t{number}", tensor)
+
+
+def at(module: torch.nn.Module, number: int) -> torch.Tensor:
+    found = module.listed[number]
+    if isinstance(found, tuple):
+        return found[1][0]
+    return getattr(module, f"t{number}") if found is None else found
 
 
 @settings(deadline=None)
@@ -53,23 +71,18 @@ def test_overlapping_arrays_share_after_as_they_did_before(views: list[View], se
     moved, expected = base.copy(), [view.of(base) for view in views]
     module, pool = torch.nn.Module(), pool_of()
     model = pool.model("a")
+    module.listed = []
     for number, view in enumerate(views):
-        tensor = torch.from_numpy(view.of(moved))
-        is_parameter = view.is_parameter and tensor.dtype.is_floating_point
-        setattr(
-            module,
-            f"t{number}",
-            torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor,
-        )
-        del tensor
+        put(module, number, view, view.of(moved))
+    module.listed.append(module.listed)  # a list may be in itself
     assert adopt(module, model).outside_bytes == 0
     for _ in range(2):
         with model.resident(writes=True):
-            arrays = [getattr(module, f"t{number}").numpy() for number in range(len(views))]
+            arrays = [at(module, number).numpy() for number in range(len(views))]
             for _ in range(4):
                 into, value = rng.randrange(len(views)), rng.randrange(256)
-                at = rng.randrange(len(arrays[into]))
-                arrays[into][at] = expected[into][at] = value
+                where = rng.randrange(len(arrays[into]))
+                arrays[into][where] = expected[into][where] = value
                 assert [a.tobytes() for a in arrays] == [a.tobytes() for a in expected]
         model.swap_out()
     pool.close()

@@ -225,6 +225,25 @@ def test_a_module_that_is_not_all_in_the_model_is_not_written(pool: Pool, tmp_pa
         places_in(module, model)
 
 
+def test_a_module_with_tensors_in_a_list_is_not_written(pool: Pool, tmp_path: Path) -> None:
+    module, model = Net(3, filled=True), pool.model("a")
+    module.listed = [module.p0, torch.empty(0)]  # of these an image has all
+    module.more = (1, [torch.ones(3)])
+    adopt(module, model)
+    with pytest.raises(UsageError, match=r"'\.more\[1\]\[0\]' is in a tuple or list"):
+        save_image(tmp_path / "x", module, model, KEY)
+    del module.more
+    save_image(tmp_path / "x", module, model, KEY)
+
+
+def test_a_view_in_a_list_is_not_left_behind(pool: Pool, tmp_path: Path) -> None:
+    saved(pool, tmp_path / "x", 3)
+    module, model = Net(3, filled=False), pool.model("a")
+    module.listed = [module.p0.data[:1]]
+    with pytest.raises(UsageError, match="outside of the module also refers to"):
+        load_image(tmp_path / "x", module, model, KEY)
+
+
 def test_memory_that_something_else_refers_to_is_not_exchanged(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "image"
     saved(pool, path, 5)

@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 import vllm._custom_ops as custom_ops
+from adapter_slots import Adoptions, Exchanges, slots_of, what_swaps_copy
 from traffic import traffic
 from vllm import LLM
 
@@ -37,6 +38,7 @@ CONCURRENT = 8
 # and the others prefill long prompts in chunks. One of these has too little for eight requests and
 # must preempt, and has no prefix cache.
 SAMPLES = 0
+ADAPTS = 2
 STEP_TOKENS = (4096, 192, 192)
 KV_BYTES = (4 * MIB, 3 * MIB // 8, 4 * MIB)
 CACHES_PREFIXES = (True, False, True)
@@ -87,7 +89,7 @@ def engine(directory: Path, index: int, pooled: bool) -> Any:
         embedded = {"device": "host", "budget_bytes": 20 * MIB, "page_bytes": 2 * MIB}
         more["worker_cls"] = "gpupool.vllm.Worker"
         more["additional_config"] = {"gpupool": {**embedded, "model": f"m{index}", "share": True}}
-    if index == 2:
+    if index == ADAPTS:
         more |= {"enable_lora": True, "max_lora_rank": 8, "max_loras": 1}
     return LLM(
         model=str(directory / f"m{index}"),
@@ -174,12 +176,12 @@ class Driver:
     """Keeps eight requests going on each engine, and notes what comes of them."""
 
     def __init__(self, engines: list[Any], directory: Path, seed: int) -> None:
-        adapters = sorted(directory.glob("adapter*"))
+        self.adapters = sorted(directory.glob("adapter*"))
         self.engines = engines
         self.swaps = [MidSwap(one) for one in engines]
         self._rng = random.Random(seed)
         self._coming = [
-            traffic(i, seed, adapters if i == 2 else [], seeded=i == SAMPLES)
+            traffic(i, seed, self.adapters if i == ADAPTS else [], seeded=i == SAMPLES)
             for i in range(ENGINES)
         ]
         # Of each request the latest of each sample.
@@ -256,16 +258,19 @@ def main() -> None:
     pooled, directory = sys.argv[1] == "pooled", Path(sys.argv[2])
     seed, turns = int(sys.argv[3]), int(sys.argv[4])
     pool_worker.BlockTables = CountedTables  # type: ignore[misc]
+    adoptions = pool_worker.adopt = Adoptions()  # type: ignore[assignment]
     engines = [engine(directory, index, pooled) for index in range(ENGINES)]
     saves: list[int] = []
     if pooled:
         for one in engines:
             count_what_is_saved(worker_of(one), saves)
+    exchanges = Exchanges(worker_of(engines[ADAPTS]))
     driver = Driver(engines, directory, seed)
     for _ in range(turns):
         driver.turn(more=True)
     while driver.busy:
         driver.turn(more=False)
+    driver.counts["adapters exchanged in steps"] = exchanges.in_steps
     found: dict[str, Any] = {"answers": driver.answers, "counts": driver.counts}
     # RPC into the models, each of which is out when its turn comes in a pool of one.
     found["sums"] = [one.apply_model(weight_sum)[0] for one in engines * 2]
@@ -280,6 +285,10 @@ def main() -> None:
             found[what] = sum(getattr(table, what) for table in tables)
         found["in flight"] = [sum(s.in_flight[i] for s in driver.swaps) for i in (0, 1)]
         found["blocks saved"] = sum(saves)
+        adapts = engines[ADAPTS], worker_of(engines[ADAPTS]).pool_model
+        found["outside bytes"] = sum(adoptions.outside_bytes)
+        found["slots"] = slots_of(*adapts)
+        found["copied"] = what_swaps_copy(*adapts, driver.adapters)
     print(json.dumps(found))
 
 

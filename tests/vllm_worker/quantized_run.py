@@ -20,7 +20,7 @@ import torch
 import vllm._custom_ops as custom_ops
 from vllm import LLM, SamplingParams
 
-from gpupool.adopt import tensors_of
+from gpupool.module_tensors import tensors_with_memory
 
 MIB = 1 << 20
 SAMPLING = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
@@ -77,7 +77,7 @@ def outside(llm: LLM) -> list[str]:
     def found(module: torch.nn.Module) -> list[str]:
         return [
             name
-            for name, tensor in tensors_of(module)
+            for name, tensor in tensors_with_memory(module)
             if tensor.numel() > 1
             and not any(r.address <= tensor.data_ptr() < r.address + r.bytes for r in regions)
         ]

@@ -72,4 +72,11 @@ def test_tokens_and_log_probabilities_are_equal_bit_for_bit(checkpoints: Path) -
     assert pooled["counts"]["several samples"] > 0
     assert pooled["hits_away"] > 100  # blocks of prefix hits that were on the host alone
     assert pooled["chunks"] > 50  # of prompts
+    # Slots of adapters are in the pool, written to in steps, and copied where they have changed.
+    assert pooled["counts"]["adapters exchanged in steps"] >= 10
+    assert pooled["outside bytes"] == 0
+    assert pooled["slots"]["slots"] > 0
+    assert pooled["slots"]["in the pool"] == pooled["slots"]["slots"]
+    assert pooled["copied"]["nothing"] == pooled["copied"]["the same"] == 0
+    assert pooled["copied"]["exchanged"] > 0
     assert min(pooled["in flight"]) > 0  # aborts with copies under way, out and in

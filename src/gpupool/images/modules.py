@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from gpupool._core import Region
-from gpupool.adopt import check_known, tensors_of
+from gpupool.adopt import check_known
 from gpupool.errors import UsageError
 from gpupool.images import state
 from gpupool.images.file import ImageFile, Progress, write_image
@@ -19,6 +19,7 @@ from gpupool.images.format import Made, Place
 from gpupool.images.restore import attributes_of, check_made_alike, restore
 from gpupool.images.slots import dtype_name, slots_of, type_name
 from gpupool.model import Model
+from gpupool.module_tensors import has_memory, listed_tensors, tensors_with_memory
 
 TAGS = ("weights", "runtime")
 
@@ -50,7 +51,12 @@ def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
     back.
     """
     regions = list(enumerate(_regions(model)))
-    has_memory = {id(tensor) for _, tensor in tensors_of(module)}
+    with_memory = {id(tensor) for _, tensor in tensors_with_memory(module)}
+    for name, tensor, _ in listed_tensors(module):
+        if id(tensor) not in with_memory and has_memory(name, tensor):
+            raise UsageError(
+                f"tensor {name!r} is in a tuple or list, for which images have no place"
+            )
     first: dict[int, str] = {}
     places: list[Place] = []
     for slot in slots_of(module):
@@ -59,7 +65,7 @@ def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
             continue
         item_bytes = tensor.element_size()
         part, offset = -1, 0
-        if id(tensor) in has_memory:
+        if id(tensor) in with_memory:
             at = tensor.untyped_storage().data_ptr() + tensor.storage_offset() * item_bytes
             home = [(i, r) for i, r in regions if r.address <= at < r.address + r.bytes]
             if not home or (at - home[0][1].address) % item_bytes:
