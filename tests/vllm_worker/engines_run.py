@@ -1,7 +1,8 @@
 """Three real vLLM engines in one process, stepped in a random order; prints what they answered.
 
-Usage: engines_run.py stock|pooled DIRECTORY SEED TURNS. The directory has checkpoints m0, m1 and m2
-and adapters for m2. In the pool only one of the three fits, so that almost every turn is a swap.
+Usage: engines_run.py stock|pooled DIRECTORY SEED TURNS [ahead]. The directory has checkpoints m0,
+m1 and m2 and adapters for m2. In the pool only one of the three fits, so that almost every turn is
+a swap. With "ahead" two batches of an engine are in flight.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 import vllm._custom_ops as custom_ops
 from adapter_slots import Adoptions, Exchanges, slots_of, what_swaps_copy
+from mid_swap import MidSwap, worker_of
 from traffic import traffic
+from two_batches import in_flight, keep_two_in_flight
 from vllm import LLM
 
 from gpupool.errors import BehindGateError
@@ -105,10 +108,6 @@ def engine(directory: Path, index: int, pooled: bool) -> Any:
     ).llm_engine
 
 
-def worker_of(one: Any) -> Any:
-    return one.engine_core.engine_core.model_executor.driver_worker.worker
-
-
 def count_what_is_saved(worker: Any, saves: list[int]) -> None:
     """Hold what each swap-out copies of the KV cache against the blocks that were written."""
     kv, tables = worker._pool_kv._kv, worker._pool_tables
@@ -126,50 +125,6 @@ def count_what_is_saved(worker: Any, saves: list[int]) -> None:
 
     kv.save = counted
     tables.states = kv.cache._state
-
-
-class MidSwap:
-    """What is to be done to an engine while its blocks are on their way, and if they stay, when
-    they would have been: a stock engine has the same done at those points.
-    """
-
-    def __init__(self, one: Any) -> None:
-        """Watch that engine."""
-        self.leaving: list[Callable[[], None]] = []  # before it is scheduled again
-        self.arriving: list[Callable[[], None]] = []  # once a step is scheduled and not yet run
-        self.in_flight = [0, 0]  # of each, what was done with copies in flight
-        worker = worker_of(one)
-        if worker_pools := hasattr(worker, "pool_model"):
-            mover = worker._pool_kv._kv.cache._mover
-            mover.to_host = self._with(mover.to_host, 0)
-            mover.to_device = self._with(mover.to_device, 1)
-        execute = worker.execute_model
-
-        def executed(scheduled: Any) -> Any:
-            if not worker_pools:
-                self.act(1)
-                return execute(scheduled)
-            output = execute(scheduled)
-            self.act(1)
-            return output
-
-        worker.execute_model = executed
-
-    def act(self, which: int) -> int:
-        """Do it now; how much there was."""
-        waiting = (self.leaving, self.arriving)[which]
-        done = 0
-        while waiting:
-            waiting.pop()()
-            done += 1
-        return done
-
-    def _with(self, move: Callable[..., None], which: int) -> Callable[..., None]:
-        def moving(*arguments: Any) -> None:
-            move(*arguments)
-            self.in_flight[which] += self.act(which)
-
-        return moving
 
 
 class Driver:
@@ -204,6 +159,7 @@ class Driver:
         for _ in range(self._rng.choice((1, 1, 2, 3))):
             if live:
                 self._step(one, live)
+        self.counts["batches in flight between turns"] += in_flight(one)
         if live and self._rng.random() < 0.04:
             swap.leaving.append(self._abort(index))
 
@@ -259,6 +215,8 @@ def main() -> None:
     seed, turns = int(sys.argv[3]), int(sys.argv[4])
     pool_worker.BlockTables = CountedTables  # type: ignore[misc]
     adoptions = pool_worker.adopt = Adoptions()  # type: ignore[assignment]
+    if "ahead" in sys.argv:
+        keep_two_in_flight()
     engines = [engine(directory, index, pooled) for index in range(ENGINES)]
     saves: list[int] = []
     if pooled:

@@ -22,9 +22,9 @@ TURNS = int(os.environ.get("GPUPOOL_ENGINE_TURNS", "800"))  # `make soak` takes 
 TIMEOUT_S = 200 + TURNS
 
 
-def _answers(kind: str, directory: Path, seed: int) -> dict[str, Any]:
+def _answers(kind: str, directory: Path, seed: int, *more: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(_SCRIPT), kind, str(directory), str(seed), str(TURNS)],
+        [sys.executable, str(_SCRIPT), kind, str(directory), str(seed), *more],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -32,6 +32,20 @@ def _answers(kind: str, directory: Path, seed: int) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _both(directory: Path, seed: int, *more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What engines answered alone and in a pool, which is the same."""
+    alone = _answers("stock", directory, seed, *more)
+    pooled = _answers("pooled", directory, seed, *more)
+    different = [
+        name for name, is_so in alone["answers"].items() if pooled["answers"][name] != is_so
+    ]
+    assert different == []
+    assert pooled["answers"] == alone["answers"]
+    assert pooled["counts"] == alone["counts"]
+    assert pooled["sums"] == alone["sums"]
+    return alone, pooled
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +67,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_tokens_and_log_probabilities_are_equal_bit_for_bit(checkpoints: Path) -> None:
     seed = TURNS  # another traffic for each length
-    alone = _answers("stock", checkpoints, seed)
-    pooled = _answers("pooled", checkpoints, seed)
-    different = [
-        name for name, is_so in alone["answers"].items() if pooled["answers"][name] != is_so
-    ]
-    assert different == []
-    assert pooled["answers"] == alone["answers"]
-    assert pooled["counts"] == alone["counts"]
-    assert pooled["sums"] == alone["sums"]
-    assert pooled["refused"]  # a callable that touches a model without asking for its memory
+    alone, pooled = _both(checkpoints, seed, str(TURNS))
     print(f"seed={seed} swaps={pooled['swaps']} blocks saved={pooled['blocks saved']}")
     print(f"requests={len(alone['answers'])} {pooled['counts']}")
     print({what: pooled[what] for what in ("resumed", "chunks", "hits", "hits_away", "in flight")})
+    assert pooled["refused"]  # a callable that touches a model without asking for its memory
     assert pooled["swaps"] >= TURNS * 5 // 8  # 500
     assert pooled["resumed"] > 0
     assert all(pooled["counts"][what] > 0 for what in ("aborted", "stopped", "through an adapter"))
@@ -80,3 +86,15 @@ def test_tokens_and_log_probabilities_are_equal_bit_for_bit(checkpoints: Path) -
     assert pooled["copied"]["nothing"] == pooled["copied"]["the same"] == 0
     assert pooled["copied"]["exchanged"] > 0
     assert min(pooled["in flight"]) > 0  # aborts with copies under way, out and in
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_two_batches_in_flight_change_no_token(checkpoints: Path) -> None:
+    turns = TURNS // 4
+    _, pooled = _both(checkpoints, turns, str(turns), "ahead")
+    print(f"swaps={pooled['swaps']} {pooled['counts']}")
+    assert pooled["swaps"] >= turns * 5 // 8
+    # At so many swaps a batch had run whose tokens were handed out only once the engine was back.
+    assert pooled["counts"]["batches in flight between turns"] > turns // 2
+    assert pooled["resumed"] > 0 and pooled["chunks"] > 10 and pooled["hits_away"] > 30
+    assert min(pooled["in flight"]) > 0

@@ -66,8 +66,8 @@ class Whole(IPCWeightTransferEngine):  # type: ignore[misc]
     def init_transfer_engine(self, init_info: Nothing) -> None:
         pass
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.model.load_weights(self.parse_update_info(update_info).tensors())
+    def receive_weights(self, update_info: FromFile) -> None:
+        self.model.load_weights(update_info.tensors())
 
 
 class Patches(SparseNCCLWeightTransferEngine):  # type: ignore[misc]
@@ -78,11 +78,10 @@ class Patches(SparseNCCLWeightTransferEngine):  # type: ignore[misc]
     def init_transfer_engine(self, init_info: Nothing) -> None:
         pass
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        info = self.parse_update_info(update_info)
-        patches = []
-        for name, tensor in info.tensors():
-            at = torch.linspace(info.first, tensor.numel() - 1, info.elements).to(torch.int32)
+    def receive_weights(self, update_info: FromFile) -> None:
+        first, elements, patches = update_info.first, update_info.elements, []
+        for name, tensor in update_info.tensors():
+            at = torch.linspace(first, tensor.numel() - 1, elements).to(torch.int32)
             values = tensor.flatten()[at.long()]
             patches.append(
                 CheckpointWeightPatch(name, tuple(tensor.shape), tensor.dtype, values, at)
