@@ -31,7 +31,7 @@ def main() -> int:
     if not (folder / "tests").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            sources = _fetched(version, Path(scratch))
+            sources = fetched(version, Path(scratch))
             if sources is None:
                 print(f"the sources of vLLM {version} could not be fetched: see pip's output above")
                 return 1
@@ -45,8 +45,8 @@ def main() -> int:
     return 0
 
 
-def _fetched(version: str, scratch: Path) -> Path | None:
-    """The unpacked sources, or None.
+def fetched(version: str, scratch: Path) -> Path | None:
+    """The unpacked sources, or None, having said why.
 
     pip asks the build of vLLM for its metadata, which may fail where that has not all it needs. By
     then it has unpacked the sources, and leaves them if told so.
