@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from gpupool.vllm import doors
 from gpupool.vllm.hooks.hook import Hook, Need
-from gpupool.vllm.hooks.needs import NEEDS, WORKERS
+from gpupool.vllm.hooks.needs import NEEDS
 from gpupool.vllm.hooks.sources import Sources, mentions, missing_parameters
+from gpupool.vllm.hooks.workers import WORKERS
 
 MET, LOST, BROKEN = "there", "not there", "BROKEN"
 

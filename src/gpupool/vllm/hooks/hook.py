@@ -15,6 +15,11 @@ class Hook:
     says: tuple[str, ...] = ()
 
 
+def names_of(module: str, names: str, of: str = "") -> tuple[Hook, ...]:
+    """Each of some names, between which are spaces, in a module or a class ``of`` it."""
+    return tuple(Hook(module, f"{of}.{name}" if of else name) for name in names.split())
+
+
 @dataclass(frozen=True)
 class Need:
     """Something gpupool does, which one of some sets of hooks is enough for."""

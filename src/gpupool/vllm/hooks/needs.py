@@ -4,39 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gpupool.vllm.hooks.hook import Hook, Need
+from gpupool.vllm.hooks.hook import Hook, Need, names_of
+from gpupool.vllm.hooks.workers import WORKER_NEEDS
 
-
-def _all(module: str, names: str, of: str = "") -> tuple[Hook, ...]:
-    return tuple(Hook(module, f"{of}.{name}" if of else name) for name in names.split())
-
-
-def _worker(module: str, name: str, runner: Hook) -> tuple[Hook, ...]:
-    calls: tuple[tuple[str, tuple[str, ...]], ...] = (
-        ("__init__", ("vllm_config",)),
-        ("init_device", ()),
-        ("load_model", ()),
-        ("determine_available_memory", ()),
-        ("compile_or_warm_up_model", ()),
-        ("execute_model", ("scheduler_output",)),
-        ("sample_tokens", ("grammar_output",)),
-        ("sleep", ("level",)),
-        ("wake_up", ("tags",)),
-        ("shutdown", ()),
-        ("_maybe_get_memory_pool_context", ("tag",)),
-    )
-    allocates = Hook(
-        module,
-        f"{name}.initialize_from_config",
-        ("kv_cache_config",),
-        ("_maybe_get_memory_pool_context", "kv_cache"),
-    )
-    own = tuple(Hook(module, f"{name}.{method}", taken) for method, taken in calls)
-    return (*own, allocates, *_all(module, "vllm_config model_runner", of=name), runner)
-
-
-WORKERS = (("vllm.v1.worker.cpu_worker", "CPUWorker"), ("vllm.v1.worker.gpu_worker", "Worker"))
 _CACHE = "vllm.v1.kv_cache_interface"
+# Of each of the two model runners what has the cache allocated.
+_ALLOCATING = (
+    ("vllm.v1.worker.gpu.attn_utils", "init_kv_cache"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.initialize_kv_cache_tensors"),
+)
 _OUTPUT = "vllm.v1.core.sched.output"
 _LOADER = "vllm.model_executor.model_loader"
 _DEFAULT = f"{_LOADER}.default_loader"
@@ -48,74 +24,50 @@ _SETTINGS = (
 _SLEEP = "vllm.device_allocator.sleep_mode_backend"
 
 NEEDS: tuple[Need, ...] = (
-    Need(
-        "the CPU platform's worker",
-        {
-            "": _worker(
-                *WORKERS[0], Hook("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.get_model")
-            )
-        },
-    ),
-    Need(
-        "the CUDA platform's worker",
-        {
-            "": _worker(
-                *WORKERS[1], Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.get_model")
-            )
-        },
-    ),
+    *WORKER_NEEDS,
     Need(
         "waiting for the device as vLLM does",
         {"": (Hook("vllm.v1.worker.worker_base", "WorkerBase.synchronize_device"),)},
         without="torch is asked to wait",
     ),
     Need(
-        "which platform it is, and where it captures CUDA graphs",
-        {
-            "": (
-                Hook("vllm.platforms", "current_platform"),
-                *_all(
-                    "vllm.platforms.interface",
-                    "is_cpu is_cuda device_type get_device_name get_device_capability "
-                    "_global_graph_pool",
-                    of="Platform",
-                ),
-            )
-        },
-    ),
-    Need(
         "linear weights on a CPU that can be moved",
-        {"": _all("vllm._custom_ops", "_supports_onednn create_onednn_scaled_mm")},
+        {"": names_of("vllm._custom_ops", "_supports_onednn create_onednn_scaled_mm")},
     ),
     Need(
         "settings of the environment",
-        {"": _all("vllm.envs", _SETTINGS, of="environment_variables")},
+        {"": names_of("vllm.envs", _SETTINGS, of="environment_variables")},
     ),
     Need(
         "the configuration",
         {
             "": (
-                *_all(
+                *names_of(
                     "vllm.config.vllm",
                     "additional_config model_config cache_config parallel_config "
-                    "scheduler_config device_config load_config speculative_config "
+                    "scheduler_config device_config load_config speculative_config offload_config "
                     "compilation_config kv_transfer_config num_speculative_tokens "
                     "instance_id",
                     of="VllmConfig",
                 ),
-                *_all(
+                *names_of(
                     "vllm.config.parallel",
                     "world_size tensor_parallel_size data_parallel_size rank nnodes "
                     "disable_custom_all_reduce",
                     of="ParallelConfig",
                 ),
-                *_all(
+                *names_of(
                     "vllm.config.cache",
                     "kv_cache_memory_bytes enable_prefix_caching gpu_memory_utilization",
                     of="CacheConfig",
                 ),
-                *_all("vllm.config.scheduler", "async_scheduling", of="SchedulerConfig"),
-                *_all(
+                *names_of("vllm.config.scheduler", "async_scheduling", of="SchedulerConfig"),
+                *names_of("vllm.config.offload", "uva prefetch", of="OffloadConfig"),
+                *names_of(
+                    "vllm.config.offload",
+                    "UVAOffloadConfig.cpu_offload_gb PrefetchOffloadConfig.offload_group_size",
+                ),
+                *names_of(
                     "vllm.config.compilation",
                     "static_forward_context static_all_moe_layers",
                     of="CompilationConfig",
@@ -127,14 +79,14 @@ NEEDS: tuple[Need, ...] = (
         "which blocks a step uses",
         {
             "": (
-                *_all(
+                *names_of(
                     _OUTPUT,
                     "scheduled_new_reqs scheduled_cached_reqs finished_req_ids "
                     "total_num_scheduled_tokens",
                     of="SchedulerOutput",
                 ),
-                *_all(_OUTPUT, "req_id block_ids num_computed_tokens", of="NewRequestData"),
-                *_all(
+                *names_of(_OUTPUT, "req_id block_ids num_computed_tokens", of="NewRequestData"),
+                *names_of(
                     _OUTPUT,
                     "req_ids resumed_req_ids new_block_ids num_computed_tokens",
                     of="CachedRequestData",
@@ -146,9 +98,9 @@ NEEDS: tuple[Need, ...] = (
         "what a policy is told of requests",
         {
             "": (
-                *_all(_OUTPUT, "num_scheduled_tokens", of="SchedulerOutput"),
-                *_all(_OUTPUT, "prompt_token_ids", of="NewRequestData"),
-                *_all(_OUTPUT, "num_output_tokens", of="CachedRequestData"),
+                *names_of(_OUTPUT, "num_scheduled_tokens", of="SchedulerOutput"),
+                *names_of(_OUTPUT, "prompt_token_ids", of="NewRequestData"),
+                *names_of(_OUTPUT, "num_output_tokens", of="CachedRequestData"),
             )
         },
     ),
@@ -156,8 +108,10 @@ NEEDS: tuple[Need, ...] = (
         "which blocks a step zeroes or copies",
         {
             "": (
-                *_all(_OUTPUT, "new_block_ids_to_zero kv_cache_block_copies", of="SchedulerOutput"),
-                *_all(
+                *names_of(
+                    _OUTPUT, "new_block_ids_to_zero kv_cache_block_copies", of="SchedulerOutput"
+                ),
+                *names_of(
                     "vllm.v1.core.kv_cache_utils",
                     "src_block_id dst_block_id",
                     of="KVCacheBlockCopy",
@@ -170,7 +124,7 @@ NEEDS: tuple[Need, ...] = (
         "what is in the KV cache",
         {
             "": (
-                *_all(
+                *names_of(
                     _CACHE,
                     "FullAttentionSpec MLAAttentionSpec SlidingWindowSpec "
                     "ChunkedLocalAttentionSpec UniformTypeKVCacheSpecs.kv_cache_specs "
@@ -186,16 +140,22 @@ NEEDS: tuple[Need, ...] = (
         "how the KV cache is allocated",
         {
             "one allocation, as 0.32 makes it": (
-                *_all(_CACHE, "size layers layer_stride block_stride offset", of="KVCacheTensor"),
+                *names_of(
+                    _CACHE, "size layers layer_stride block_stride offset", of="KVCacheTensor"
+                ),
                 Hook(
                     "vllm.v1.worker.utils",
                     "allocate_kv_cache",
                     ("kv_cache_config",),
                     ("zeros", "int8"),
                 ),
+                *(
+                    Hook(module, name, ("kv_cache_config",), ("allocate_kv_cache",))
+                    for module, name in _ALLOCATING
+                ),
             ),
             "one for each tensor, as 0.26 makes them": (
-                *_all(_CACHE, "size shared_by block_stride offset", of="KVCacheTensor"),
+                *names_of(_CACHE, "size shared_by block_stride offset", of="KVCacheTensor"),
                 Hook(
                     "vllm.v1.worker.gpu.attn_utils",
                     "_allocate_kv_cache",
@@ -208,7 +168,7 @@ NEEDS: tuple[Need, ...] = (
                     ("kv_cache_config",),
                     ("zeros", "int8", "block_stride"),
                 ),
-                *_all(
+                *names_of(
                     "vllm.v1.attention.backend",
                     "get_kv_cache_shape get_kv_cache_stride_order",
                     of="AttentionBackend",
@@ -218,7 +178,7 @@ NEEDS: tuple[Need, ...] = (
     ),
     Need(
         "tensors that models of a process share",
-        {"": _all("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT")},
+        {"": names_of("vllm.model_executor.layers.rotary_embedding", "_ROPE_DICT")},
     ),
     Need(
         "when weights are loaded",
@@ -240,7 +200,9 @@ NEEDS: tuple[Need, ...] = (
             "": (
                 Hook(_SLEEP, "SleepModeBackend.suspend", ("level",)),
                 Hook(_SLEEP, "SleepModeBackend.resume", ("tags",)),
-                *_all(_SLEEP, "_state is_supported preserves_communicators", of="SleepModeBackend"),
+                *names_of(
+                    _SLEEP, "_state is_supported preserves_communicators", of="SleepModeBackend"
+                ),
                 Hook(_SLEEP, "SleepModeBackendFactory.register_backend", ("name", "class_name")),
             )
         },
@@ -269,7 +231,7 @@ NEEDS: tuple[Need, ...] = (
                 ),
                 Hook("vllm.model_executor.utils", "weights_already_processed"),
                 Hook(_QUANTIZATION, "QuantizeMethodBase.supports_pre_processed_weights"),
-                *_all("vllm.envs", "compile_factors environment_variables"),
+                *names_of("vllm.envs", "compile_factors environment_variables"),
             )
         },
         without="weights always come from the checkpoint",
@@ -281,7 +243,7 @@ NEEDS: tuple[Need, ...] = (
                 Hook("vllm.v1.engine.llm_engine", "LLMEngine.from_engine_args"),
                 Hook("vllm.engine.arg_utils", "EngineArgs.from_cli_args"),
                 Hook("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
-                *_all("vllm.sampling_params", "SamplingParams RequestOutputKind.DELTA"),
+                *names_of("vllm.sampling_params", "SamplingParams RequestOutputKind.DELTA"),
             )
         },
     ),
