@@ -64,7 +64,7 @@ class Adopted:
     weights_bytes: int
     runtime_bytes: int
     outside_bytes: int
-    """Left alone, because something unknown also refers to them."""
+    """Left alone, because something unknown also refers to them, or on another device."""
 
 
 def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopted:
@@ -75,18 +75,19 @@ def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopt
     that are tuples or lists, go to a runtime region.
     Their bytes go to the regions' host images; the next swap-in puts them in place, and until
     then no tensor of the module may be touched. A storage that some tensor not found here refers
-    to stays where it is, with those that overlap it; a NumPy array over it goes unseen. With
-    ``rest``, tensors over memory of ``model``'s own regions stay what they are: the others follow.
+    to stays where it is, with those that overlap it; a NumPy array over it goes unseen. So does a
+    buffer or attribute that is on another device than the model. With ``rest``, tensors over memory
+    of ``model``'s own regions stay what they are: the others follow.
 
-    Raises UsageError if a tensor is in another model already or is of a kind that cannot be moved
-    (sparse, quantized, nested, lazily conjugate or negative, without memory of its own), and what
-    ``Model.region`` raises; the module and the model are as before then.
+    Raises UsageError if a parameter is on another device, or a tensor is in another model already
+    or of a kind that cannot be moved (sparse, quantized, nested, lazily conjugate or negative,
+    without memory of its own), and what ``Model.region`` raises; the module and the model are as
+    before then.
     """
-    outside_bytes = 0
     weights: list[_Span] = []
     runtime: list[_Span] = []
-    everything = chain(own_tensors(module), listed_tensors(module))
-    for span in _find(everything, model if rest else None):
+    here, outside_bytes = _on_device(model, chain(own_tensors(module), listed_tensors(module)))
+    for span in _find(here, model if rest else None):
         if span.known_elsewhere:
             outside_bytes += span.end - span.start
         elif span.only_parameters:
@@ -145,6 +146,27 @@ def check_known(module: torch.nn.Module) -> None:
             raise UsageError(
                 f"something outside of the module also refers to the memory of {span.first_name!r}"
             )
+
+
+def _on_device(model: Model, tensors: Iterable[Found]) -> tuple[list[Found], int]:
+    """Those on the model's device, and how many bytes others are over, which stay there."""
+    kind, ordinal = model.device_kind, model.device_ordinal
+    device = torch.device("cpu") if kind == "host" else torch.device(kind, ordinal)
+    here: list[Found] = []
+    elsewhere: dict[int, int] = {}
+    for found in tensors:
+        tensor = found.tensor
+        if tensor.device == device or tensor.is_meta or tensor.layout != torch.strided:
+            here.append(found)
+            continue
+        storage = tensor.untyped_storage()
+        if found.is_parameter and storage.nbytes() > 0:
+            raise UsageError(
+                f"parameter {found.name!r} is on {tensor.device} and model {model.name!r} on "
+                f"{device}: move the module there first, with module.to('{device}')"
+            )
+        elsewhere[storage._cdata] = storage.nbytes()
+    return here, sum(elsewhere.values())
 
 
 def _find(tensors: Iterable[Found], but_of: Model | None = None) -> list[_Span]:

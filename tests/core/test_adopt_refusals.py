@@ -17,6 +17,12 @@ from gpupool.adopt import adopt  # noqa: E402
 from gpupool.errors import UsageError  # noqa: E402
 
 
+def on(device: str, tensor: torch.Tensor) -> torch.Tensor:
+    """As if it were on a device that this machine need not have."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return mode.from_tensor(tensor).to(device)
+
+
 @contextlib.contextmanager
 def nothing_changes(module: torch.nn.Module, model: Model) -> Iterator[None]:
     """Of the module's plain tensors and the model's regions; and the module may be used."""
@@ -76,6 +82,31 @@ def test_a_kind_that_cannot_be_moved_is_refused_at_the_door(kind: str) -> None:
         with pytest.raises(UsageError, match=r"tensor '.?odd'.* or keep it outside the module"):
             adopt(module, model)
         module.odd = None
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1", "xpu:0"])
+def test_a_parameter_on_another_device_is_refused(device: str) -> None:
+    module, model = module_of(), pool_of().model("a")
+    weight = module.weight
+    with nothing_changes(module, model):
+        module.weight = torch.nn.Parameter(on(device, weight), requires_grad=False)
+        told = rf"parameter 'weight' is on {device} and model 'a' on cpu: .*module\.to\('cpu'\)"
+        with pytest.raises(UsageError, match=told):
+            adopt(module, model)
+        module.weight = weight
+
+
+def test_other_tensors_on_another_device_stay_there() -> None:
+    module, model = module_of(odd=on("cuda:0", torch.ones(5))), pool_of().model("a")
+    module.register_buffer("other", on("cuda:1", torch.ones(3)))
+    module.listed = [on("cuda:0", torch.ones(7)), module.odd, torch.ones(11)]
+    module.empty = torch.nn.Parameter(on("cuda:0", torch.ones(0)), requires_grad=False)
+    adopted = adopt(module, model)
+    assert adopted.outside_bytes == 4 * (5 + 3 + 7)
+    assert adopted.runtime_bytes == 2 * 256  # of steps, and of what is on the model's device
+    assert [str(t.device) for t in module.listed] == ["cuda:0", "cuda:0", "cpu"]
+    with model.resident():
+        assert module.steps.tolist() == [1.0] * 5 and module.listed[2].tolist() == [1.0] * 11
 
 
 def test_a_tensor_that_will_not_be_moved_puts_all_others_back() -> None:

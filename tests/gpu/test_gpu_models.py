@@ -10,7 +10,7 @@ from conftest import missing
 
 from gpupool import Pool
 from gpupool.devices import open_driver
-from gpupool.errors import DriverError
+from gpupool.errors import DriverError, UsageError
 
 torch = pytest.importorskip("torch")
 
@@ -37,6 +37,23 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         if not torch.cuda.is_available():
             missing("this torch has no CUDA or sees no GPU")
     yield request.param
+
+
+def test_what_is_on_the_host_is_not_moved_to_a_gpu(device: str) -> None:
+    adopt = importlib.import_module("gpupool.adopt").adopt
+    pool = Pool(device=device, budget_bytes=8 * PAGE_BYTES, page_bytes=PAGE_BYTES)
+    module, model = torch.nn.Module(), pool.model("a")
+    module.register_buffer("table", torch.arange(5.0))
+    address = module.table.data_ptr()
+    if device == "cuda":
+        assert adopt(module, model).outside_bytes == module.table.nbytes
+        assert module.table.device.type == "cpu" and module.table.data_ptr() == address
+        module.weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        with pytest.raises(UsageError, match=r"parameter 'weight' is on cpu"):
+            adopt(module, model)
+    else:
+        assert adopt(module, model).outside_bytes == 0 and module.table.data_ptr() != address
+    pool.close()
 
 
 def test_models_that_take_turns(device: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from async_engine import Engine, FakeWorker, running, vllm_config
+from vllm.config.offload import OffloadConfig, PrefetchOffloadConfig, UVAOffloadConfig
 
 from gpupool.errors import DoesNotFitError, LeaseTimeoutError, UsageError
 from gpupool.vllm import compat, settings, worker
@@ -167,9 +168,15 @@ def test_engines_in_processes_of_their_own_cannot_share_an_embedded_pool(
         PooledWorker(_config("a"), seed=1)
 
 
+def _offload(config: Any, **given: Any) -> None:
+    config.offload_config = OffloadConfig(**given)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda c: _offload(c, uva=UVAOffloadConfig(cpu_offload_gb=0.5)), "--cpu-offload-gb"),
+        (lambda c: _offload(c, prefetch=PrefetchOffloadConfig(offload_group_size=2)), "-group-"),
         (lambda c: setattr(c, "kv_transfer_config", object()), "KV connectors"),
         (lambda c: setattr(c.cache_config, "kv_offloading_size", 4), "KV connectors"),
         (lambda c: setattr(c.cache_config, "kv_cache_memory_bytes", None), "kv-cache-memory"),

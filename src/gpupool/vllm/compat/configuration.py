@@ -37,6 +37,15 @@ def unsupported(vllm_config: Any) -> str | None:
         return "context parallel engines are not supported yet"
     if parallel.enable_eplb:  # which moves experts' weights inside steps, and nobody is told
         return "engines that balance their experts' load cannot be pooled: leave --enable-eplb out"
+    offload = getattr(vllm_config, "offload_config", None)
+    if offload is not None and (
+        offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0
+    ):
+        # Steps read those weights from the host; in the pool they would be on the device.
+        return (
+            "weights that vLLM offloads to the host cannot be in a pool: leave --cpu-offload-gb "
+            "and --offload-group-size out, since a pooled engine's weights leave as a whole"
+        )
     cache = vllm_config.cache_config
     if cache.kv_cache_memory_bytes is None:
         return "a pooled engine needs its KV cache's size: give --kv-cache-memory-bytes"
