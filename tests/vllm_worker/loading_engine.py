@@ -92,6 +92,8 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setattr(settings, "_pools", {})
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setattr(Model, "device_kind", "cuda")
+    everywhere = "gpupool.adopt._on_device"
+    monkeypatch.setattr(everywhere, lambda _, tensors: (list(tensors), 0))
     monkeypatch.setattr(Model, "torch_allocator", lambda *given: memory.allocator(*given))
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "use_mem_pool", memory.use_mem_pool)
