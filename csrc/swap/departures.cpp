@@ -106,6 +106,7 @@ SwapReport ModelMemory::swap_out(std::size_t keep) {
   state_ = State::out;
   // Not before: what a swap-out that failed has found the next one finds too, and reports.
   audit_from_ = audit_next;
+  report.unmarked_bytes += std::exchange(strayed_bytes_, 0);
   distrusted_ = distrusted_ || report.unmarked_bytes > 0;
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = saved - start;

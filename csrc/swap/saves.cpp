@@ -1,6 +1,7 @@
 // What a swap-out copies to the images.
 #include <utility>
 
+#include "digest/digest.h"
 #include "swap/swap.h"
 
 namespace gpupool {
@@ -43,7 +44,7 @@ ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
   std::size_t count = audit.pieces;
   for (const RegionPtr& region : regions_) {
     if (region->written_.empty()) continue;
-    Save save{region.get(), region->saved_, region->digests_, {}};
+    Save save{region.get(), region->saved_, region->digests_, {}, {}};
     save.saved.add(region->written_);
     const std::vector<Run> written = region->written_.runs();
     const std::vector<Run> pieces = pieces_of(*region, save.saved);
@@ -81,7 +82,9 @@ ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
       // Should this swap-out fail, the image may have half of it.
       save.region->digests_.forget(piece);
       ++save.region->image_changes_;
-      for (const Run& run : within(piece, written)) {
+      const std::vector<Run> marked = within(piece, written);
+      if (marked != std::vector<Run>{piece}) save.in_part.push_back(piece);
+      for (const Run& run : marked) {
         out_.to_host(save.region->image_->data() + run.begin, save.region->address() + run.begin,
                      run.bytes());
         report.copied_bytes += run.bytes();
@@ -90,12 +93,43 @@ ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
   }
   out_.synchronize();
   if (report.copied_bytes > 0) report.moving_ns += driver_->now_ns() - start;
+  for (Save& save : saves) settle_in_part(save);
   for (Save& save : saves) {
     save.region->saved_ = std::move(save.saved);
     save.region->digests_ = std::move(save.digests);
     save.region->written_.clear();
   }
   return audit.next;
+}
+
+// Of a piece that was marked in part the image has the rest as it was before. What else the device
+// has there came through no door: it is reported, and gone when the model is back, as with audits.
+void ModelMemory::settle_in_part(Save& save) {
+  PieceDigests of_image;
+  of_image.complete(save.in_part, save.region->image_->data());
+  for (const Run& piece : save.in_part) {
+    const std::uint64_t has = *of_image.of(piece);
+    if (save.digests.of(piece) == has || !is_copied(save, piece)) continue;
+    save.digests.set(piece, has);
+    strayed_bytes_ += piece.bytes();
+  }
+}
+
+// Whether the image has what was marked of a piece. A copy that went wrong is left for the next
+// swap-in to find.
+bool ModelMemory::is_copied(const Save& save, Run piece) {
+  const std::vector<Run> marked = within(piece, save.region->written_.runs());
+  std::uint64_t* const is = sums(marked.size());
+  for (std::size_t i = 0; i < marked.size(); ++i) {
+    out_.digest(save.region->address() + marked[i].begin, marked[i].bytes(), is + i);
+  }
+  out_.synchronize();
+  for (std::size_t i = 0; i < marked.size(); ++i) {
+    if (is[i] != digest(save.region->image_->data() + marked[i].begin, marked[i].bytes())) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace gpupool

@@ -233,7 +233,8 @@ class ModelMemory {
     Region* region;
     RunSet saved;
     PieceDigests digests;
-    std::vector<Run> pieces;  // whose digest may have changed
+    std::vector<Run> pieces;   // whose digest may have changed
+    std::vector<Run> in_part;  // of those copied, the ones that were not marked throughout
   };
   [[nodiscard]] std::vector<Load> plan_loads(const Counts& until, const Shares& shares);
   void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
@@ -244,6 +245,8 @@ class ModelMemory {
   Place save(SwapReport& report);
   void save_written(SwapReport& report);
   Place save_changed(SwapReport& report);
+  void settle_in_part(Save& save);
+  [[nodiscard]] bool is_copied(const Save& save, Run piece);
   [[nodiscard]] Audit plan_audit() const;
   void audited(const Audit& audit, SwapReport& report) const;
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
@@ -270,6 +273,7 @@ class ModelMemory {
   std::size_t as_left_ = 0;
   bool distrusted_ = false;  // of what stayed, all is verified: some of it was written unmarked
   Place audit_from_;
+  std::size_t strayed_bytes_ = 0;  // unmarked, in pieces marked in part, and not reported yet
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);
   const std::shared_ptr<std::atomic<std::size_t>> gone_shared_bytes_ =

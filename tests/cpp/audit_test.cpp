@@ -240,3 +240,59 @@ TEST(pieces_are_audited_together) {
   scene.in();
   scene.check_content();
 }
+
+// A write that reaches beyond its mark: the image has what was marked, and the rest as it was.
+TEST(a_piece_that_is_marked_in_part_is_looked_at_throughout) {
+  for (const Verify verify : {Verify::always, Verify::sample}) {
+    std::mt19937_64 random(7);
+    for (int i = 0; i < 30; ++i) {
+      Scene scene(verify);
+      const std::size_t at = random() % (scene.weights->bytes() - 100), bytes = 1 + random() % 99;
+      const std::size_t marked = random() % (bytes + 1);
+      scene.in();
+      const Bytes written = pattern(random(), bytes);
+      scene.machine.bench.write(scene.weights->address() + at, written);
+      scene.memory.mark_written(*scene.weights, {{at, at + marked}});
+      const auto tail = written.begin() + static_cast<std::ptrdiff_t>(marked);
+      const auto is = scene.content[0].begin() + static_cast<std::ptrdiff_t>(at);
+      std::size_t strayed = 0;
+      for (std::size_t piece_of = (at + marked) / piece; piece_of * piece < at + bytes;
+           ++piece_of) {
+        const std::size_t begin = std::max(at + marked, piece_of * piece);
+        const std::size_t end = std::min(at + bytes, (piece_of + 1) * piece);
+        const bool is_in_part = marked > 0 && begin == at + marked && begin % piece != 0;
+        const bool is_audited = verify == Verify::always ? piece_of < most : piece_of == 0;
+        const bool is_another = !std::equal(tail + static_cast<std::ptrdiff_t>(begin - at - marked),
+                                            tail + static_cast<std::ptrdiff_t>(end - at - marked),
+                                            is + static_cast<std::ptrdiff_t>(begin - at));
+        if (is_another && (is_in_part || is_audited)) {
+          strayed += piece_at(begin, scene.weights->bytes());
+        }
+      }
+      std::copy(written.begin(), tail, is);
+      const SwapReport report = scene.memory.swap_out(random() % 3);
+      CHECK_EQ(report.unmarked_bytes, strayed);
+      scene.in();
+      if (strayed > 0 || marked == bytes) scene.check_content();
+      scene.memory.swap_out();
+      scene.in();
+      scene.check_content();
+    }
+  }
+}
+
+// What the image lacks of what was marked is no write that nobody marked: the model is refused.
+TEST(a_copy_of_what_was_marked_in_part_that_goes_wrong_is_found) {
+  Scene scene;
+  scene.in();
+  scene.machine.bench.write(scene.weights->address() + 8, {1, 2, 3, 4});
+  scene.memory.mark_written(*scene.weights, {{8, 11}});
+  bool is_copied = false;
+  scene.hooked->before = [&](DriverCall call) {
+    is_copied = is_copied || call == DriverCall::copy_to_host;
+    if (is_copied && call == DriverCall::digest) scene.weights->image()[9] = std::byte{0};
+  };
+  CHECK_EQ(scene.memory.swap_out().unmarked_bytes, 0);
+  scene.hooked->before = [](DriverCall) {};
+  CHECK_THROWS(DamagedImage, scene.in());
+}

@@ -55,3 +55,15 @@ plant(what_stayed_is_never_trusted_again swap/arrivals.cpp
   [[distrusted_ = false;]]
   [[]]
   audit)
+plant(what_is_marked_in_part_is_not_looked_at_again swap/saves.cpp
+  [[if (marked != std::vector<Run>{piece}) save.in_part.push_back(piece);]]
+  [[]]
+  audit)
+plant(what_strays_beside_a_mark_is_not_reported swap/saves.cpp
+  [[strayed_bytes_ += piece.bytes();]]
+  [[]]
+  audit)
+plant(a_copy_that_went_wrong_is_taken_for_a_write swap/saves.cpp
+  [[is[i] != digest(save.region->image_->data() + marked[i].begin, marked[i].bytes())]]
+  [[false]]
+  audit)
