@@ -159,7 +159,7 @@ void translate(std::exception_ptr pointer) {
     raise("DriverError", py::make_tuple(error.what(), std::string(error.call()),
                                         static_cast<int>(error.status())));
   } catch (const DamagedImage& error) {
-    raise("DamagedMemoryError", py::make_tuple(error.what()));
+    raise("DamagedMemoryError", py::make_tuple(error.what(), error.pages()));
   } catch (const Cancelled& error) {
     raise("SwapCancelledError", py::make_tuple(error.what()));
   } catch (const StaleBlock& error) {

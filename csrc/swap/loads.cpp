@@ -1,6 +1,7 @@
 // What an arrival copies, and whether it is there then.
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "swap/swap.h"
 
@@ -18,11 +19,13 @@ std::size_t pieces_in(Run run, std::size_t piece_bytes) {
 
 }  // namespace
 
-DamagedImage ModelMemory::damaged(const Region& region, Run run, const char* when) {
+DamagedImage ModelMemory::damaged(const Region& region, Run run, const char* when,
+                                  std::vector<PageHandle> pages) {
   return DamagedImage("bytes " + std::to_string(run.begin) + " to " + std::to_string(run.end) +
-                      " of a region of " + tag_names[static_cast<std::size_t>(region.tag())] +
-                      " are not what was saved" + when +
-                      ": memory is faulty, or something wrote to the image");
+                          " of a region of " + tag_names[static_cast<std::size_t>(region.tag())] +
+                          " are not what was saved" + when +
+                          ": memory is faulty, or something wrote to the image",
+                      std::move(pages));
 }
 
 std::vector<Run> ModelMemory::pieces_of(const Region& region, const RunSet& saved) const {
@@ -125,20 +128,28 @@ void ModelMemory::restore(const std::vector<Load>& loads, const std::vector<Plac
 
 void ModelMemory::verify(const std::vector<Load>& loads, SwapReport& report) {
   std::vector<Load> wrong;
+  std::optional<Load> shared;  // the first that is wrong on a page which may be behind others
+  std::vector<PageHandle> pages;
   for (const Load& load : loads) {
     if (load.sums == nullptr) continue;
     std::uint64_t* sum = load.sums;
     for (const Run& piece : in_pieces({&load.run, 1}, piece_bytes_)) {
       if (*sum != load.region->digests_.of(piece)) {
-        // Such a page may be behind others, who may be at work.
         if (load.is_there && load.region->sealed_) {
-          throw damaged(*load.region, piece, " on a page that other models may have as well");
+          if (!shared) shared = Load{load.region, piece, sum, true};
+          const PagePtr& page = load.region->mapping_->pages()[piece.begin / page_bytes_];
+          if (pages.empty() || pages.back() != page->handle()) pages.push_back(page->handle());
+        } else {
+          wrong.push_back({load.region, piece, sum, false});
         }
-        wrong.push_back({load.region, piece, sum, false});
       }
       ++sum;
     }
     report.verified_bytes += load.run.bytes();
+  }
+  if (shared) {  // others may be at work on it
+    throw damaged(*shared->region, shared->run, " on a page that other models may have as well",
+                  std::move(pages));
   }
   if (wrong.empty()) return;
   const std::int64_t start = driver_->now_ns();

@@ -10,6 +10,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "image/image.h"
@@ -31,10 +32,17 @@ enum class Verify {
 
 inline constexpr std::size_t sampled_one_in = 16;
 
-// An image does not have the bytes that it had when it was saved, or copies of it do not arrive.
+// An image does not have the bytes that it had when it was saved, or copies of it do not arrive; or
+// pages that other models may have as well do not have them: those of which the driver's handles
+// are named.
 class DamagedImage final : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit DamagedImage(const std::string& what, std::vector<PageHandle> pages = {})
+      : std::runtime_error(what), pages_(std::move(pages)) {}
+  [[nodiscard]] const std::vector<PageHandle>& pages() const noexcept { return pages_; }
+
+ private:
+  std::vector<PageHandle> pages_;
 };
 
 struct SwapReport {
@@ -250,7 +258,8 @@ class ModelMemory {
   [[nodiscard]] Audit plan_audit() const;
   void audited(const Audit& audit, SwapReport& report) const;
   [[nodiscard]] std::vector<Run> pieces_of(const Region& region, const RunSet& saved) const;
-  [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when);
+  [[nodiscard]] static DamagedImage damaged(const Region& region, Run run, const char* when,
+                                            std::vector<PageHandle> pages = {});
   [[nodiscard]] PieceDigests digests_in_one(const Region& region) const;
   std::uint64_t* sums(std::size_t count);
   std::vector<PagePtr> unmap_or_undo(const Counts& until);

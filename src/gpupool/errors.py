@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GpupoolError(Exception):
     """Base of every error gpupool raises on its own account."""
@@ -92,6 +94,11 @@ class DamagedMemoryError(GpupoolError):
 
     The model is out and stays out: each attempt to bring it in is verified, and refused, again.
     """
+
+    def __init__(self, message: str, pages: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.pages = tuple(pages)
+        """Those, by ``Page.handle``, on which it was found and that others may have as well."""
 
 
 class GangBrokenError(GpupoolError):

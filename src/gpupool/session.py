@@ -40,6 +40,12 @@ class Revocable(Protocol):
         False unless it was out.
         """
 
+    def distrust(self) -> None:
+        """Begin no step before the model has left, with all its pages: one of them is wrong.
+
+        Waits for nothing. It leaves as it is asked to, or by itself as a step is to begin.
+        """
+
     @property
     def used_s(self) -> float:
         """When the memory was last used, by ``time.monotonic``."""
@@ -196,8 +202,12 @@ class Session(Protocol):
         But for the ``keeps`` pages that are warm now, when all others have been released.
         """
 
-    def damaged(self, message: str) -> None:
-        """Memory was not what was saved: the model does not come in."""
+    def damaged(self, message: str, handles: Sequence[int] = ()) -> None:
+        """Memory was not what was saved: the model does not come in.
+
+        With the ``handles`` of pages that others may have as well and that it holds still: before
+        their next step those leave, and come anew.
+        """
 
     def others_arrive(self) -> bool:
         """Whether somebody waits for another model that is coming in: what comes ahead waits."""

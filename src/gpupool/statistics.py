@@ -109,6 +109,8 @@ class ModelStatistics:
     """Pages it needs to be resident; 0 until it first asked."""
     swap_ins: SwapStatistics
     swap_outs: SwapStatistics
+    damaged: int
+    """How often memory was not what was saved, as it came in or on a page that others have too."""
     parked_bytes: int
     """Of its images, what is in a file and not in host memory."""
     parked_file_bytes: int

@@ -38,6 +38,8 @@ _messages = st.one_of(
         st.booleans(),
     ),
     st.builds(p.Cancel, st.booleans()),
+    st.builds(p.WrongPages, st.lists(st.integers(0, PAGES), max_size=2)),
+    st.just(p.Damaged("wrong")),
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Yielded, st.none() | _figures),

@@ -16,6 +16,7 @@ from gpupool._core import Region
 from gpupool.errors import LeaseTimeoutError, UsageError
 from gpupool.sharing.contents import Contents
 from gpupool.sharing.store import HostStore
+from tests.sharing.test_fine_tunes import flip
 
 PAGE_BYTES = 2 << 20
 BUDGET_PAGES = 6
@@ -90,6 +91,28 @@ class Sharing(RuleBasedStateMachine):
             ctypes.memmove(
                 sharer.weights.address, sharer.content[0] * (PAGE_BYTES // 4), PAGE_BYTES
             )
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), page=st.integers(0, 3))
+    def find_one_wrong(self, data: st.DataObject, page: int) -> None:
+        """Whoever has it computes on it no more, once somebody else found out."""
+        one, other = (data.draw(st.sampled_from(self.models)) for _ in range(2))
+        page %= len(one.content)
+        with one.model.resident():
+            if one is other or other.model.gate.is_resident:
+                return
+            found = self.damaged()
+            flip(self.pool, one.weights.page_handles[page], 5)
+            with contextlib.suppress(LeaseTimeoutError, UsageError), other.model.resident():
+                other.check()
+            if self.damaged() == found:  # it had no use for that page
+                flip(self.pool, one.weights.page_handles[page], 5)
+        for sharer in self.models:
+            with sharer.model.resident():
+                sharer.check()
+
+    def damaged(self) -> int:
+        return sum(model.damaged for model in self.pool.statistics().models)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from gpupool._core import PagePool
-from gpupool.arbiter.holdings import Holdings
+from gpupool.arbiter.distrust import Distrust
 from gpupool.arbiter.leases import Granted, Lease, Outcome
 from gpupool.errors import DriverError, UsageError
 from gpupool.schedule.turns import (
@@ -25,7 +25,7 @@ from gpupool.schedule.turns import (
 _STAYS_S = 1.0  # until a model that cannot leave is asked again
 
 
-class Arbiter(Holdings):
+class Arbiter(Distrust):
     """Grants and revokes leases over the pages of one budget."""
 
     def __init__(self, pages: PagePool, turn_s: float) -> None:
@@ -159,8 +159,10 @@ class Arbiter(Holdings):
     def decide(self, now_s: float) -> Outcome:
         """Apply the policy to the present state."""
         self._pin_for_first()
+        outcome = Outcome()
+        outcome.cooled.extend(map(self._cool, self._warm_and_wrong(now_s)))
         decision = decide(self._view(), now_s, self._turn_s)
-        outcome = Outcome(wake_at_s=decision.wake_at_s)
+        outcome.wake_at_s = decision.wake_at_s
         self._apply(decision, outcome, now_s)
         return outcome
 

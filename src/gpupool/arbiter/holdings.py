@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from gpupool._core import PagePool
 from gpupool.arbiter.leases import Lease
@@ -154,15 +154,14 @@ class Holdings:
 
         Raises UsageError for one that it does not hold.
         """
-        if not set(self._pages.owned(key)).issuperset(pages.values()):
+        self._require_own(key, pages.values())
+        self._contents.has(key, pages)
+
+    def _require_own(self, key: int, pages: Iterable[int]) -> None:
+        if not set(self._pages.owned(key)).issuperset(pages):
             raise UsageError(
                 f"model {self._leases[key].name!r} told of pages that it does not hold"
             )
-        self._contents.has(key, pages)
-
-    def distrust(self, key: int) -> None:
-        """The model did not find on pages what they should have: nobody is given them as such."""
-        self._contents.distrust(key)
 
     def _take(self, key: int, shared: Mapping[int, int]) -> None:
         if shared:

@@ -65,7 +65,7 @@ class Granted:
     """Beside those, pages of others that have what it needs, by their places."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What follows from one look at the state."""
 

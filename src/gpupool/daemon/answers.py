@@ -56,6 +56,8 @@ class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     keep: int = 0
     lease: int = 0
     """Of which Acquire of this client, the first being 1: it is stale once there was another."""
+    distrusted: str = ""
+    """Why no step may begin before, if so, whatever is left of its turn: on a wrong page."""
     park_s: float | None = None
     """Then do as Park says, within so much time, before anybody can have the model back."""
 

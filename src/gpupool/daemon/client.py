@@ -15,6 +15,7 @@ from gpupool.daemon import protocol as p
 from gpupool.daemon.host_request import host_memories
 from gpupool.daemon.lasting import Lasting
 from gpupool.daemon.lease_request import Answer, LeaseRequest, collect
+from gpupool.daemon.limits import in_parts
 from gpupool.daemon.link import REPLY_TIMEOUT_S, Link, ask, connect
 from gpupool.daemon.obeying import Obeying
 from gpupool.daemon.page_table import PageTable
@@ -89,8 +90,7 @@ class DaemonSession:
             connection.close()
             raise
         self._page_bytes = welcome.page_bytes
-        self.budget_bytes = welcome.budget_bytes
-        self.min_tokens = welcome.min_tokens
+        self.budget_bytes, self.min_tokens = welcome.budget_bytes, welcome.min_tokens
         self._parking = Path(welcome.parking) if welcome.parking else None
         self.follows_requests = welcome.follows_requests
         """Whether the daemon's policy goes by what is told of requests."""
@@ -182,9 +182,9 @@ class DaemonSession:
     ) -> None:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""
         sizes = weights_bytes, kv_cache_bytes
-        declared = p.Declare(pages, *sizes, warmable, parkable_bytes, list(shared))
+        said = p.Declare(pages, *sizes, warmable, parkable_bytes, list(shared))
         with self._asking:
-            self._link.request(declared, p.Ok)
+            self._link.request(said, p.Ok)
 
     def acquire(
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None
@@ -225,10 +225,9 @@ class DaemonSession:
 
     def has(self, first: int, handles: Sequence[int]) -> None:
         """Pages have what was declared for the places from ``first`` on."""
-        numbers = self._table.numbers(handles)
-        for start in range(0, len(numbers), p.RELEASED_MAX):
-            part = numbers[start : start + p.RELEASED_MAX]
-            self._link.send(p.Holds(first + start, part))
+        for part in in_parts(self._table.numbers(handles)):
+            self._link.send(p.Holds(first, part))
+            first += len(part)
 
     def arrived(self, report: SwapReport) -> None:
         """The model is resident."""
@@ -241,8 +240,10 @@ class DaemonSession:
         """
         self._link.send(p.Yielded(None if report is None else p.SwapFigures.of(report), keeps))
 
-    def damaged(self, message: str) -> None:
-        """Memory was not what was saved: the model does not come in."""
+    def damaged(self, message: str, handles: Sequence[int] = ()) -> None:
+        """Memory was not what was saved, as ``Session.damaged``."""
+        for part in in_parts(self._table.numbers(handles)):
+            self._link.send(p.WrongPages(part))
         self._link.send(p.Damaged(p.one_line(message)))
 
     def working(self, work: p.Working) -> bool:
@@ -283,8 +284,8 @@ class DaemonSession:
             return request.grant(timeout_s)
 
     def _release(self, ids: list[int], leaving: bool) -> None:
-        for start in range(0, len(ids), p.RELEASED_MAX):
-            self._link.send(p.Release(ids[start : start + p.RELEASED_MAX], leaving))
+        for part in in_parts(ids):
+            self._link.send(p.Release(part, leaving))
 
     def _is_stale(self, revoke: p.Revoke) -> bool:
         return revoke.lease != self._acquires

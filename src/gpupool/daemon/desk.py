@@ -8,6 +8,7 @@ from gpupool.arbiter.leases import Granted
 from gpupool.daemon import protocol as p
 from gpupool.daemon.account import Account
 from gpupool.daemon.conducting import Conducting
+from gpupool.daemon.damage import Damage
 from gpupool.daemon.extensions import Extensions
 from gpupool.daemon.giving_way import GivingWay
 from gpupool.daemon.hand_out import export, send_pages
@@ -54,6 +55,7 @@ class Desk:
         self._parking = Parking(self._host, arbiter, self._workers, parking, revoke_timeout_s)
         self._parking.connect(self._have_leave, self._refuse)
         self._giving_way = GivingWay(arbiter, self._workers)
+        self._damage = Damage(arbiter, self._workers, self._account, revoke_timeout_s)
         self._conducting = conducting
         self._strangers = Strangers(self._account, conducting, self._workers)
 
@@ -159,9 +161,7 @@ class Desk:
         return wake_at_s
 
     def _revoke(self, key: int, now_s: float, keep: int = 0, park_s: float | None = None) -> None:
-        worker = self._workers[key]
-        limit_s = max(self._revoke_timeout_s, worker.lasts_s)
-        worker.expect(p.Revoke(limit_s, keep, worker.acquires, park_s), now_s)
+        self._workers[key].revoke(self._revoke_timeout_s, now_s, keep, park_s)
 
     def _have_leave(self, key: int, now_s: float, park_s: float) -> None:
         self._arbiter.revoke(key, now_s)
@@ -212,6 +212,8 @@ class Desk:
             return
         if self._conducting.said(worker, key, message, now_s):
             return
+        if self._damage.said(worker, key, message, now_s):
+            return
         match message:
             case p.Declare():
                 detail = f"weights {message.weights_bytes}, KV cache {message.kv_cache_bytes}"
@@ -255,10 +257,6 @@ class Desk:
             case p.Cooled():
                 self._arbiter.cooled(key, now_s)
                 worker.kill_at_s = None
-            case p.Damaged():
-                worker.damaged += 1
-                self._arbiter.distrust(key)
-                self._account.note(worker.name, worker.peer.pid, message.message)
             case p.Kept():
                 if worker.kill_at_s is None:
                     return  # this crossed a Yielded

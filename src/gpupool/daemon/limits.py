@@ -25,3 +25,8 @@ def one_line(text: str) -> str:
     """A text of another process, fit to be kept and shown: printable, one line, not long."""
     printable = "".join(c if c.isprintable() else " " for c in text[:TEXT_BYTES_MAX])
     return printable.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore")
+
+
+def in_parts(pages: list[int]) -> list[list[int]]:
+    """As many at a time as one message names."""
+    return [pages[at : at + RELEASED_MAX] for at in range(0, len(pages), RELEASED_MAX)]

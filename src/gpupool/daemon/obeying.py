@@ -42,9 +42,9 @@ class Obeying:
 
     def start(self, link: Link, is_stale: Callable[[p.Revoke], bool], lasting: Lasting) -> None:
         """Obey from now on; ``is_stale`` says that what is revoked has gone by itself."""
-        self._lasting = lasting
+        self._is_stale, self._lasting = is_stale, lasting
         runs: dict[str, Callable[[], None]] = {
-            "gpupool-revoke": partial(self._obey, link, is_stale),
+            "gpupool-revoke": partial(self._obey, link),
             "gpupool-ahead": self._fetch_ahead,
             "gpupool-park": self._park,
         }
@@ -57,6 +57,10 @@ class Obeying:
         if isinstance(order, p.Park):
             self._parks.put(order)
         else:
+            if isinstance(order, p.Revoke) and order.distrusted and not self._is_stale(order):
+                log.warning("gpupool: %s", order.distrusted)
+                if self.holder is not None:  # at once, whatever is obeyed just now
+                    self.holder.distrust()
             self._orders.put(order)
 
     def wish(self, wish: p.FetchAhead | p.GiveWay) -> None:
@@ -80,7 +84,7 @@ class Obeying:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def _obey(self, link: Link, is_stale: Callable[[p.Revoke], bool]) -> None:
+    def _obey(self, link: Link) -> None:
         while (order := self._orders.get()) is not None:
             if self.holder is None:
                 continue
@@ -89,7 +93,7 @@ class Obeying:
                 if isinstance(order, p.Cool):
                     self.holder.cool(order.pages)
                     continue
-                stale = partial(is_stale, order)
+                stale = partial(self._is_stale, order)
                 left = False
                 left = self._leave(self.holder, order, stale)
             except Exception as error:

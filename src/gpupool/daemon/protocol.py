@@ -60,7 +60,7 @@ from gpupool.daemon.work_messages import WhyQuery as WhyQuery
 from gpupool.daemon.work_messages import WorkGoals as WorkGoals
 from gpupool.daemon.work_messages import Working as Working
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 
 class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +179,15 @@ class Cooled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """The warm pages that Cool asked for are released, as far as could be."""
 
 
+class WrongPages(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """Pages that others may have as well were not what was saved: Damaged says the rest.
+
+    It holds them still: nobody else begins a step on them from now on.
+    """
+
+    pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
+
+
 class Damaged(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Memory was not what was saved, also when it was copied again; the model did not come in."""
 
@@ -256,6 +265,7 @@ ClientMessage = (
     | Arrived
     | Yielded
     | Cooled
+    | WrongPages
     | Damaged
     | Kept
     | Lasting

@@ -48,7 +48,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     moved_out: Moved = Moved()
     """By swap-outs."""
     damaged: int = 0
-    """Swap-ins that were refused, for memory was not what was saved."""
+    """How often memory was not what was saved, as it came in or on a page that others have too."""
     parked_bytes: int = 0
     """Of its images, what is in a file and not in host memory."""
     parked_file_bytes: int = 0

@@ -84,6 +84,18 @@ class Worker:
         self.may_last = True
         self.peer.say(order)
 
+    def revoke(
+        self,
+        others_s: float,
+        now_s: float,
+        keep: int = 0,
+        park_s: float | None = None,
+        distrusted: str = "",
+    ) -> None:
+        """Have it leave, in the time that the steps of others take or that it has told of."""
+        limit_s = max(others_s, self.lasts_s)
+        self.expect(Revoke(limit_s, keep, self.acquires, distrusted, park_s), now_s)
+
     def lasts(self, step_s: float, others_s: float, now_s: float) -> None:
         """Its steps may take so long from now on, those of others ``others_s``.
 

@@ -12,6 +12,7 @@ from gpupool._core import Driver, PagePool, SwapReport
 from gpupool.arbiter import Arbiter
 from gpupool.arbiter.leases import Granted
 from gpupool.embedded.clean_pages import CleanPages
+from gpupool.embedded.damage import Damage
 from gpupool.embedded.host_memory import EmbeddedHost
 from gpupool.embedded.orders import Order, Orders
 from gpupool.embedded.session import EmbeddedSession
@@ -51,6 +52,7 @@ class EmbeddedArbiter:
         self._failed: dict[int, Exception] = {}
         self._orders = Orders(self._arbiter, self._changed, self._holders)
         self._swaps = SwapCounts()
+        self._damage = Damage(self._arbiter, self._holders, self._swaps)
         self.host = EmbeddedHost(host, self._arbiter, self._changed, self._holders)
         self.images = EmbeddedImages(self.host.ledger.store, self._changed, pages.page_bytes)
         self._extending = 0  # threads that are to have what comes free before all others
@@ -100,14 +102,17 @@ class EmbeddedArbiter:
     def has(self, key: int, first: int, handles: Sequence[int]) -> None:
         """Pages, named by their handles, have what was declared for the places from ``first``."""
         with self._changed:
-            numbers = {self.pages.page(page).handle: page for page in self.pages.owned(key)}
-            places = {first + i: numbers[handle] for i, handle in enumerate(handles)}
-            self._arbiter.has(key, places)
+            self._arbiter.has(key, dict(enumerate(self._numbers(key, handles), first)))
 
-    def distrust(self, key: int) -> None:
-        """A model found something else on its pages than they should have."""
+    def damaged(self, key: int, message: str, handles: Sequence[int]) -> None:
+        """A model found something else than was saved, as ``Session.damaged``."""
         with self._changed:
-            self._arbiter.distrust(key)
+            self._damage.found(key, message, self._numbers(key, handles))
+            self._changed.notify_all()  # warm pages are asked for
+
+    def _numbers(self, key: int, handles: Sequence[int]) -> list[int]:
+        numbers = {self.pages.page(page).handle: page for page in self.pages.owned(key)}
+        return [numbers[handle] for handle in handles]
 
     def acquire(self, key: int, timeout_s: float, wanted: Wanted | None) -> PageGrant:
         """Wait for the lease, as ``Session.acquire``; nothing is granted after an error."""

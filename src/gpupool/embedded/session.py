@@ -167,9 +167,9 @@ class EmbeddedSession:
         self._has_come()
         self._arbiter.give_back(self.key, report, keeps)
 
-    def damaged(self, message: str) -> None:
-        """Whoever asked for the model hears of it."""
-        self._arbiter.distrust(self.key)
+    def damaged(self, message: str, handles: Sequence[int] = ()) -> None:
+        """Whoever asked for the model hears of it; others do of the pages."""
+        self._arbiter.damaged(self.key, message, handles)
 
     def lasting(self, step_s: float) -> AbstractContextManager[None]:
         """Nothing: whoever waits here waits as long as it said itself, and nobody is killed."""

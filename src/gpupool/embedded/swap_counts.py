@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from gpupool._core import PagePool, SwapReport
@@ -16,6 +17,7 @@ class SwapCounts:
     def __init__(self) -> None:
         """Of no model yet."""
         self._of: dict[int, tuple[SwapCount, SwapCount]] = {}
+        self._damaged: Counter[int] = Counter()
 
     def add(self, key: int) -> None:
         """A model joins."""
@@ -23,6 +25,7 @@ class SwapCounts:
 
     def remove(self, key: int) -> bool:
         """A model has left; False if it had before."""
+        self._damaged.pop(key, None)
         return self._of.pop(key, None) is not None
 
     def came(self, key: int, report: SwapReport) -> None:
@@ -32,6 +35,10 @@ class SwapCounts:
     def went(self, key: int, report: SwapReport) -> None:
         """It swapped out."""
         self._of[key][1].add(report)
+
+    def damaged(self, key: int) -> None:
+        """Memory that it has, or was to have, was not what was saved."""
+        self._damaged[key] += 1
 
     def statistics(
         self, arbiter: Arbiter, pages: PagePool, images_of: Callable[[int], Images]
@@ -44,6 +51,7 @@ class SwapCounts:
                 needed_bytes=lease.pages * pages.page_bytes,
                 swap_ins=self._of[lease.key][0].statistics(),
                 swap_outs=self._of[lease.key][1].statistics(),
+                damaged=self._damaged[lease.key],
                 parked_bytes=images.parked_bytes,
                 parked_file_bytes=images.file_bytes,
                 parks=images.parks,

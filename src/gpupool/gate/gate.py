@@ -6,14 +6,13 @@ step that finds the model out brings it in first. Thread safe.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from gpupool._core import SwapReport
 from gpupool.errors import LeaseTimeoutError, UsageError
+from gpupool.gate.moves import Moves
 from gpupool.gate.open_steps import OpenSteps
 from gpupool.gate.revokes import Revokes
 from gpupool.gate.turn import Turn
@@ -22,7 +21,7 @@ from gpupool.residency import Ahead, Resident, State
 _POLL_S = 0.02
 
 
-class Gate:
+class Gate(Moves):
     """Steps, leases and yields of one model in one process."""
 
     def __init__(
@@ -35,19 +34,10 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start out of memory; ``min_steps`` and ``pause_s`` are as ``Turn`` has them."""
-        self._resident, self._lease_timeout_s, self._clock = resident, lease_timeout_s, clock
-        self._turn = Turn(min_steps, pause_s, clock)
-        self._changed = threading.Condition()
-        self._state = State.OUT
+        super().__init__(resident, Turn(min_steps, pause_s, clock))
+        self._lease_timeout_s, self._clock = lease_timeout_s, clock
         self._steps = OpenSteps()
         self._revokes = Revokes(self._turn, self._changed)
-        self._arrivals = 0
-        self._ahead: Ahead | None = None  # of what arrives now
-
-    @property
-    def is_resident(self) -> bool:
-        """Whether the memory is in place. True may be outdated at once."""
-        return self._state is State.RESIDENT
 
     @property
     def used_s(self) -> float:
@@ -69,9 +59,14 @@ class Gate:
                     raise UsageError("a closed model cannot be used")
                 if self._state in (State.OUT, State.TORN):
                     self._bring_in(deadline_s - self._clock())
+                    if self._distrusted:
+                        continue
                     # The step that it came for goes first, even if a revoke waits already.
                     self._steps.open()
                     return
+                if self._distrusted and self._may_leave():
+                    self._leave(self._resident.give_up)
+                    continue
                 if self._ahead is not None:
                     self._ahead.hurry()
                 if not self._changed.wait(max(0.0, deadline_s - self._clock())):
@@ -169,7 +164,10 @@ class Gate:
         Raises LeaseTimeoutError if a step stays open for ``timeout_s``, UsageError if it is this
         very thread's, and what giving up raises; the model is resident then, or torn.
         """
-        leave = partial(self._resident.give_up, keep, park_s)
+
+        def leave() -> SwapReport:
+            return self._resident.give_up(0 if self._distrusted else keep, park_s)
+
         return self._give_up(timeout_s, is_stale, leave, State.OUT)
 
     def park(self, deadline_s: float) -> None:
@@ -216,15 +214,7 @@ class Gate:
                     if gone or self._arrivals != arrivals or stale():
                         return False
                     self._wait_until(deadline_s, polls=is_stale is not None)
-                self._state = State.LEAVING
-        after = None
-        try:
-            leave()
-            after = then
-        finally:
-            with self._changed:
-                self._state = after or self._after_error(State.RESIDENT)
-                self._changed.notify_all()
+            self._leave(leave, then)
         return True
 
     def close(self) -> bool:
@@ -240,22 +230,20 @@ class Gate:
                     return closes
         return True
 
-    def _see_whether_torn(self) -> None:
-        if self._state in (State.OUT, State.TORN):
-            self._state = self._after_error(State.OUT)
-
     def _enter(self) -> bool:
         # A model about to leave lets nobody in, or threads whose steps overlap would keep it for
         # ever. But a step that is open already must be able to finish, and what its thread needs
         # for that may be another step.
         leaves = self._revokes.count > 0 and self._turn.is_over(in_step=self._steps.count > 0)
+        leaves = leaves or self._distrusted
         if self._state is not State.RESIDENT or (leaves and not self._steps.are_mine()):
             return False
         self._steps.open()
         return True
 
     def _may_leave(self) -> bool:
-        over = self._state is State.RESIDENT and self._steps.count == 0 and self._turn.is_over()
+        at_rest = self._state is State.RESIDENT and self._steps.count == 0
+        over = at_rest and (self._distrusted or self._turn.is_over())
         return over or self._state is State.TORN
 
     def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
@@ -271,24 +259,3 @@ class Gate:
     def _changes_in_s(self) -> list[float]:
         at_rest = self._state is State.RESIDENT and self._steps.count == 0
         return self._turn.changes_in_s() if at_rest else []
-
-    def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
-        """Called with the lock held, which is let go meanwhile."""
-        self._state, self._ahead = State.ARRIVING, ahead
-        self._arrivals += 1
-        self._changed.release()
-        after = None
-        try:
-            self._arrive(max(0.0, timeout_s), ahead)
-            after = State.RESIDENT
-        finally:
-            self._changed.acquire()
-            self._state, self._ahead = after or self._after_error(State.OUT), None
-            self._turn.begin()
-            self._changed.notify_all()
-
-    def _arrive(self, timeout_s: float, ahead: Ahead | None) -> None:
-        self._resident.bring_in(timeout_s, ahead)
-
-    def _after_error(self, before: State) -> State:
-        return State.TORN if self._resident.torn else before

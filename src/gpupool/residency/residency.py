@@ -18,6 +18,7 @@ from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolEr
 from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead, counted
 from gpupool.residency.closed import NO_MEMORY
+from gpupool.residency.damage import told
 from gpupool.residency.early import EarlyArrival
 from gpupool.residency.figures import figures_of, figures_of_leaving, warn_of_unmarked
 from gpupool.residency.footprint import Footprint
@@ -104,8 +105,6 @@ class Residency:
             try:
                 return self._bring_in(timeout_s, ahead)
             except DamagedMemoryError as error:
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.damaged(str(error))
                 tries -= 1
                 if tries == 0:
                     raise DamagedMemoryError(f"model {self._name!r}: {error}") from None
@@ -117,9 +116,10 @@ class Residency:
         deadline_s = time.monotonic() + timeout_s
         wanted = None if ahead is None else ahead.is_wanted
         # Before its lease: who waits for host memory has no pages that others wait for.
-        self.parking.bring_back(self.saved, timeout_s, wanted)
+        with told(self._session):
+            self.parking.bring_back(self.saved, timeout_s, wanted)
         early = EarlyArrival(self.saved, ahead, shares=bool(self.sharing))
-        with span(self._session.driver, f"lease wait {self._name}", {}):
+        with span(self._session.driver, f"lease wait {self._name}", {}), told(self._session):
             try:
                 left_s = max(0.0, deadline_s - time.monotonic())
                 grant = self._session.acquire(left_s, early, wanted)
@@ -127,7 +127,7 @@ class Residency:
                 self._parted = early.stuck
         values: Values = {"pages": len(grant.pages), "clean_pages": grant.clean}
         try:
-            with span(self._session.driver, f"swap in {self._name}", values):
+            with span(self._session.driver, f"swap in {self._name}", values), told(self._session):
                 report = self._arrive(grant, early, ahead)
                 values.update(figures_of(report))
         except BaseException:

@@ -80,7 +80,7 @@ class Metrics:
         )
         self._damaged = Counter(
             "gpupool_damaged_swap_ins",
-            "Swap-ins refused because memory was not what was saved",
+            "Times that memory was not what was saved, so that a model left or did not come",
             ["model"],
             registry=registry,
         )

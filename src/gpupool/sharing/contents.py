@@ -23,6 +23,7 @@ class Contents:
         self._content: dict[int, bytes] = {}
         self._holders: dict[int, set[int]] = {}
         self._together: Counter[frozenset[int]] = Counter()  # pages by who has them, of several
+        self._wrong: set[int] = set()  # found to be, and somebody's still
         self._changes = 0
         self._found: dict[int, tuple[int, dict[int, int]]] = {}
 
@@ -49,7 +50,8 @@ class Contents:
             if known != content:  # somebody is wrong about it, so nobody else gets it
                 self._present.pop(known, None)
                 continue
-            self._present.setdefault(content, page)
+            if page not in self._wrong:
+                self._present.setdefault(content, page)
             self._hold(page, {*self._holders.get(page, ()), key})
         self._changes += 1
 
@@ -83,16 +85,27 @@ class Contents:
                 continue
             self._hold(page, holders - {key})
             if page not in self._holders:
+                self._wrong.discard(page)
                 content = self._content.pop(page)
                 if self._present.get(content) == page:
                     del self._present[content]
         self._changes += 1
 
-    def distrust(self, key: int) -> None:
-        """A model found something else: what it was to have is looked for on no page any more."""
+    def distrust(self, key: int, pages: Iterable[int]) -> set[int]:
+        """A model found something else: what it was to have is looked for on no page any more.
+
+        Returns the others that have some of the ``pages`` on which it was.
+        """
         for content in self._wanted.get(key, {}).values():
             self._present.pop(content, None)
         self._changes += 1
+        wrong = [page for page in pages if page in self._holders]
+        self._wrong.update(wrong)
+        return {holder for page in wrong for holder in self._holders[page]} - {key}
+
+    def have_wrong(self) -> set[int]:
+        """The models that have pages which were found wrong."""
+        return {holder for page in self._wrong for holder in self._holders[page]}
 
     def left_to_others(self, last: Callable[[int], tuple[float, ...]]) -> Counter[int]:
         """How many pages of each model do not come free as it leaves, for others have them as well.
