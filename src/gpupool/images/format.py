@@ -99,6 +99,8 @@ class Made(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of each tensor, by its name."""
     values: dict[str, dict[str, str]]
     """Plain Python attributes of each submodule, as JSON."""
+    elsewhere: dict[str, str]
+    """What tensors had that are no attribute of a submodule, but in its containers and objects."""
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

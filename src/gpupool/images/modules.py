@@ -108,12 +108,18 @@ def save_image(
     The model must be out, and nobody may bring it in meanwhile. ``key`` is what the file is looked
     up by and must be equal when it is loaded. ``before`` is what the module was when it had just
     been made (``gpupool.images.state.made``), if loading and processing its weights changed more
-    than what its tensors hold. ``room`` is told the size before anything is written, and may raise.
-    Raises UsageError, also for a module with tensors outside of the
-    regions, and ImageWriteError.
+    than what its tensors hold; tensors that are in containers and objects of the module alone
+    must be what they were then. ``room`` is told the size before anything is written, and may
+    raise. Raises UsageError, also for a module with tensors outside of the regions, and
+    ImageWriteError.
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
+    if before is not None and (name := state.filled_elsewhere(module, before)) is not None:
+        raise UsageError(
+            f"tensor {name!r} is not what it was when its module was made, and no attribute of a "
+            "module: no image would have it"
+        )
     places, shape = places_in(module, model), state.shape_of(module, before)
     with model.pinned(), _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from gpupool.images.elsewhere import elsewhere
 from gpupool.images.format import Made, Shape
 from gpupool.images.slots import slots_of, type_name
 
@@ -22,7 +23,7 @@ Values = dict[str, dict[str, str]]
 
 def made(module: torch.nn.Module) -> Made:
     """A module that has just been made, with no weights yet. Keeps nothing of it."""
-    return Made(layouts(module), _values(module))
+    return Made(layouts(module), _values(module), elsewhere(module))
 
 
 def shape_of(module: torch.nn.Module, before: Made | None = None) -> Shape:
@@ -51,6 +52,11 @@ def emptied(module: torch.nn.Module, before: Made) -> str | None:
             if was and was != slot.layout:
                 return slot.name
     return None
+
+
+def filled_elsewhere(module: torch.nn.Module, before: Made) -> str | None:
+    """A tensor that no image has and that is not what it was, or new, or gone; where it is."""
+    return differing(before.elsewhere, elsewhere(module))
 
 
 def differing(before: dict[str, str], now: dict[str, str]) -> str | None:
