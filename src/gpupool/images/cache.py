@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,36 +78,76 @@ class ImageCache:
         with contextlib.suppress(OSError):
             os.utime(path)
 
-    def make_room(self, size_bytes: int, but: Path | None = None) -> list[Path]:
+    def make_room(
+        self,
+        size_bytes: int,
+        allocate: Callable[[], None] = lambda: None,
+        but: Path | None = None,
+    ) -> list[Path]:
         """Remove files until so many bytes more are within the limit; which those were.
 
         Those not used for the longest time go first, none that is in use, and first of all what
-        writers left that were killed. ``but`` is what the bytes will replace. Makes the folder.
-        Raises ImageWriteError if the limit is too low or the folder is not this user's own.
+        writers left that were killed. What others write just now counts. ``allocate`` gives the
+        bytes to a file that is being written (UNFINISHED, locked), before anything is removed
+        unless the disk has room only then. ``but`` is what they will replace. Makes the folder.
+        Raises ImageWriteError if the limit is too low, the disk full, or the folder not this user's
+        own: nothing that was whole is gone then, unless the disk took less than it had free.
         """
         try:
             self._make_folder()
-            for scrap in self._files(f"{UNFINISHED}*"):
-                _remove_unused(scrap)
-            limit_bytes = self._limit()
-            entries = [entry for entry in self.entries() if entry.path != but]
-            over = sum(entry.size_bytes for entry in entries) + size_bytes - limit_bytes
-            gone: list[Path] = []
-            for entry in entries if size_bytes <= limit_bytes else ():
-                if over <= 0:
-                    break
-                if _remove_unused(entry.path):
-                    over -= entry.size_bytes
-                    gone.append(entry.path)
+            with self._alone(), ExitStack() as claims:
+                limit_bytes = self._limit()
+                scraps = sum(map(_remove_scrap, self._files(f"{UNFINISHED}*")))
+                entries = [entry for entry in self.entries() if entry.path != but]
+                over = scraps + sum(entry.size_bytes for entry in entries) + size_bytes
+                over -= limit_bytes
+                gone: list[Path] = []
+                freed_bytes = 0
+                for entry in entries if size_bytes <= limit_bytes else ():
+                    if over <= freed_bytes:
+                        break
+                    if _claim(entry.path, claims):
+                        freed_bytes += entry.size_bytes
+                        gone.append(entry.path)
+                if over <= freed_bytes:
+                    allocated = self._allocated(allocate, size_bytes, freed_bytes)
+                    for path in gone:
+                        path.unlink()
+                    if not allocated:
+                        allocate()
+                    return gone
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ImageWriteError(f"{self.folder} cannot take an image: {reason}") from None
-        if over > 0:
             raise ImageWriteError(
-                f"{self.folder} may have {limit_bytes} bytes, and with an image of {size_bytes} "
-                f"would have {over} more: raise image_cache_bytes"
-            )
-        return gone
+                f"{self.folder} cannot take an image of {size_bytes} bytes: {reason}"
+            ) from None
+        raise ImageWriteError(
+            f"{self.folder} may have {limit_bytes} bytes, and with an image of {size_bytes} "
+            f"would have {over - freed_bytes} more: raise image_cache_bytes"
+        )
+
+    def _allocated(self, allocate: Callable[[], None], size_bytes: int, freed_bytes: int) -> bool:
+        """False if that is to be tried once so much is freed. Raises OSError if it cannot help."""
+        try:
+            allocate()
+        except OSError as error:
+            system = os.statvfs(self.folder)
+            free_bytes = system.f_bavail * system.f_frsize
+            helps = free_bytes < size_bytes <= free_bytes + freed_bytes
+            if error.errno != errno.ENOSPC or not helps:
+                raise
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else makes room for the length of a ``with`` block."""
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def remove(self, path: Path) -> bool:
         """Take a file out, whoever reads it; False if it is not there. Raises OSError."""
@@ -141,24 +183,28 @@ class ImageCache:
         return iter(sorted(self.folder.glob(pattern)))
 
 
-def _remove_unused(path: Path) -> bool:
-    """Remove a file that nobody has locked; False if somebody has, or it is gone."""
+def _claim(path: Path, claims: ExitStack) -> bool:
+    """Lock a file that nobody has locked, until ``claims`` end; False if somebody has, or none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        if not lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return False
+        claims.callback(os.close, fd)
         # Another may have been put in its place since it was opened.
-        if os.fstat(fd).st_ino != path.stat().st_ino:
-            return False
-        path.unlink()
+        unused = lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return unused and os.fstat(fd).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
-    finally:
-        os.close(fd)
-    return True
+
+
+def _remove_scrap(path: Path) -> int:
+    """Remove what no writer has locked any more; how many bytes it has else."""
+    with ExitStack() as claims, contextlib.suppress(FileNotFoundError):
+        size_bytes = path.stat().st_size
+        if size_bytes == 0:  # about to ask for room, and not locked yet, or by no file system
+            return 0
+        if not _claim(path, claims):
+            return size_bytes
+        path.unlink()
+    return 0
 
 
 def verify(path: Path) -> str | None:

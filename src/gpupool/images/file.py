@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from gpupool._core import digest
@@ -21,6 +22,13 @@ UNFINISHED = ".image-"
 """What the names of files begin with that are being written, under an exclusive lock."""
 _WRITE_BYTES = 4 * f.CHUNK_BYTES
 Progress = Callable[[int, int], None]
+Room = Callable[[int, Callable[[], None]], None]
+"""Sees to it that there is room for so many bytes, and calls what allocates them."""
+
+
+def anywhere(size_bytes: int, allocate: Callable[[], None]) -> None:
+    """Wherever the disk has room."""
+    allocate()
 
 
 def write_image(
@@ -30,15 +38,15 @@ def write_image(
     places: Sequence[f.Place],
     *,
     shape: f.Shape | None = None,
-    room: Callable[[int], None] = lambda size_bytes: None,
+    room: Room = anywhere,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Write the parts, each a tag and its bytes, as a file of images; returns its size in bytes.
 
     The bytes must not change meanwhile. The file is there when all of it is on the disk, and before
-    that whatever was at ``path``. ``room`` is told the size before anything is written, and may
-    raise; ``progress`` hears how many bytes of how many are. Raises ImageWriteError, which says how
-    many bytes are needed.
+    that whatever was at ``path``. ``room`` is called before anything is written, and may raise;
+    ``progress`` hears how many bytes of how many are. Raises ImageWriteError, which says how many
+    bytes are needed.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         manifest = f.Manifest(
@@ -52,11 +60,10 @@ def write_image(
     header = f.header_of(manifest)
     begins = f.starts(manifest)
     total = len(header) + begins[-1]
-    room(total)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _replacing(path) as fd:
-            os.posix_fallocate(fd, 0, total)  # a full disk says so now
+            room(total, partial(os.posix_fallocate, fd, 0, total))  # a full disk says so now
             _write(fd, 0, memoryview(header))
             done = 0
             for begin, (_, data) in zip(begins, parts, strict=False):

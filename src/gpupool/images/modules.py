@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from gpupool._core import Region
 from gpupool.adopt import check_known
 from gpupool.errors import UsageError
 from gpupool.images import state
-from gpupool.images.file import ImageFile, Progress, write_image
+from gpupool.images.file import ImageFile, Progress, Room, anywhere, write_image
 from gpupool.images.format import Made, Place
 from gpupool.images.restore import attributes_of, check_made_alike, restore
 from gpupool.images.slots import dtype_name, slots_of, type_name
@@ -100,7 +100,7 @@ def save_image(
     key: dict[str, str],
     *,
     before: Made | None = None,
-    room: Callable[[int], None] = lambda size_bytes: None,
+    room: Room = anywhere,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Write what an adopted module's regions have on the host; returns the file's size in bytes.
@@ -109,9 +109,8 @@ def save_image(
     up by and must be equal when it is loaded. ``before`` is what the module was when it had just
     been made (``gpupool.images.state.made``), if loading and processing its weights changed more
     than what its tensors hold; tensors that are in containers and objects of the module alone
-    must be what they were then. ``room`` is told the size before anything is written, and may
-    raise. Raises UsageError, also for a module with tensors outside of the regions, and
-    ImageWriteError.
+    must be what they were then. ``room`` is called before anything is written, and may raise.
+    Raises UsageError, also for a module with tensors outside of the regions, and ImageWriteError.
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")

@@ -219,8 +219,10 @@ def _checkpoint(vllm_config: Any) -> Key:
         return {}
 
 
-def _make_room(cache: ImageCache, path: Path, size_bytes: int) -> None:
-    for gone in cache.make_room(size_bytes, but=path):
+def _make_room(
+    cache: ImageCache, path: Path, size_bytes: int, allocate: Callable[[], None]
+) -> None:
+    for gone in cache.make_room(size_bytes, allocate, but=path):
         logger.info("gpupool: removed %s to make room", gone)
 
 
