@@ -114,12 +114,13 @@ def save_image(
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
+    places = places_in(module, model)  # which leaves nothing in containers that was adopted
     if before is not None and (name := state.filled_elsewhere(module, before)) is not None:
         raise UsageError(
             f"tensor {name!r} is not what it was when its module was made, and no attribute of a "
             "module: no image would have it"
         )
-    places, shape = places_in(module, model), state.shape_of(module, before)
+    shape = state.shape_of(module, before)
     with model.pinned(), _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
         return write_image(path, key, parts, places, shape=shape, room=room, progress=progress)

@@ -14,7 +14,7 @@ from gpupool._core import ModelMemory, Page, SwapReport
 from gpupool.errors import SwapCancelledError
 from gpupool.session import Session
 
-_BATCH_BYTES = 32 << 20  # between which it gives way, pauses, hurries or stops
+_BATCH_BYTES = 32 << 20  # or a page, between which it gives way, pauses, hurries or stops
 _GIVES_WAY_S = 5.0  # for a batch: who comes so slowly is not on the link all the time
 _POLL_S = 0.001
 
