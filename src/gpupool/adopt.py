@@ -67,7 +67,9 @@ class Adopted:
     """Left alone, because something unknown also refers to them, or on another device."""
 
 
-def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopted:
+def adopt(
+    module: torch.nn.Module, model: Model, *, rest: bool = False, listed: bool = True
+) -> Adopted:
     """Move the module's tensors into ``model``, which must be out.
 
     Storages held by parameters alone go to a weights region, packed in the order of their names
@@ -77,7 +79,8 @@ def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopt
     then no tensor of the module may be touched. A storage that some tensor not found here refers
     to stays where it is, with those that overlap it; a NumPy array over it goes unseen. So does a
     buffer or attribute that is on another device than the model. With ``rest``, tensors over memory
-    of ``model``'s own regions stay what they are: the others follow.
+    of ``model``'s own regions stay what they are: the others follow. Unless ``listed``, tuples and
+    lists are left for that: a file of images has no place for what is in them.
 
     Raises UsageError if a parameter is on another device, or a tensor is in another model already
     or of a kind that cannot be moved (sparse, quantized, nested, lazily conjugate or negative,
@@ -86,7 +89,8 @@ def adopt(module: torch.nn.Module, model: Model, *, rest: bool = False) -> Adopt
     """
     weights: list[_Span] = []
     runtime: list[_Span] = []
-    here, outside_bytes = _on_device(model, chain(own_tensors(module), listed_tensors(module)))
+    found = chain(own_tensors(module), listed_tensors(module) if listed else ())
+    here, outside_bytes = _on_device(model, found)
     for span in _find(here, model if rest else None):
         if span.known_elsewhere:
             outside_bytes += span.end - span.start

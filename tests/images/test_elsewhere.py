@@ -65,7 +65,7 @@ def save(path: Path, change: Callable[[Net], object]) -> None:
     net.weight.data.fill_(1)
     change(net)
     model = with_pool.model("a")
-    adopt(net, model)
+    adopt(net, model, listed=False)
     try:
         save_image(path, net, model, {"k": "v"}, before=before)
     finally:

@@ -53,9 +53,13 @@ def places_in(module: torch.nn.Module, model: Model) -> list[Place]:
     regions = list(enumerate(_regions(model)))
     with_memory = {id(tensor) for _, tensor in tensors_with_memory(module)}
     for name, tensor, _ in listed_tensors(module):
-        if id(tensor) not in with_memory and has_memory(name, tensor):
+        if id(tensor) in with_memory or not has_memory(name, tensor):
+            continue
+        start = tensor.untyped_storage().data_ptr()
+        if any(r.address <= start < r.address + r.bytes for _, r in regions):
             raise UsageError(
-                f"tensor {name!r} is in a tuple or list, for which images have no place"
+                f"tensor {name!r} is in a tuple or list, for which images have no place: use "
+                "adopt(..., listed=False), and adopt(..., rest=True) once the image is written"
             )
     first: dict[int, str] = {}
     places: list[Place] = []

@@ -137,7 +137,7 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
         reason = compat.not_for_images(module)
         if name := state.emptied(module, self._made):
             reason = f"{name!r} was packed away where it cannot be read"
-        adopted = adopt(module, into.model)
+        adopted = adopt(module, into.model, listed=False)
         size_bytes = adopted.weights_bytes + adopted.runtime_bytes
         logger.info(
             "gpupool: image miss: loaded %d bytes from the checkpoint in %.3f s",
