@@ -23,6 +23,7 @@
 #include "driver/observe.h"
 #include "image/host_slabs.h"
 #include "image/image.h"
+#include "image/run_digests.h"
 #include "image/supplied_slabs.h"
 #include "memory/arena_slots.h"
 #include "memory/dlpack.h"
@@ -437,6 +438,7 @@ class BlockCopier {
     for (const CopySpan& span : spans) stream_->to_device(span.device, span.host, span.bytes);
   }
   void synchronize() { stream_->synchronize(); }
+  std::uintptr_t stream() const { return reinterpret_cast<std::uintptr_t>(stream_->handle()); }
   std::unique_ptr<Event> mark() {
     auto event = std::make_unique<Event>(driver_);
     stream_->record(*event);
@@ -470,6 +472,40 @@ class BlockCopier {
   std::unique_ptr<CopyStream> stream_;
 };
 
+// Digests of runs of device memory, at addresses and behind a stream that the caller answers for.
+class RunDigester {
+ public:
+  explicit RunDigester(DriverPtr driver)
+      : digests_(std::make_unique<RunDigests>(std::move(driver))) {}
+  ~RunDigester() {
+    const py::gil_scoped_release no_gil;  // it waits for what is in flight
+    digests_.reset();
+  }
+  RunDigester(const RunDigester&) = delete;
+  RunDigester& operator=(const RunDigester&) = delete;
+
+  std::uint64_t enqueue(const WordsArgument& addresses, const WordsArgument& sizes,
+                        std::uintptr_t stream) {
+    const auto at = to_words(addresses, "addresses"), bytes = to_words(sizes, "sizes");
+    if (at.size() != bytes.size()) {
+      throw UsageError("there are " + std::to_string(at.size()) + " addresses and " +
+                       std::to_string(bytes.size()) + " sizes");
+    }
+    std::vector<DeviceRun> runs;
+    runs.reserve(at.size());
+    for (std::size_t i = 0; i < at.size(); ++i) runs.push_back({at[i], bytes[i]});
+    const py::gil_scoped_release no_gil;
+    return digests_->enqueue(runs, reinterpret_cast<StreamHandle>(stream));
+  }
+  py::bytes take(std::uint64_t number) {
+    const std::vector<std::uint64_t> sums = digests_->take(number);
+    return {reinterpret_cast<const char*>(sums.data()), sums.size() * sizeof(sums[0])};
+  }
+
+ private:
+  std::unique_ptr<RunDigests> digests_;
+};
+
 void bind_transfer(py::module_& m) {
   py::class_<Event>(m, "CopyMark", "A point among the copies of one stream.")
       .def("done", &Event::done, NoGil(),
@@ -498,7 +534,22 @@ void bind_transfer(py::module_& m) {
       .def("mark", &BlockCopier::mark, NoGil(),
            "A mark behind the copies so far. Raises DriverError.")
       .def("synchronize", &BlockCopier::synchronize, NoGil(),
-           "Waits for all copies. Raises DriverError.");
+           "Waits for all copies. Raises DriverError.")
+      .def_property_readonly("stream", &BlockCopier::stream, "The driver's handle of its stream.");
+  py::class_<RunDigester>(
+      m, "RunDigester",
+      "Digests runs of device memory behind what a stream does; for one thread at a time.")
+      .def(py::init<DriverPtr>(), py::arg("driver").none(false))
+      .def("enqueue", &RunDigester::enqueue, py::arg("addresses"), py::arg("sizes"),
+           py::arg("stream"),
+           "Puts the digests of these runs, of a byte or more, on the stream of that handle; what "
+           "to\n"
+           "take them by. Raises UsageError, DriverError or OSError; nothing is in flight then.")
+      .def("take", &RunDigester::take, py::arg("number"),
+           "The digests, of 8 bytes each, once the stream is known to be past that point.\n\n"
+           "What was enqueued before must have ended as well, and is forgotten. Raises UsageError "
+           "for\n"
+           "what was taken already.");
 }
 
 std::uint64_t word_number(const AnyInteger& number) {

@@ -163,6 +163,11 @@ class CudaDriver final : public Driver {
     return in_context(
         [&] { return digest_kernel_.launch(cu_, memory, bytes, sums, native(stream)); });
   }
+  Status digest_runs(const DeviceRun* runs, std::size_t count, std::uint64_t* sums,
+                     StreamHandle stream) noexcept override {
+    return in_context(
+        [&] { return digest_kernel_.launch_runs(cu_, runs, count, sums, native(stream)); });
+  }
   Status copy_to_device_digest(DevicePtr destination, const void* source, std::size_t bytes,
                                std::uint64_t* sums, StreamHandle stream) noexcept override {
     return in_context([&] {

@@ -1,4 +1,4 @@
-// What one thread of the kernel does that digests device memory: C++ that nvcc compiles for the
+// What one thread of the kernels does that digests device memory: C++ that nvcc compiles for the
 // device, and the tests for the host.
 #pragma once
 
@@ -8,7 +8,13 @@
 
 namespace gpupool::digest_kernel {
 
-inline constexpr unsigned threads = 1024;  // of a block, which has one piece
+inline constexpr unsigned threads = 1024;  // of a block, which has one piece or run
+
+// As DeviceRun, for a file that knows nothing else of the driver.
+struct Run {
+  std::uint64_t address;
+  std::uint64_t bytes;
+};
 
 // The word of that number, as it counts.
 GPUPOOL_ON_DEVICE inline std::uint64_t mixed(std::uint64_t word, std::uint64_t number) {

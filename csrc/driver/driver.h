@@ -49,6 +49,12 @@ using EventHandle = EventState*;
 // How much memory has one digest of its own, which is what is compared and copied again.
 inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 
+// What of device memory has one digest where runs of any length are digested.
+struct DeviceRun {
+  DevicePtr address;
+  std::uint64_t bytes;
+};
+
 // X(name, (parameters), (arguments), needs_context)
 // One list generates the interface and its wrappers; needs_context is 0 for what works in a
 // process without a CUDA context (cuInit only), which is all that the pool daemon uses.
@@ -85,6 +91,9 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
 // digest             asynchronous: sums[i] becomes the digest (digest/digest.h) of the i-th
 //                    digest_piece_bytes of device memory, of which the last may have fewer; `sums`
 //                    lies in registered host memory, and the memory must be mapped with access
+// digest_runs        the same of `count` runs of at least one byte each, at least one of them:
+//                    sums[i] becomes the digest of runs[i]. Both lie in registered host memory, and
+//                    the runs, all of which must be mapped with access, are read when it runs
 // copy_to_device_digest  copies, and digests what the destination then holds; after a failure the
 //                    copy may be in flight
 #define GPUPOOL_DRIVER_CALLS(X)                                                                  \
@@ -130,6 +139,9 @@ inline constexpr std::size_t digest_piece_bytes = std::size_t{2} << 20;
     (destination, value, bytes, stream), 1)                                                      \
   X(digest, (DevicePtr memory, std::size_t bytes, std::uint64_t* sums, StreamHandle stream),     \
     (memory, bytes, sums, stream), 1)                                                            \
+  X(digest_runs,                                                                                 \
+    (const DeviceRun* runs, std::size_t count, std::uint64_t* sums, StreamHandle stream),        \
+    (runs, count, sums, stream), 1)                                                              \
   X(copy_to_device_digest,                                                                       \
     (DevicePtr destination, const void* source, std::size_t bytes, std::uint64_t* sums,          \
      StreamHandle stream),                                                                       \

@@ -174,6 +174,10 @@ class Host final : public HostDriver, private HostWork {
                 StreamHandle stream) noexcept override {
     return guarded([&] { return digest_pieces(memory, nullptr, bytes, sums, stream); });
   }
+  Status digest_runs(const DeviceRun* runs, std::size_t count, std::uint64_t* sums,
+                     StreamHandle stream) noexcept override {
+    return guarded([&] { return digest_all(runs, count, sums, stream); });
+  }
 
   Status launch(StreamHandle stream, std::vector<DeviceRange> touched,
                 std::function<void()> kernel) noexcept override {

@@ -121,6 +121,34 @@ class HostWork {
     });
   }
 
+  // Digests runs of device memory, as the table says when it runs.
+  Status digest_all(const DeviceRun* runs, std::size_t count, std::uint64_t* sums,
+                    StreamHandle stream) {
+    if (count == 0 || !registry_.holds(runs, count * sizeof(*runs)) ||
+        !registry_.holds(sums, count * sizeof(*sums))) {
+      return Status::invalid_value;
+    }
+    for (const DeviceRun* run = runs; run != runs + count; ++run) {
+      if (run->bytes == 0 || !space_.accessible(run->address, run->bytes, Access::read)) {
+        return Status::invalid_value;
+      }
+    }
+    return enqueue(stream, count, [=, this](std::size_t begin, std::size_t end) {
+      const std::size_t n = end - begin;
+      return registry_.touch(runs + begin, n * sizeof(*runs), sums + begin, n * sizeof(*sums), [&] {
+        Status status = Status::success;
+        for (std::size_t i = begin; i < end && status == Status::success; ++i) {
+          const DeviceRun run = runs[i];
+          status = space_.touch(run.address, run.bytes, Access::read, [&] {
+            sums[i] = gpupool::digest(pointer(run.address), run.bytes);
+            return Status::success;
+          });
+        }
+        return status;
+      });
+    });
+  }
+
   Pages pages_;
   AddressSpace space_{pages_};
   Registry registry_;

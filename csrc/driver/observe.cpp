@@ -19,7 +19,8 @@ constexpr bool puts_work(DriverCall call) {
   return call == DriverCall::copy_to_device || call == DriverCall::copy_to_host ||
          call == DriverCall::copy_batch_to_device || call == DriverCall::copy_batch_to_host ||
          call == DriverCall::fill || call == DriverCall::digest ||
-         call == DriverCall::copy_to_device_digest || call == DriverCall::stream_wait_event;
+         call == DriverCall::digest_runs || call == DriverCall::copy_to_device_digest ||
+         call == DriverCall::stream_wait_event;
 }
 
 }  // namespace
@@ -118,6 +119,7 @@ class ObservedDriver final : public Driver {
       case DriverCall::copy_to_device: o.to_device_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::copy_batch_to_host:
       case DriverCall::copy_to_host: o.to_host_bytes_.fetch_add(operands.bytes, relaxed); break;
+      case DriverCall::digest_runs:
       case DriverCall::digest: o.digested_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::fill: o.filled_bytes_.fetch_add(operands.bytes, relaxed); break;
       case DriverCall::page_create:

@@ -79,6 +79,13 @@ inline Operands operands_of_digest(bool, DevicePtr address, std::size_t bytes, s
                                    StreamHandle stream) {
   return {address, bytes, stream};
 }
+// As of a batch.
+inline Operands operands_of_digest_runs(bool, const DeviceRun* runs, std::size_t count,
+                                        std::uint64_t*, StreamHandle stream) {
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; runs != nullptr && i < count; ++i) bytes += runs[i].bytes;
+  return {0, bytes, stream};
+}
 inline Operands operands_of_copy_to_device_digest(bool, DevicePtr address, const void*,
                                                   std::size_t bytes, std::uint64_t*,
                                                   StreamHandle stream) {

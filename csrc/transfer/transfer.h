@@ -68,6 +68,7 @@ class CopyStream {
   // For who cannot wait again later: waits for the stream or, if it does not answer, once for the
   // whole device. Whether nothing of it is in flight any more.
   [[nodiscard]] bool ended() noexcept;
+  [[nodiscard]] StreamHandle handle() const noexcept { return stream_; }
   [[nodiscard]] std::size_t chunk_bytes() const noexcept { return chunk_bytes_; }
 
  private:

@@ -27,6 +27,7 @@ __all__: list[str] = [
     "PoolStatistics",
     "Region",
     "RegionArena",
+    "RunDigester",
     "Scrubber",
     "ShapeStatistics",
     "SlabAllocator",
@@ -356,6 +357,36 @@ class BlockCopier:
     ) -> None:
         """
         Returns when the copies are enqueued. Raises UsageError or DriverError.
+        """
+    @property
+    def stream(self) -> int:
+        """
+        The driver's handle of its stream.
+        """
+
+class RunDigester:
+    """
+    Digests runs of device memory behind what a stream does; for one thread at a time.
+    """
+    def __init__(self, driver: Driver) -> None: ...
+    def enqueue(
+        self,
+        addresses: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        sizes: typing_extensions.Buffer
+        | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int:
+        """
+        Puts the digests of these runs, of a byte or more, on the stream of that handle; what to
+        take them by. Raises UsageError, DriverError or OSError; nothing is in flight then.
+        """
+    def take(self, number: typing.SupportsInt | typing.SupportsIndex) -> bytes:
+        """
+        The digests, of 8 bytes each, once the stream is known to be past that point.
+
+        What was enqueued before must have ended as well, and is forgotten. Raises UsageError for
+        what was taken already.
         """
 
 class Tag(enum.Enum):

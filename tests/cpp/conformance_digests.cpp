@@ -76,8 +76,51 @@ TEST(a_copy_with_a_digest_moves_exactly_its_bytes) {
   }
 }
 
+TEST(runs_of_any_length_and_place_have_a_digest_each) {
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) {
+    Digested all;
+    std::mt19937_64 random(seed);
+    const Bytes content = pattern(seed, 4 * page_bytes);
+    all.write(all.base, content);
+    const std::size_t count = 1 + random() % 300;
+    auto* const runs = reinterpret_cast<DeviceRun*>(all.staging() + all.room);
+    auto* const sums = reinterpret_cast<std::uint64_t*>(runs + count);
+    std::vector<std::uint64_t> expected;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t most = i == 0 ? digest_piece_bytes + 9 : std::size_t{1} << random() % 15;
+      const std::size_t bytes = 1 + random() % most, at = random() % (content.size() - bytes);
+      runs[i] = {all.base + at, bytes};
+      expected.push_back(gpupool::digest(content.data() + at, bytes));
+    }
+    std::fill_n(sums, count + 1, all.untouched);
+    CHECK_OK(all->digest_runs(runs, count, sums, all.stream()));
+    CHECK_OK(all->stream_synchronize(all.stream()));
+    CHECK(std::equal(expected.begin(), expected.end(), sums));
+    CHECK_EQ(sums[count], all.untouched);
+  }
+}
+
+TEST(digests_of_runs_come_behind_the_work_before_them) {
+  Digested all;
+  auto* const runs = reinterpret_cast<DeviceRun*>(all.staging() + all.room);
+  runs[0] = {all.base, 100};
+  runs[1] = {all.base + page_bytes, 5000};
+  for (std::uint8_t round = 1; round < 10; ++round) {
+    CHECK_OK(all->fill(all.base, round, all.room, all.stream()));
+    CHECK_OK(all->digest_runs(runs, 2, all.sums, all.stream()));
+    CHECK_OK(all->fill(all.base, 0, all.room, all.stream()));
+    CHECK_OK(all->stream_synchronize(all.stream()));
+    for (const std::size_t i : {0, 1}) {
+      const Bytes expected(runs[i].bytes, round);
+      CHECK_EQ(all.sums[i], gpupool::digest(expected.data(), expected.size()));
+    }
+  }
+}
+
 TEST(a_digest_of_nothing_is_refused) {
   Digested all;
+  auto* const runs = reinterpret_cast<DeviceRun*>(all.staging() + all.room);
+  CHECK(all->digest_runs(runs, 0, all.sums, all.stream()) != Status::success);
   CHECK(all->digest(all.base, 0, all.sums, all.stream()) != Status::success);
   CHECK(all->copy_to_device_digest(all.base, all.staging(), 0, all.sums, all.stream()) !=
         Status::success);

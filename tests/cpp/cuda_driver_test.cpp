@@ -120,6 +120,8 @@ TEST(what_the_table_says_needs_a_context_is_what_makes_one) {
     }
     if (name == "fill") return driver.fill(0, 0, 1, stream);
     if (name == "digest") return driver.digest(0, 1, &handle, stream);
+    const DeviceRun run{0, 1};
+    if (name == "digest_runs") return driver.digest_runs(&run, 1, &handle, stream);
     CHECK_EQ(name, "copy_to_device_digest");
     return driver.copy_to_device_digest(0, &bytes, 1, &handle, stream);
   };

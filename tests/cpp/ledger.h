@@ -105,6 +105,7 @@ class Ledger final : public Driver {
   GPUPOOL_NOTHING(copy_batch_to_host)
   GPUPOOL_NOTHING(fill)
   GPUPOOL_NOTHING(digest)
+  GPUPOOL_NOTHING(digest_runs)
   GPUPOOL_NOTHING(copy_to_device_digest)
 #undef GPUPOOL_NOTHING
 

@@ -66,6 +66,8 @@ TEST(use_after_unmap_is_a_sticky_fault) {
   ask("fill", two->fill(destination, 1, 1, two.other));
   std::uint64_t sum = 0;
   ask("digest", two->digest(destination, 1, &sum, two.other));
+  const DeviceRun run{destination, 1};
+  ask("digest_runs", two->digest_runs(&run, 1, &sum, two.other));
   ask("copy_to_device_digest", two->copy_to_device_digest(destination, &bytes, 1, &sum, two.other));
   std::vector<std::string> asked;
   for (const auto& [name, status] : answers) {

@@ -103,6 +103,9 @@ class WrittenDriver final : public Driver {
                     std::size_t count, StreamHandle) {
     for (std::size_t i = 0; i < count; ++i) read(sources[i], sources[i] + sizes[i]);
   }
+  void follow_batch(const DeviceRun* runs, std::size_t count, std::uint64_t*, StreamHandle) {
+    for (std::size_t i = 0; i < count; ++i) read(runs[i].address, runs[i].address + runs[i].bytes);
+  }
   template <typename... Others>
   void follow_batch(Others...) {}
 

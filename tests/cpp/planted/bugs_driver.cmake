@@ -226,3 +226,23 @@ plant(a_digest_on_cuda_copies_nothing driver/cuda.cpp
       return digest_kernel_.launch(cu_, destination, bytes, sums, native(stream));]]
   [[return result;]]
   conformance@cuda)
+plant(runs_have_the_digest_of_the_first driver/host_work.h
+  [[gpupool::digest(pointer(run.address), run.bytes)]]
+  [[gpupool::digest(pointer(runs[begin].address), runs[begin].bytes)]]
+  conformance)
+plant(a_run_of_nothing_is_digested driver/host_work.h
+  [[run->bytes == 0]]
+  [[false]]
+  host_digest)
+plant(runs_that_nobody_may_touch_are_digested driver/host_work.h
+  [[!space_.accessible(run->address, run->bytes, Access::read)]]
+  [[false]]
+  host_digest)
+plant(a_table_of_runs_is_not_registered driver/host_work.h
+  [[!registry_.holds(runs, count * sizeof(*runs))]]
+  [[false]]
+  host_digest)
+plant(a_launch_of_runs_has_one_less driver/cuda_digest.cpp
+  [[static_cast<unsigned>(count)]]
+  [[static_cast<unsigned>(count > 1 ? count - 1 : count)]]
+  conformance@cuda)

@@ -1,9 +1,10 @@
-// Modules and launches, as far as gpupool asks for them: its one kernel, which runs as the same C++
+// Modules and launches, as far as gpupool asks for them: its two kernels, which run as the same C++
 // that nvcc compiles for a device, and those of its probe.
 #include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <string_view>
+#include <vector>
 
 #include "driver/cuda_digest.h"
 #include "driver/digest_kernel.h"
@@ -21,10 +22,31 @@ using standin::State;
 
 namespace {
 
-// Handles of the one module and the one function that there are.
-char the_module, the_function;
+// Handles of the one module and the functions that there are.
+char the_module, of_pieces, of_runs;
 
 CUresult answer(Status status) { return static_cast<CUresult>(static_cast<int>(status)); }
+
+std::uint64_t digest_of(std::uint64_t memory, std::uint64_t bytes) {
+  std::uint64_t sum = 0;
+  for (unsigned thread = 0; thread < digest_kernel::threads; ++thread) {
+    sum += digest_kernel::share(reinterpret_cast<const unsigned char*>(memory), bytes, thread);
+  }
+  return sum;
+}
+
+// The table is read when it runs, and says now what it may touch.
+Status digest_runs(host::HostDriver& host, CUstream stream, unsigned count, std::uint64_t sums,
+                   std::uint64_t table) {
+  const auto* const runs = reinterpret_cast<const digest_kernel::Run*>(table);
+  std::vector<host::DeviceRange> touched;
+  for (unsigned i = 0; i < count; ++i) touched.push_back({runs[i].address, runs[i].bytes});
+  return host.launch(reinterpret_cast<StreamHandle>(stream), touched, [=] {
+    for (unsigned i = 0; i < count; ++i) {
+      reinterpret_cast<std::uint64_t*>(sums)[i] = digest_of(runs[i].address, runs[i].bytes);
+    }
+  });
+}
 
 }  // namespace
 
@@ -71,7 +93,8 @@ CUresult CUDAAPI cuModuleGetFunction(CUfunction* function, CUmodule module, cons
   if (std::strstr(cuda::digest_kernel_ptx, entry.c_str()) == nullptr) {
     return answer(Status::not_found);
   }
-  *function = reinterpret_cast<CUfunction>(&the_function);
+  const bool runs = std::string_view(name) == "gpupool_digest_runs";
+  *function = reinterpret_cast<CUfunction>(runs ? &of_runs : &of_pieces);
   return answer(Status::success);
 }
 
@@ -87,7 +110,8 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction function, unsigned int grid_x, unsign
     return answer(
         standin::launch_probe_kernel(function, reinterpret_cast<StreamHandle>(stream), parameters));
   }
-  if (function != reinterpret_cast<CUfunction>(&the_function)) {
+  const bool runs = function == reinterpret_cast<CUfunction>(&of_runs);
+  if (!runs && function != reinterpret_cast<CUfunction>(&of_pieces)) {
     return answer(Status::invalid_handle);
   }
   if (grid_x == 0 || grid_y != 1 || grid_z != 1 || block_x != digest_kernel::threads ||
@@ -95,21 +119,17 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction function, unsigned int grid_x, unsign
       extra != nullptr) {
     return answer(Status::invalid_value);
   }
+  const auto host = std::dynamic_pointer_cast<host::HostDriver>(State::get().host());
   // Copied now, as a launch does: the caller's variables are gone when it runs.
   std::uint64_t values[4];
-  for (int i = 0; i < 4; ++i) std::memcpy(&values[i], parameters[i], sizeof values[i]);
+  for (int i = 0; i < (runs ? 2 : 4); ++i) std::memcpy(&values[i], parameters[i], sizeof values[i]);
+  if (runs) return answer(digest_runs(*host, stream, grid_x, values[0], values[1]));
   const auto [sums, memory, bytes, piece_bytes] = values;
-  const auto host = std::dynamic_pointer_cast<host::HostDriver>(State::get().host());
   const auto kernel = [=] {
     for (unsigned block = 0; block < grid_x; ++block) {
       const std::uint64_t begin = block * piece_bytes;
       const std::uint64_t size = std::min(bytes - begin, piece_bytes);
-      std::uint64_t sum = 0;
-      for (unsigned thread = 0; thread < block_x; ++thread) {
-        sum += digest_kernel::share(reinterpret_cast<const unsigned char*>(memory + begin), size,
-                                    thread);
-      }
-      reinterpret_cast<std::uint64_t*>(sums)[block] = sum;
+      reinterpret_cast<std::uint64_t*>(sums)[block] = digest_of(memory + begin, size);
     }
   };
   return answer(host->launch(reinterpret_cast<StreamHandle>(stream), {{memory, bytes}}, kernel));
