@@ -57,6 +57,11 @@ class VllmMover:
         """Nobody asks for one here."""
         raise NotImplementedError
 
+    @property
+    def stream(self) -> int:
+        """Nor for it."""
+        raise NotImplementedError
+
     def synchronize(self) -> None:
         """Wait for all that was enqueued."""
         self._stream.synchronize()

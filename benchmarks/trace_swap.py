@@ -52,7 +52,7 @@ class Subject:
         """Come in and write half of the blocks."""
         with self.model.resident():
             half = range(0, self.blocks, 2)
-            self.kv.cache.require(half)
+            self.kv.require(half)
             self.kv.write(half)
 
 

@@ -90,9 +90,10 @@ class PoolFullError(GpupoolError):
 
 
 class DamagedMemoryError(GpupoolError):
-    """A model's image, or what arrived of it on the device, is not what was saved.
+    """A model's image or KV block, or what arrived of it on the device, is not what was saved.
 
-    The model is out and stays out: each attempt to bring it in is verified, and refused, again.
+    The model is out and stays out: each attempt to bring it in is verified, and refused, again. Of
+    a KV block that follows behind a swap-in, the steps that need it are.
     """
 
     def __init__(self, message: str, pages: Sequence[int] = ()) -> None:

@@ -11,7 +11,7 @@ class Keeper(Protocol):
     def arrived(self) -> None:
         """The memory is there and reads as zeros: begin to bring back what was kept.
 
-        After an error the model leaves again.
+        After an error the model leaves again. Raises DamagedMemoryError for what is not as it was.
         """
 
     def leaving(self) -> None:

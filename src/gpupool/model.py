@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from gpupool._core import Driver, Verify
 from gpupool.checks import seconds
-from gpupool.errors import UsageError
+from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.figures import Figures
 from gpupool.gate import Gate
 from gpupool.interop import CupyAllocator, TorchAllocator
@@ -41,8 +41,9 @@ class Model(Regions, Figures):
     ) -> None:
         """Join the pool behind ``session``, which this model owns from now on.
 
-        ``verify`` says of which copies of a swap-in the digests are looked at: ``always`` (of all),
-        ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for another word.
+        ``verify`` says of which copies to the device, of KV blocks too, the digests are looked at:
+        ``always`` (of all), ``sample`` (of one in 16, in turn) or ``off``. Raises UsageError for
+        another word.
 
         ``shares`` is whether weights may be shared (see ``share``). ``make_gate`` makes what lets
         steps begin; ``gpupool.gang`` has one for ranks of an engine.
@@ -55,7 +56,8 @@ class Model(Regions, Figures):
         if verify not in Verify.__members__:
             raise UsageError(f"verify={verify!r}: use 'always', 'sample' or 'off'")
         self._shares = shares
-        self._residency = Sleeper(name, session, before_swap_out, Verify[verify])
+        self.verify = Verify[verify]
+        self._residency = Sleeper(name, session, before_swap_out, self.verify)
         self.gate = make_gate(self._residency, lease_timeout_s=lease_timeout_s, min_steps=min_steps)
         session.bind(self.gate)
 
@@ -99,6 +101,11 @@ class Model(Regions, Figures):
     def return_host_memory(self, size_bytes: int) -> None:
         """So much of it is closed and nowhere mapped any more. Raises DaemonUnavailableError."""
         self._session.return_host_memory(size_bytes)
+
+    def damaged(self, message: str) -> None:
+        """Tell the pool of memory that a step found not to be what was saved."""
+        with contextlib.suppress(DaemonUnavailableError):
+            self._session.damaged(message)
 
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:

@@ -63,7 +63,7 @@ class _Blocks:
             ctypes.memmove(self._address(block), self._written[block], BLOCK_BYTES)
 
     def check(self) -> None:
-        self._kv.cache.require(self._written)
+        self._kv.require(self._written)
         for block, due in self._written.items():
             assert ctypes.string_at(self._address(block), BLOCK_BYTES) == due, block
 

@@ -48,7 +48,7 @@ class Paged:
         gate.open_step(timeout_s)
         try:
             assert ctypes.string_at(self.weights.address, 100) == bytes([self.byte]) * 100
-            self.kv.cache.require([3])
+            self.kv.require([3])
             assert ctypes.string_at(at + 3 * BLOCK_BYTES, len(self.block)) == self.block
             self.kv.write([3])
             self.block = bytes([self.byte + len(self.block) % 7]) * 500

@@ -6,11 +6,12 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, until
 
 from gpupool.daemon.client import DaemonSession
-from gpupool.errors import LeaseTimeoutError
+from gpupool.errors import DamagedMemoryError, LeaseTimeoutError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.paged import PagedKv
 from gpupool.model import Model
@@ -34,7 +35,7 @@ def write(kv: PagedKv, block: int, byte: int) -> None:
 
 
 def holds(kv: PagedKv, block: int, byte: int) -> bool:
-    kv.cache.require([block])
+    kv.require([block])
     seen = ctypes.string_at(kv.region.address + block * BLOCK_BYTES, BLOCK_BYTES)
     return seen == bytes([byte]) * BLOCK_BYTES
 
@@ -67,6 +68,40 @@ def test_a_model_leaves_no_more_than_the_next_needs(daemon: Daemon) -> None:
     b.close()
     until(lambda: daemon.status().host_bytes == 0)
     assert daemon.status().pages_free == 4
+
+
+def test_a_damaged_block_is_refused_told_and_in_nobodys_way(daemon: Daemon) -> None:
+    a, of_a = paged(daemon, "a", 1)
+    b, of_b = paged(daemon, "b", 3)  # in all of which is room for one
+    with a.resident():
+        write(of_a, 3, 0x33)
+        write(of_a, 4, 0x44)
+    a.swap_out()
+    row = int(of_a.cache._store.addresses(np.array([3]), of_a.cache._identity)[0])
+    ctypes.memset(row + 5, 0x32, 1)
+    of_a.bring_first([3, 4])
+    with (
+        pytest.raises(DamagedMemoryError, match=r"^model 'a': KV block 3 of 'a'"),
+        a.resident(),
+    ):
+        raise AssertionError("a step began")
+    until(lambda: daemon.status().models[0].damaged == 1)
+    with b.resident():
+        write(of_b, 3, 0x55)
+    with a.resident():
+        assert holds(of_a, 4, 0x44)
+        with pytest.raises(DamagedMemoryError, match=r"^KV block 3 of 'a'"):
+            holds(of_a, 3, 0x33)
+        of_a.cache.forget([3])
+        write(of_a, 3, 0x66)
+    until(lambda: daemon.status().models[0].damaged == 2)
+    with b.resident():
+        assert holds(of_b, 3, 0x55)
+    with a.resident():
+        assert holds(of_a, 3, 0x66)
+    a.close()
+    b.close()
+    until(lambda: daemon.status().host_bytes == 0)
 
 
 def test_rows_are_on_the_books_while_they_are_kept(daemon: Daemon) -> None:

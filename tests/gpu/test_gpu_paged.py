@@ -49,7 +49,7 @@ class Cache:
         self.kv.bring_first(used)
         with self.model.resident():
             self.kv.write(used[:10])
-            self.kv.cache.require(used)
+            self.kv.require(used)
             self.check(used)
             for block in used[:10]:
                 self.content[block] = chooser.randrange(251)
@@ -70,7 +70,7 @@ def test_blocks_survive_swaps(torch: ModuleType, triton: ModuleType, pool: Pool,
         chooser.choice(models).step(chooser)
     for cache in models:
         with cache.model.resident():
-            cache.kv.cache.require(cache.content)
+            cache.kv.require(cache.content)
             cache.check(list(cache.content))
     assert sum(cache.model.swap_ins for cache in models) > 20
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
-from kv_world import BLOCKS, Modules, World, choose, unbacked_of
+from kv_world import BLOCKS, Modules, World, choose, flip, unbacked_of
 
-from gpupool.errors import DriverError, KvStoreFullError
+from gpupool._core import Verify
+from gpupool.errors import DamagedMemoryError, DriverError, KvStoreFullError
 
 
 class Life:
@@ -31,6 +32,8 @@ class Life:
             if not world.resident:
                 if chooser.random() < 0.3:
                     world.forget(blocks)
+                elif world.verify is Verify.always and world.content and chooser.random() < 0.3:
+                    self.come_back_wrong()
                 else:
                     self.bring_back(blocks)
             else:
@@ -97,6 +100,37 @@ class Life:
             return
         self.arm()
         self.world.cache.restore(first)
+
+    def come_back_wrong(self) -> None:
+        """A bit of a block is wrong, once on its way or in the copy on the host, until it is right.
+
+        Or until the block is given up.
+        """
+        world, chooser = self.world, self.chooser
+        block = chooser.choice(sorted(world.content))
+        if chooser.random() < 0.3:
+            end = world.slip({block}, times=1)
+            world.swap_in([block])
+            world.read([block])
+            return end()
+        row, bit = world.row_of(block), chooser.randrange(8 * world.layout.row_bytes)
+        flip(row, bit)
+        world.swap_in([block])
+        try:
+            world.cache.require([block])
+        except DamagedMemoryError as error:
+            assert f"block {block} of" in str(error)
+        else:
+            raise AssertionError("what is wrong was given to a step")
+        if chooser.random() < 0.5:
+            world.forget([block])
+            world.write([block], unbacked=True)
+            return None
+        flip(row, bit)
+        world.cache.drain()
+        world.cache.lost()
+        world.cache.restore()
+        return world.read([block])
 
     def save(self) -> None:
         world = self.world

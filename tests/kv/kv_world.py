@@ -10,7 +10,7 @@ import ctypes
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from gpupool import Model, Pool
-from gpupool._core import Driver, FaultPlan, Region, open_host_driver, with_faults
+from gpupool._core import Driver, FaultPlan, Region, Verify, open_host_driver, with_faults
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv import cache as cache_module
+from gpupool.kv import digests as digests_module
 from gpupool.kv import mover as mover_module
 from gpupool.kv import store as store_module
 
@@ -62,6 +63,7 @@ class Modules:
     """Where the classes come from: the tests of planted bugs bring their own."""
 
     cache: ModuleType = cache_module
+    digests: ModuleType = digests_module
     mover: ModuleType = mover_module
     store: ModuleType = store_module
 
@@ -92,8 +94,12 @@ class World:
         rows: int = BLOCKS,
         modules: Modules | None = None,
         method: str | None = None,
+        verify: Verify | None = None,
     ) -> None:
         chooser = random.Random(seed)
+        if verify is None:  # most lives look at every block
+            verify = random.Random(seed).choice([*[Verify.always] * 4, Verify.sample, Verify.off])
+        self.verify = verify
         of = modules or Modules()
         self.layout = layout_of(chooser)
         self.plan = FaultPlan()
@@ -119,6 +125,7 @@ class World:
                 self.region.address,
                 method=method or chooser.choice(["batch", "each"]),
             ),
+            of.digests.BlockDigests(self.driver, self.layout, self.region.address, verify),
             self.identity,
             chunk_bytes=chooser.choice([1, 4]) * self.layout.row_bytes,
             window_bytes=chooser.choice([1, 6, 100]) * self.layout.row_bytes,
@@ -146,6 +153,34 @@ class World:
             place = self.region.address + p.offset + block * p.stride
             ctypes.memmove(place, row[at : at + p.bytes], p.bytes)
             at += p.bytes
+
+    def row_of(self, block: int) -> int:
+        """Where its copy on the host is."""
+        return int(self.store.addresses(np.array([block]), self.identity)[0])
+
+    def slip(self, blocks: set[int], times: int) -> Callable[[], None]:
+        """So many of the next moves to the device bring a bit of each of these blocks wrong.
+
+        What is returned ends that.
+        """
+        mover, to_device = self.cache._mover, self.cache._mover.to_device
+        piece, left = self.layout.pieces[-1], times
+
+        def moved(moving: np.ndarray, rows: np.ndarray) -> None:
+            nonlocal left
+            to_device(moving, rows)
+            wrong = blocks.intersection(moving.tolist())
+            if left > 0 and wrong:
+                left -= 1
+                mover.synchronize()
+                for block in wrong:
+                    flip(self.region.address + piece.offset + block * piece.stride, block % 8)
+
+        def end() -> None:
+            mover.to_device = to_device
+
+        mover.to_device = moved
+        return end
 
     def scribble(self) -> None:
         """The device memory went, and other memory is in its place."""
@@ -236,6 +271,12 @@ class World:
         self.pool.close()
         assert self.memories.bytes == 0
         assert self.amounts()["registered_bytes"] == 0
+
+
+def flip(address: int, bit: int) -> None:
+    """One bit, counted from there."""
+    byte = ctypes.c_uint8.from_address(address + bit // 8)
+    byte.value ^= 1 << bit % 8
 
 
 def unbacked_of(world: World) -> set[int]:

@@ -217,13 +217,13 @@ def test_memory_does_not_go_with_what_is_not_safe(monkeypatch: pytest.MonkeyPatc
 def test_another_identity_is_refused() -> None:
     world = whole(7)
     other = dataclasses.replace(world.identity, weights_version=2)
-    mover = world.cache._mover
+    mover, digests = world.cache._mover, world.cache._digests
     with pytest.raises(UsageError, match="same blocks"):
-        KvCache(world.store, mover, other)
+        KvCache(world.store, mover, digests, other)
     longer = BlockLayout.of([(0, 4096, world.layout.row_bytes + 1)], BLOCKS)
     wrong = CopierMover(world.driver, longer, world.region.address, method="each")
     with pytest.raises(UsageError, match="same blocks"):
-        KvCache(world.store, wrong, world.identity)
+        KvCache(world.store, wrong, digests, world.identity)
     world.write([1])
     with pytest.raises(UsageError, match="forget them"):
         world.cache.rekey(other)

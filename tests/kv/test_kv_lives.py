@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from kv_life import Life
 from kv_world import BLOCKS, World, choose
 
+from gpupool._core import Verify
 from gpupool.errors import DriverError, KvStoreFullError
 
 SOME = st.lists(st.integers(0, BLOCKS - 1), min_size=1, max_size=8, unique=True)
@@ -125,15 +126,17 @@ def swaps(world: World) -> list[Callable[[], object]]:
 @pytest.mark.parametrize("lasting", [False, True])
 def test_every_driver_call_of_a_swap_fails_once(lasting: bool, method: str) -> None:
     nth, met = 0, True
+    refused: set[str] = set()
     while met:
         nth += 1
-        world = World(nth % 7, method=method)
+        world = World(nth % 7, method=method, verify=Verify.always)
         world.swap_in()
         world.plan.arm(nth, 999, lasting)
         for action in swaps(world):
             try:
                 action()
-            except DriverError:
+            except DriverError as error:
+                refused.add(error.call)
                 # All that failed can be done again, and then goes through.
                 world.plan.disarm()
                 action()
@@ -142,6 +145,7 @@ def test_every_driver_call_of_a_swap_fails_once(lasting: bool, method: str) -> N
         world.unsaved.clear()
         world.finish()
     assert nth > 20
+    assert {"digest_runs", "event_record"} <= refused
 
 
 def test_only_what_was_written_is_moved() -> None:

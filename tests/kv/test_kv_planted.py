@@ -15,7 +15,7 @@ from kv_life import Life
 from kv_world import Modules
 
 from gpupool.errors import GpupoolError
-from gpupool.kv import cache, mover, moves, store
+from gpupool.kv import cache, digests, mover, moves, store
 
 SEEDS = 60
 STEPS = 60
@@ -25,8 +25,8 @@ BUGS: dict[str, tuple[ModuleType, str, str]] = {
     # (a) what a step touches is there before it
     "a step does not wait": (
         cache,
-        "        self._wait(number)\n        self.advance()",
-        "        self.advance()",
+        "                if self._moves.done >= number:\n                    break",
+        "                break",
     ),
     "what a step needs is not brought": (
         cache,
@@ -96,11 +96,59 @@ BUGS: dict[str, tuple[ModuleType, str, str]] = {
         "                        self._move", "for chunk in [blocks[: self._chunk]]:\n"
         "                        self._move"),
     "what an error left counts as arrived": (moves, "if move.mark is not None:\n", "if True:\n"),
-    "what went is thought to be there": (cache, "] = State.AWAY", "] = State.SAVED"),
+    "what went is thought to be there": (
+        cache,
+        "self._state[self._state == State.SAVED] = State.AWAY",
+        "self._state[self._state == State.SAVED] = State.SAVED",
+    ),
     "unbacked blocks go": (
         cache,
         "self._reserve(self._unbacked())\n                    blocks = ",
         "blocks = ",
+    ),
+    # what comes back is what was saved
+    "no block is held against its digest": (
+        digests,
+        "is_right = digests[counts] == self._saved[blocks]",
+        "is_right = digests[counts] == digests[counts]",
+    ),
+    "of a save no digest is kept": (
+        digests,
+        "self._saved[digesting.blocks] = self._digests(digesting)",
+        "self._digests(digesting)",
+    ),
+    "what came wrong counts as there": (cache, "self._state[wrong] = State.AWAY", "pass"),
+    "what came wrong once is damaged": (
+        digests,
+        "self._damaged[wrong] = self._again[wrong]",
+        "self._damaged[wrong] = True",
+    ),
+    "damage goes before its block does": (
+        cache,
+        "                self._digests.check(wanted, name_of(self._identity))\n",
+        "                self._digests.check(wanted[1:], name_of(self._identity))\n"
+        "                wanted = self._digests.sound(wanted)\n",
+    ),
+    "a forgotten block stays damaged": (cache, "            self._digests.forget(unwanted)\n", ""),
+    "damage is for ever": (digests, "        self._again[:] = self._damaged[:] = False\n", ""),
+    "digests are made before the copy": (
+        cache,
+        "            self._mover.to_device(blocks, rows)\n",
+        "            early = self._digests.begin(blocks, self._mover.stream, to_device=True)\n"
+        "            self._mover.to_device(blocks, rows)\n"
+        "            move.mark = self._mover.mark()\n"
+        "            move.digesting = early\n"
+        "            self._state[blocks] = State.COMING\n"
+        "            return\n",
+    ),
+    "digests are not waited for": (
+        cache,
+        "        move.digesting = self._digests.begin("
+        "blocks, self._mover.stream, to_device=to_device)\n"
+        "        move.mark = self._mover.mark()\n",
+        "        move.mark = self._mover.mark()\n"
+        "        move.digesting = self._digests.begin("
+        "blocks, self._mover.stream, to_device=to_device)\n",
     ),
     # where things are
     "rows are mixed up": (mover, "rows[:, None] + self._places", "rows[::-1, None] + self._places"),
@@ -114,7 +162,7 @@ def planted(name: str) -> Iterator[Modules]:
     module, text, bug = BUGS[name]
     source = str(module.__spec__ and module.__spec__.loader.get_source(module.__name__))  # type: ignore[union-attr]
     assert source.count(text) == 1, f"{name}: the text must occur once; say what the bug is now"
-    changed = {cache: cache, mover: mover, moves: moves, store: store}
+    changed = {cache: cache, digests: digests, mover: mover, moves: moves, store: store}
     made: list[str] = []
     for of in {module, cache}:  # the cache has the moves' names
         copy = ModuleType(f"planted_{of.__name__}")
@@ -126,7 +174,7 @@ def planted(name: str) -> Iterator[Modules]:
         changed[of] = copy
     changed[cache].MoveList = changed[moves].MoveList  # type: ignore[attr-defined]
     try:
-        yield Modules(changed[cache], changed[mover], changed[store])
+        yield Modules(changed[cache], changed[digests], changed[mover], changed[store])
     finally:
         for module_name in made:
             del sys.modules[module_name]

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpupool.errors import KvStoreFullError, UsageError
-from gpupool.kv.blocks import NO_BLOCKS, Blocks, as_blocks, in_chunks
+from gpupool.kv.blocks import NO_BLOCKS, Blocks, ahead_of, as_blocks, in_chunks
+from gpupool.kv.digests import BlockDigests
 from gpupool.kv.mover import Mover
 from gpupool.kv.moves import Move, MoveList
-from gpupool.kv.states import KvCacheStatistics, State
-from gpupool.kv.store import KvIdentity, KvStore
+from gpupool.kv.states import KvCacheStatistics, MovedBytes, State
+from gpupool.kv.store import KvIdentity, KvStore, name_of
 
 CHUNK_BYTES = 64 << 20  # about a millisecond of a PCIe link of the fifth generation
 WINDOW_BYTES = 1 << 30  # about a step: what a swap-out may have to wait for
@@ -34,6 +35,7 @@ class KvCache:
         self,
         store: KvStore,
         mover: Mover,
+        digests: BlockDigests,
         identity: KvIdentity,
         *,
         chunk_bytes: int = CHUNK_BYTES,
@@ -47,7 +49,8 @@ class KvCache:
         """
         if mover.row_bytes != identity.layout.row_bytes or store.identity != identity:
             raise UsageError("the store, the mover and the cache must be for the same blocks")
-        self._mover = mover  # goes before the store does: it waits for what is in flight
+        self._mover = mover  # goes before the others do: it waits for what is in flight
+        self._digests = digests
         self._store = store
         self._identity = identity
         self._blocks = identity.layout.blocks
@@ -61,23 +64,27 @@ class KvCache:
         self._touched = np.zeros(self._blocks, np.int64)  # the last move from or to its row
         self._moves = MoveList(self._arrived, store.free)
         self._queue: Blocks = NO_BLOCKS  # to come, in this order, when there is time
-        self._bytes_saved = 0
-        self._bytes_restored = 0
+        self._bytes = MovedBytes()
 
     # What a step does.
 
     def require(self, blocks: Iterable[int]) -> None:
         """Return when what a step reads or writes is on the device; starts on more of the rest.
 
-        Raises UsageError while the device memory is gone, and DriverError: require them again.
+        Raises UsageError while the device memory is gone, DriverError: require them again, and
+        DamagedMemoryError for blocks that do not come back as they were.
         """
         wanted = as_blocks(blocks, self._blocks)
-        with self._lock:
-            self._check_here()
-            self._moves.poll()
-            self._bring(wanted[self._state[wanted] == State.AWAY])
-            number = int(self._arrives[wanted].max(initial=0))
-        self._wait(number)
+        while True:
+            with self._lock:
+                self._check_here()
+                self._moves.poll()
+                self._digests.check(wanted, name_of(self._identity))
+                self._bring(wanted[self._state[wanted] == State.AWAY])
+                number = int(self._arrives[wanted].max(initial=0))
+                if self._moves.done >= number:
+                    break
+            self._wait(number)  # and what came otherwise than it was comes once more
         self.advance()
 
     def written(self, blocks: Iterable[int], *, unbacked: bool = False) -> None:
@@ -94,13 +101,12 @@ class KvCache:
             with self._lock:
                 self._check_here()
                 try:
+                    in_use_until = 0
                     self._reserve(wanted)
                 except KvStoreFullError:
                     in_use_until = self._moves.held_until
                     if in_use_until == 0 and not unbacked:
                         raise
-                else:
-                    in_use_until = 0
                 if in_use_until == 0:
                     self._state[wanted] = State.WRITTEN
                     return
@@ -118,6 +124,7 @@ class KvCache:
             held = unwanted[self._store.has_row(unwanted)]
             busy = self._touched[held] > self._moves.done
             self._state[unwanted] = State.UNKNOWN
+            self._digests.forget(unwanted)
             if busy.any():
                 number = int(self._touched[held[busy]].max())
                 self._moves.hold(number, self._store.retire(held[busy]))
@@ -190,6 +197,7 @@ class KvCache:
         with self._lock:
             self._store.addresses(NO_BLOCKS, self._identity)
             self._here = True
+            self._digests.anew()
             self._queue = np.flatnonzero(self._state == State.AWAY) if behind is None else behind
             self._bring(urgent[self._state[urgent] == State.AWAY])
         self.advance()
@@ -198,13 +206,11 @@ class KvCache:
         """Start on more of what is to be restored, if less than a window is under way."""
         with self._lock:
             self._moves.poll()
-            while self._here and len(self._queue) and self._room() > 0:
-                size = min(self._chunk, self._room())
+            while (room := self._window - self._moves.blocks_to_device) > 0 and len(self._queue):
+                size = min(self._chunk, room)
                 chunk = self._queue[:size]
-                self._bring(chunk[self._state[chunk] == State.AWAY])
+                self._bring(self._digests.sound(chunk[self._state[chunk] == State.AWAY]))
                 self._queue = self._queue[size:]
-
-    # The rest.
 
     @property
     def settled(self) -> bool:
@@ -215,8 +221,7 @@ class KvCache:
     def statistics(self) -> KvCacheStatistics:
         """Where the blocks are now."""
         with self._lock:
-            moved_bytes = self._bytes_saved, self._bytes_restored
-            return KvCacheStatistics.of(self._state, len(self._unbacked()), *moved_bytes)
+            return KvCacheStatistics.of(self._state, len(self._unbacked()), self._bytes)
 
     def rekey(self, identity: KvIdentity) -> None:
         """Blocks are of ``identity`` from now on. Raises UsageError unless all were forgotten."""
@@ -232,13 +237,11 @@ class KvCache:
         self.drain()
         self.forget_all()
         self._store.close()
+        self._digests.close()
 
     def _check_here(self) -> None:
         if not self._here:
             raise UsageError("the device memory of the KV blocks is gone: restore them first")
-
-    def _room(self) -> int:
-        return self._window - self._moves.blocks_to_device
 
     def _unbacked(self) -> Blocks:
         written = np.flatnonzero(self._state == State.WRITTEN)
@@ -263,20 +266,25 @@ class KvCache:
             self._mover.to_device(blocks, rows)
         else:
             self._mover.to_host(blocks, rows)
+        move.digesting = self._digests.begin(blocks, self._mover.stream, to_device=to_device)
         move.mark = self._mover.mark()
         self._state[blocks] = State.COMING if to_device else State.SAVING
 
     def _arrived(self, move: Move) -> None:
-        moved_bytes = len(move.blocks) * self._identity.layout.row_bytes
-        if move.to_device:
-            self._bytes_restored += moved_bytes
-            state, last = State.COMING, self._arrives
-        else:
-            self._bytes_saved += moved_bytes
-            state, last = State.SAVING, self._touched
+        back = move.to_device
+        state, last = (State.COMING, self._arrives) if back else (State.SAVING, self._touched)
         # Not those that were forgotten or written since, or that a later move is about.
-        same = (self._state[move.blocks] == state) & (last[move.blocks] == move.number)
-        self._state[move.blocks[same]] = State.SAVED
+        blocks = move.blocks[last[move.blocks] == move.number]
+        blocks = blocks[self._state[blocks] == state]
+        self._state[blocks] = State.SAVED
+        if back:
+            self._bytes.restored += len(move.blocks) * self._mover.row_bytes
+            wrong = self._digests.wrong(move.digesting, blocks, self._bytes)
+            self._state[wrong] = State.AWAY
+            self._queue = ahead_of(self._digests.sound(wrong), self._queue)
+        else:
+            self._bytes.saved += len(move.blocks) * self._mover.row_bytes
+            self._digests.saved(move.digesting)
 
     def _wait(self, number: int) -> None:
         """Return when all moves up to ``number`` have ended. Raises DriverError."""
@@ -285,9 +293,7 @@ class KvCache:
                 return
             move = self._moves.mark_at(number)
             reached = self._moves.last if move is None else move.number
-        if move is None or move.mark is None:
-            self._mover.synchronize()
-        else:
-            move.mark.wait()
+        wait = self._mover.synchronize if move is None or move.mark is None else move.mark.wait
+        wait()
         with self._lock:
             self._moves.end(reached)

@@ -56,6 +56,11 @@ class KernelMover:
         """Length of a row."""
         return self._row_bytes
 
+    @property
+    def stream(self) -> int:
+        """The driver's handle of its stream."""
+        return int(self._stream.cuda_stream)
+
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address. Raises DriverError."""
         with _driver_errors("gather"), torch.cuda.stream(self._stream):

@@ -10,7 +10,7 @@ import numpy as np
 from gpupool._core import BlockCopier, CopyMark, Driver
 from gpupool.errors import DriverError
 from gpupool.kernels.layout import BlockLayout
-from gpupool.kv.blocks import Blocks, Words
+from gpupool.kv.blocks import BlockRuns, Blocks, Words
 
 NOT_SUPPORTED = 801  # CUDA before 12.8 has no batches
 
@@ -35,6 +35,10 @@ class Mover(Protocol):
     @property
     def row_bytes(self) -> int:
         """Length of a row."""
+
+    @property
+    def stream(self) -> int:
+        """The driver's handle of the stream that the last move is on."""
 
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address. Raises DriverError."""
@@ -68,16 +72,18 @@ class CopierMover:
         self._copier = BlockCopier(driver)
         self._method: str = method
         self._row_bytes = layout.row_bytes
-        pieces = layout.pieces
-        self._starts = np.array([base_address + piece.offset for piece in pieces], np.uint64)
-        self._strides = np.array([piece.stride for piece in pieces], np.uint64)
-        self._sizes = np.array([piece.bytes for piece in pieces], np.uint64)
+        self._runs = BlockRuns(layout, base_address)
         self._places = np.array(layout.row_offsets, np.uint64)
 
     @property
     def row_bytes(self) -> int:
         """Length of a row."""
         return self._row_bytes
+
+    @property
+    def stream(self) -> int:
+        """The driver's handle of its stream."""
+        return self._copier.stream
 
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address. Raises DriverError."""
@@ -109,7 +115,6 @@ class CopierMover:
         copy(*spans, method=self._method)
 
     def _spans(self, blocks: Blocks, rows: Words) -> tuple[memoryview, memoryview, memoryview]:
-        device = self._starts + blocks.astype(np.uint64)[:, None] * self._strides
+        device, sizes = self._runs.of(blocks)
         host = rows[:, None] + self._places
-        sizes = np.tile(self._sizes, len(blocks))
-        return device.ravel().data, host.ravel().data, sizes.data
+        return device.data, host.ravel().data, sizes.data

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpupool.kv.blocks import Blocks, Words
+from gpupool.kv.digests import Digesting
 from gpupool.kv.mover import Mark
 
 
@@ -17,6 +18,7 @@ class Move:
     number: int
     blocks: Blocks
     to_device: bool
+    digesting: Digesting | None = None  # none of its blocks
     mark: Mark | None = None  # none for what an error left in flight, in part or whole
 
 

@@ -13,19 +13,21 @@
 (True, 2)
 >>> kv.bring_first([5])
 >>> with model.resident():
-...     kv.cache.require([5])  # then the step that reads it
+...     kv.require([5])  # then the step that reads it
 >>> pool.close()
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from gpupool._core import Driver
-from gpupool.errors import DaemonUnavailableError, UsageError
+from gpupool._core import Driver, Verify
+from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, UsageError
 from gpupool.kernels.layout import BlockLayout
+from gpupool.kv.blocks import as_blocks
 from gpupool.kv.cache import KvCache
+from gpupool.kv.digests import BlockDigests
 from gpupool.kv.mover import Mover
 from gpupool.kv.planned_mover import planned_mover
 from gpupool.kv.store import KvIdentity, KvStore
@@ -60,6 +62,8 @@ class PagedKv:
                 f"the blocks reach over {layout.extent_bytes} bytes and the region has "
                 f"{region_bytes}"
             )
+        self._model = model
+        self._blocks = layout.blocks
         self._first: Iterable[int] = ()
         self._there = False
         identity = KvIdentity(model.name, 0, dtype, layout)
@@ -72,8 +76,10 @@ class PagedKv:
             )
         self.region = model.region("kv_cache", region_bytes, image=False)
         try:
-            moves = mover(model.driver, layout, self.region.address, region_bytes)
-            self.cache = KvCache(store, moves, identity)
+            at = self.region.address
+            moves = mover(model.driver, layout, at, region_bytes)
+            digests = BlockDigests(model.driver, layout, at, model.verify)
+            self.cache = KvCache(store, moves, digests, identity)
             model.add_keeper(self)
         except BaseException:
             model.remove_region(self.region)
@@ -87,16 +93,42 @@ class PagedKv:
         """A step is about to write to these blocks; they are there when this returns.
 
         Where the store is full the model stays until there is room: its next swap-out raises
-        KvStoreFullError. Raises UsageError while the model is out, and DriverError.
+        KvStoreFullError. Raises what ``require`` does.
         """
-        self.cache.written(blocks, unbacked=True)
+        with self._told():
+            self.cache.written(blocks, unbacked=True)
+
+    def require(self, blocks: Iterable[int]) -> None:
+        """A step is about to read these blocks; they are there when this returns.
+
+        Raises UsageError while the model is out, DriverError, and DamagedMemoryError for a block
+        that does not come back as it was saved, until it is forgotten or the model comes in anew.
+        """
+        with self._told():
+            self.cache.require(blocks)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What a step finds damaged the pool hears of, as of what a swap-in finds."""
+        try:
+            yield
+        except DamagedMemoryError as error:
+            self._model.damaged(str(error))
+            raise
 
     # As a keeper.
 
     def arrived(self) -> None:
-        """Begin to bring back what was saved, and return once it is enqueued."""
-        first, self._first = self._first, ()
+        """Begin to bring back what was saved.
+
+        Returns once it is enqueued or, where it is verified, what the step reads is there. Raises
+        DriverError, or DamagedMemoryError for a block of that step.
+        """
+        named, self._first = self._first, ()
+        first = as_blocks(named, self._blocks)
         self.cache.restore(first)
+        if self._model.verify is not Verify.off:
+            self.cache.require(first)
         self._there = True
 
     def leaving(self) -> None:

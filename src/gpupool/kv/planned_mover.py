@@ -74,6 +74,11 @@ class PlannedMover:
         """Length of a row."""
         return self._row_bytes
 
+    @property
+    def stream(self) -> int:
+        """The driver's handle of the stream that the last move is on."""
+        return self._ways[self._last].stream
+
     def to_host(self, blocks: Blocks, rows: Words) -> None:
         """Enqueue: each block to the row at its address. Raises DriverError."""
         self._choose("to_host", len(blocks)).to_host(blocks, rows)

@@ -26,6 +26,16 @@ class State(IntEnum):
     """The same, with a copy of it under way."""
 
 
+@dataclass
+class MovedBytes:
+    """Of rows that have arrived, since the start."""
+
+    saved: int = 0
+    restored: int = 0
+    verified: int = 0
+    recopied: int = 0
+
+
 @dataclass(frozen=True)
 class KvCacheStatistics:
     """How many blocks are where, and what was moved."""
@@ -37,10 +47,12 @@ class KvCacheStatistics:
     coming: int
     bytes_saved: int  # that have arrived, since the start
     bytes_restored: int
+    bytes_verified: int  # of these, found to be what was saved
+    bytes_recopied: int  # of these, that were so only the second time
 
     @classmethod
     def of(
-        cls, state: npt.NDArray[np.uint8], unbacked: int, bytes_saved: int, bytes_restored: int
+        cls, state: npt.NDArray[np.uint8], unbacked: int, moved: MovedBytes
     ) -> KvCacheStatistics:
         """Count the states of all blocks."""
         count = np.bincount(state, minlength=len(State))
@@ -50,6 +62,8 @@ class KvCacheStatistics:
             saved=int(count[State.SAVED]),
             away=int(count[State.AWAY]),
             coming=int(count[State.COMING]),
-            bytes_saved=bytes_saved,
-            bytes_restored=bytes_restored,
+            bytes_saved=moved.saved,
+            bytes_restored=moved.restored,
+            bytes_verified=moved.verified,
+            bytes_recopied=moved.recopied,
         )

@@ -134,8 +134,8 @@ class KvStore:
                 raise UsageError("blocks of another layout need a KV store of their own")
             if self._live > 0:
                 raise UsageError(
-                    f"{self._live} KV blocks of {_name(self._identity)} are kept: forget them "
-                    f"before the store is used for {_name(identity)}"
+                    f"{self._live} KV blocks of {name_of(self._identity)} are kept: forget them "
+                    f"before the store is used for {name_of(identity)}"
                 )
             self._identity = identity
 
@@ -178,7 +178,7 @@ class KvStore:
         with self._lock:
             if identity != self._identity:
                 raise UsageError(
-                    f"KV blocks of {_name(self._identity)} are no blocks of {_name(identity)}: "
+                    f"KV blocks of {name_of(self._identity)} are no blocks of {name_of(identity)}: "
                     "their requests must be computed again"
                 )
             self._check_rows(blocks)
@@ -268,8 +268,8 @@ class KvStore:
         held = self._usable + self._source.lost
         return KvStoreFullError(
             f"{rows} more KV blocks of {self.row_bytes} bytes do not fit into the host store of "
-            f"{_name(self._identity)}, where {self._live} are kept in {held * self._slab_bytes} of "
-            f"{self._budget_bytes} bytes: {why}"
+            f"{name_of(self._identity)}, where {self._live} are kept in "
+            f"{held * self._slab_bytes} of {self._budget_bytes} bytes: {why}"
         )
 
     def _return_idle(self) -> None:
@@ -281,5 +281,6 @@ class KvStore:
                 self._session.return_host_memory(self._slab_bytes)
 
 
-def _name(identity: KvIdentity) -> str:
+def name_of(identity: KvIdentity) -> str:
+    """As people should read it."""
     return f"{identity.model!r} (weights {identity.weights_version}, {identity.dtype})"

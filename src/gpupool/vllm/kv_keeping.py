@@ -39,10 +39,10 @@ class KeptByBlocks:
         self._kv.bring_first(use.all_blocks())
 
     def begin(self, use: BlockUse) -> None:
-        """Wait for the blocks of the step. Raises DriverError."""
+        """Wait for the blocks of the step. Raises DriverError or DamagedMemoryError."""
         self._kv.write(use.written)
         if not self._kv.cache.settled:
-            self._kv.cache.require(use.all_blocks())
+            self._kv.require(use.all_blocks())
 
     def forget(self) -> None:
         """No block is saved or brought back; others may have the place of their copies."""

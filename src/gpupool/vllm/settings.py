@@ -30,8 +30,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     all. ``cudagraph_bytes`` is room in the pool for CUDA graphs, of which the device gets back what
     they leave over, and the host does not; without, their memory stays on the device outside the
     pool. ``loading_bytes`` is room in the pool that weights are loaded into on a GPU, until they
-    are the model's; without, it is device memory beside the pool. ``verify`` says which copies of a
-    swap-in are held against their digests. ``share`` is whether pages and host memory are had in
+    are the model's; without, it is device memory beside the pool. ``verify`` says which copies to
+    the device are held against their digests. ``share`` is whether pages and host memory are had in
     common with models of the same weights. ``image_cache`` is the folder that ``--load-format
     gpupool`` keeps images of weights in, and ``image_cache_bytes`` the room that they may take
     there.
