@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kv_pair import LAYOUT, two
+from kv_pair import LAYOUT, PAGE_BYTES, two
 from kv_world import BLOCKS, World, flip
 
+from gpupool import Pool
 from gpupool._core import FaultPlan, Verify
 from gpupool.errors import DamagedMemoryError
 from gpupool.kv.digests import SAMPLED_ONE_IN
+from gpupool.kv.paged import PagedKv
 
 SOME = st.lists(st.integers(0, BLOCKS - 1), min_size=1, max_size=8, unique=True)
 SEEDS = st.integers(0, 2**32)
@@ -230,6 +232,24 @@ def test_a_swap_in_with_a_damaged_block_of_its_step_fails_and_leaves_the_model_o
         a.kv.bring_first([block])
         flip(row, 77)
         a.check()
+
+
+@pytest.mark.parametrize("verify", ["always", "sample", "off"])
+def test_blocks_are_verified_as_their_model_is(verify: str) -> None:
+    pool = Pool(device="host", budget_bytes=PAGE_BYTES, page_bytes=PAGE_BYTES)
+    model = pool.model("a", verify=verify)
+    kv = PagedKv(model, LAYOUT, region_bytes=PAGE_BYTES, dtype="int8")
+    with model.resident():
+        kv.write(range(32))
+    model.swap_out()
+    kv.bring_first(range(32))
+    with model.resident():
+        if verify != "off":  # what the step reads is there as it begins
+            assert kv.cache.statistics().coming == kv.cache.statistics().away == 0
+        kv.require(range(32))
+    looked = {"always": 32, "sample": 2, "off": 0}[verify]
+    assert kv.cache.statistics().bytes_verified == looked * LAYOUT.row_bytes
+    pool.close()
 
 
 def test_a_step_with_a_damaged_block_that_comes_behind_fails(

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
-from gpupool._core import Driver, Verify
+from gpupool._core import Driver
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, UsageError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import as_blocks
@@ -79,6 +79,7 @@ class PagedKv:
             at = self.region.address
             moves = mover(model.driver, layout, at, region_bytes)
             digests = BlockDigests(model.driver, layout, at, model.verify)
+            self._verifies = digests.verifies
             self.cache = KvCache(store, moves, digests, identity)
             model.add_keeper(self)
         except BaseException:
@@ -127,7 +128,7 @@ class PagedKv:
         named, self._first = self._first, ()
         first = as_blocks(named, self._blocks)
         self.cache.restore(first)
-        if self._model.verify is not Verify.off:
+        if self._verifies:
             self.cache.require(first)
         self._there = True
 
