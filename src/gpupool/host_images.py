@@ -41,11 +41,17 @@ def host_memory(
         yield fd
     except BaseException:
         if unused():
-            with contextlib.suppress(DaemonUnavailableError):
-                session.return_host_memory(size_bytes)
+            give_back(session, size_bytes)
         raise
     finally:
         os.close(fd)
+
+
+def give_back(session: HostMemorySource, size_bytes: int) -> None:
+    """So much, or nothing, is nowhere mapped any more; a daemon that has gone counts none of it."""
+    if size_bytes > 0:
+        with contextlib.suppress(DaemonUnavailableError):
+            session.return_host_memory(size_bytes)
 
 
 def lacks_image(region: Region, size_bytes: int) -> bool:

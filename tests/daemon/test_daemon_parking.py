@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from gpupool.errors import (
     UsageError,
 )
 from gpupool.residency import parked_file
+from gpupool.residency.closed import NO_MEMORY
 
 
 @pytest.fixture
@@ -184,3 +187,28 @@ def test_images_that_are_there_are_pinned_at_once(members: Members, timeout_s: f
         b.model.swap_out()
         with pytest.raises(UsageError, match="must be a number of seconds"), a.model.pinned("soon"):  # type: ignore[arg-type]
             raise AssertionError("that is no time")
+
+
+def test_a_model_that_is_closed_as_it_is_read_back_leaves_nothing_on_the_account(
+    daemon: Daemon, members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = members("a")
+    members.park("a")
+    residency, read, comes = a.model._residency, os.preadv, threading.Event()
+
+    def read_slowly(*arguments: Any) -> int:
+        comes.set()
+        until(lambda: residency.parking._ended or residency.saved is NO_MEMORY)
+        return read(*arguments)
+
+    def look() -> None:
+        with contextlib.suppress(UsageError), a.model.pinned():
+            pass
+
+    monkeypatch.setattr(os, "preadv", read_slowly)
+    looks = threading.Thread(target=look)
+    looks.start()
+    assert comes.wait(60.0)
+    a.model.close()
+    looks.join()
+    daemon.until_ledger(free=4, host_bytes=0)

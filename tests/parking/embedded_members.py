@@ -116,6 +116,22 @@ def memfds() -> set[int]:
     return found
 
 
+class Watched:
+    """A lock, in a ``with`` block, that says when somebody has to wait for it."""
+
+    def __init__(self) -> None:
+        self.awaited = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.awaited.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 @contextlib.contextmanager
 def closed_at_the_end(pool: Pool, folder: Path | None = None) -> Iterator[Pool]:
     """Nothing is on the account, or left in the folder, once its models are closed."""

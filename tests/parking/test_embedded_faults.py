@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from embedded_members import (
     HELD_BYTES,
     IMAGE_BYTES,
+    PATIENCE_S,
     Member,
+    Watched,
     beside,
     closed_at_the_end,
     parked,
@@ -29,6 +33,7 @@ from gpupool.errors import (
     UsageError,
 )
 from gpupool.residency import parked_file
+from gpupool.residency.closed import NO_MEMORY
 
 OUT_OF_MEMORY = 2
 
@@ -207,3 +212,36 @@ def test_a_model_that_is_closed_waits_no_more(pool: Pool) -> None:
         assert isinstance(found[0], UsageError), found
         assert line.first is None
     b.check()
+
+
+LOOKS: dict[str, Callable[[Member], object]] = {
+    "pinned": lambda member: member.model.pinned().__enter__(),
+    "region": lambda member: member.model.region("runtime", 4096),
+    "resize": lambda member: member.model.resize(member.region, 4096),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_model_that_is_closed_as_it_is_read_back_leaves_nothing_on_the_account(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    a, b, c = (Member(pool, name) for name in "abc")
+    assert parked(a, b, c) == ["a"]
+    residency, watched = a.model._residency, Watched()
+    monkeypatch.setattr(residency.parking, "_reading", watched)
+    read, comes = os.preadv, threading.Event()
+
+    def read_slowly(*arguments: Any) -> int:
+        comes.set()
+        until(lambda: watched.awaited.is_set() or residency.saved is NO_MEMORY)
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "preadv", read_slowly)
+    with beside(lambda: LOOKS[look](a)) as found:
+        assert comes.wait(PATIENCE_S)
+        a.model.close()
+    # Nobody asks between the last chunks, which are read at once, and the end.
+    assert found[0] is None or isinstance(found[0], UsageError), found
+    b.model.close()
+    c.model.close()
+    assert pool.statistics().host_bytes == 0

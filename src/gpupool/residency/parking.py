@@ -6,9 +6,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 from gpupool._core import ImageBuffer, ModelMemory, Region, Tag
 from gpupool.errors import (
@@ -17,26 +16,16 @@ from gpupool.errors import (
     ImageWriteError,
     LeaseTimeoutError,
     SwapCancelledError,
+    UsageError,
 )
-from gpupool.host_images import in_system_pages
-from gpupool.residency.parked_file import ParkedFile, Part, padded
+from gpupool.host_images import give_back, in_system_pages
+from gpupool.residency.parked_file import ParkedFile
+from gpupool.residency.parked_slots import Slot, parts_of, slots_for
 from gpupool.session import Session, Wanted
 from gpupool.trace import Values, span
 
 _TAGS = (Tag.weights, Tag.runtime, Tag.cudagraph)
 _REGIONS_MAX = 253  # host memory for all comes back in one message
-
-
-@dataclass
-class _Slot:
-    """A region's place in the file."""
-
-    region: Region
-    size_bytes: int
-    offset: int
-    changes: int = -1
-    """``Region.image_changes`` of what was written there; -1 for nothing that counts."""
-    digests: list[int] = field(default_factory=list)
 
 
 class Parking:
@@ -48,9 +37,11 @@ class Parking:
         self._session = session
         self._return_images = return_images
         self._lock = threading.Lock()  # of whoever parks them or brings them back
+        self._reading = threading.Lock()  # of whoever reads them, which is not waited for long
+        self._ended = False
         self._pins = 0
         self._file: ParkedFile | None = None
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
 
     @property
     def parked_bytes(self) -> int:
@@ -139,7 +130,8 @@ class Parking:
             with span(self._session.driver, f"host memory wait {self._name}", {}):
                 limit_s = max(0.0, deadline_s - time.monotonic())
                 granted = self._session.host_memories(sizes, limit_s, wanted, returns=True)
-            self._read_back(memory, parked, sizes, granted.fds, wanted, keep=granted.keeps_file)
+            with self._reading:
+                self._read_back(memory, parked, sizes, granted.fds, wanted, keep=granted.keeps_file)
 
     @contextlib.contextmanager
     def _held(self, timeout_s: float) -> Iterator[None]:
@@ -155,6 +147,12 @@ class Parking:
         with self._lock:
             self._slots = [slot for slot in self._slots if slot.region is not region]
             self._drop_unless_needed()
+
+    def end(self) -> None:
+        """The model is closed: nobody reads anything back any more on return, nor later."""
+        self._ended = True
+        with self._reading:
+            pass
 
     def close(self) -> None:
         """The model has left for good; what is in the file goes."""
@@ -195,7 +193,7 @@ class Parking:
             begun = [slot.region.image_changes for slot in changed]
             for slot in changed:
                 slot.changes = -1
-            self._file.write(_parts(stack, changed, [s.region.image() for s in changed]), go_on)
+            self._file.write(parts_of(stack, changed, [s.region.image() for s in changed]), go_on)
         for slot, changes in zip(changed, begun, strict=True):
             slot.changes = changes
         return sum(slot.size_bytes for slot in changed)
@@ -206,11 +204,7 @@ class Parking:
         if self._file is not None:
             self._file.close()
             self._file = None
-        slots: list[_Slot] = []
-        end = 0
-        for region in regions:
-            slots.append(_Slot(region, region.bytes, end))
-            end += padded(region.bytes)
+        slots, end = slots_for(regions)
         file = ParkedFile(self._session.parking)
         try:
             file.reserve(end)
@@ -222,7 +216,7 @@ class Parking:
     def _read_back(
         self,
         memory: ModelMemory,
-        parked: list[_Slot],
+        parked: list[Slot],
         sizes: list[int],
         fds: list[int],
         wanted: Wanted | None,
@@ -235,6 +229,7 @@ class Parking:
         values: Values = {}
         try:
             with span(self._session.driver, f"read back {self._name}", values):
+                self._require_open()
                 for slot, fd in zip(parked, fds, strict=True):
                     images.append(memory.make_image(slot.region, fd))
                 self._read(parked, images, wanted)
@@ -250,37 +245,28 @@ class Parking:
                 self._slots = []
                 self._drop_unless_needed()
             with contextlib.suppress(DaemonUnavailableError):
-                if unused_bytes:
-                    self._session.return_host_memory(unused_bytes)
-                self._return_images()
+                give_back(self._session, unused_bytes)
+                if not self._ended:  # else who closes the model does, once this is over
+                    self._return_images()
                 took_s = time.monotonic() - begun_s
                 self._session.unparked(read_bytes, self._file_bytes, took_s)
 
-    def _read(self, parked: list[_Slot], images: list[ImageBuffer], wanted: Wanted | None) -> None:
+    def _read(self, parked: list[Slot], images: list[ImageBuffer], wanted: Wanted | None) -> None:
         assert self._file is not None
 
         def go_on() -> None:
+            self._require_open()
             if wanted is not None and not wanted():
                 raise SwapCancelledError("what was fetched ahead is not wanted any more")
 
         with contextlib.ExitStack() as stack:
-            self._file.read(_parts(stack, parked, images), go_on)
+            self._file.read(parts_of(stack, parked, images), go_on)
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise UsageError("a closed model cannot be used")
 
     def _drop_unless_needed(self) -> None:
         if not self._slots and self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _parts(
-    stack: contextlib.ExitStack, slots: Sequence[_Slot], images: Sequence[ImageBuffer]
-) -> list[Part]:
-    """What is to be in the slots, in memory that nobody looks at any more after ``stack``.
-
-    No error may know of the images, which could not go while it does.
-    """
-    parts: list[Part] = []
-    for slot, image in zip(slots, images, strict=True):
-        whole = stack.enter_context(memoryview(image))  # type: ignore[arg-type]
-        parts.append(Part(slot.offset, stack.enter_context(whole.cast("B")), slot.digests))
-    return parts

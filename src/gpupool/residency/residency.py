@@ -15,6 +15,7 @@ from functools import partial
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
+from gpupool.host_images import give_back
 from gpupool.keeper import Keeper
 from gpupool.residency.ahead import Ahead, counted
 from gpupool.residency.closed import NO_MEMORY
@@ -207,6 +208,7 @@ class Residency:
         for keeper in self.keepers:
             keeper.close()
         self.keepers.clear()
+        self.parking.end()  # what is being read back goes with the rest
         self.saved.close()
         self.sharing.close()
         self.return_images()
@@ -218,10 +220,7 @@ class Residency:
     def return_images(self) -> None:
         """Take off the account what has gone of host images since the last call."""
         self.sharing.gone(self.saved.take_gone_shared_bytes())
-        gone_bytes = self.saved.take_gone_image_bytes()
-        if gone_bytes > 0:
-            with contextlib.suppress(DaemonUnavailableError):  # it counts nothing any more
-                self._session.return_host_memory(gone_bytes)
+        give_back(self._session, self.saved.take_gone_image_bytes())
 
     def _arrive(self, grant: PageGrant, early: EarlyArrival, ahead: Ahead | None) -> SwapReport:
         # The clean ones first for what is zeroed throughout.
