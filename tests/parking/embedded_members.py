@@ -117,19 +117,27 @@ def memfds() -> set[int]:
 
 
 class Watched:
-    """A lock, in a ``with`` block, that says when somebody has to wait for it."""
+    """A lock that says when somebody has to wait for it."""
 
     def __init__(self) -> None:
         self.awaited = threading.Event()
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if self._lock.acquire(blocking=False):
+            return True
+        if blocking:
             self.awaited.set()
-            self._lock.acquire()
+        return blocking and self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.release()
 
 
 @contextlib.contextmanager

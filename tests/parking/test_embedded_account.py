@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from embedded_members import (
     HELD_BYTES,
     PAGE_BYTES,
     Member,
+    Watched,
     beside,
     parked,
     until,
@@ -117,3 +119,32 @@ def test_the_first_in_line_is_not_overtaken(pool: Pool) -> None:
     assert [len(first), len(second)] == [1, 1]
     assert (much.footprint_bytes, little.footprint_bytes) == (3 * PAGE_BYTES, PAGE_BYTES)
     assert a.is_parked
+
+
+def test_images_that_come_back_as_soon_as_they_are_parked_count_as_back(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Member(pool, "a"), Member(pool, "b")
+    watched, session = Watched(), a.model._session
+    monkeypatch.setattr(a.model._residency.parking, "_lock", watched)
+    tell, threads = session.parked, []
+
+    def look() -> None:
+        with a.model.pinned():
+            pass
+
+    def tell_late(*what: Any) -> None:
+        threads.append(threading.Thread(target=look))
+        threads[-1].start()
+        until(lambda: watched.awaited.is_set() or not threads[-1].is_alive())
+        tell(*what)
+
+    monkeypatch.setattr(session, "parked", tell_late)
+    with b.model.resident(), pytest.raises(RefusedError):
+        b.model.host_memory(4096)  # for which "a" parks
+    until(lambda: len(threads) == 1 and a.statistics.read_backs == 1)
+    threads[0].join()
+    assert a.statistics.parked_bytes == a.model.parked_bytes == 0
+    monkeypatch.undo()
+    c = Member(pool, "c")
+    assert parked(a, b, c) != []

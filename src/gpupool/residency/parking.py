@@ -60,16 +60,21 @@ class Parking:
         What cannot be parked within ``deadline_s`` stays as it was.
         """
         size_bytes, why = 0, ""
-        if not self.is_in_use() and self._lock.acquire(blocking=False):
+        if self.is_in_use() or not self._lock.acquire(blocking=False):
+            self.answer()
+            return
+        try:
+            if self._pins == 0:
+                size_bytes = self._park(memory, regions, time.monotonic() + deadline_s)
+        except Exception as error:  # whatever it is, others wait for an answer
+            why = str(error) or type(error).__name__
+        finally:
             try:
-                if self._pins == 0:
-                    size_bytes = self._park(memory, regions, time.monotonic() + deadline_s)
-            except Exception as error:  # whatever it is, others wait for an answer
-                why = str(error) or type(error).__name__
+                # Not after the lock: that they are back again would be heard of first.
+                self._return_images()
+                self.answer(size_bytes, why)
             finally:
                 self._lock.release()
-        self._return_images()
-        self.answer(size_bytes, why)
 
     def park_cold(
         self,
@@ -162,7 +167,8 @@ class Parking:
 
     @property
     def _file_bytes(self) -> int:
-        return 0 if self._file is None else self._file.size_bytes
+        file = self._file  # which another thread may drop
+        return 0 if file is None else file.size_bytes
 
     def _park(self, memory: ModelMemory, regions: list[Region], deadline_s: float) -> int:
         if self._session.parking is None:
