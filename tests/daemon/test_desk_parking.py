@@ -180,3 +180,19 @@ def test_a_region_that_is_asked_for_meanwhile_leaves_what_comes_back_alone() -> 
     assert bench.tell(a, p.Cancel(mapped=True)) == [p.Ok()]
     bench.tell(a, p.Unparked(4 * PAGE, 4 * PAGE, 0.5))
     assert states(bench)["a"] == ("out", 0)
+
+
+def test_who_waits_behind_for_parked_images_has_none_to_park() -> None:
+    bench = bench_of()
+    a, b = loaded(bench, "a"), loaded(bench, "b")
+    new = newcomer(bench, 5)
+    parks(bench, a)
+    assert new.take() == [p.HostGranted(True)]
+    bench.tell(new, p.Declare(1, 0, 0, 0, 5 * PAGE))
+    bench.tell(a, p.HostMemory(PAGE))  # of KV, say, which stays
+    first = newcomer(bench, 1, "first")
+    assert bench.tell(a, p.HostMemories([4 * PAGE], returns=True)) == []
+    assert first.take() == []
+    for peer in (b, new):
+        bench.tell(peer, p.Parked(0, 0, "no space"))
+    assert [message.kind for message in first.take()] == ["refused"]

@@ -87,7 +87,6 @@ class Parking:
                     return asked.wake_at_s
                 self._hand_out(worker, first)
             except GpupoolError as error:
-                self._not_returning(first)
                 self._refuse(worker, error)
             self._line.leave(first.key)
         return None
@@ -98,8 +97,6 @@ class Parking:
         waiter = Waiter(key, message.sizes_bytes, message.ahead, message.returns)
         if 0 in waiter.sizes_bytes:
             raise RefusedError("host memory has at least one byte")
-        if message.returns:  # else they may be on their way back all the same
-            worker.images.returning = True
         if self._arbiter.lease(key).state in (Residency.RESIDENT, Residency.LEAVING):
             self._hand_out(worker, waiter)  # others may wait for its pages
             return
@@ -117,6 +114,8 @@ class Parking:
 
     def _hand_out(self, worker: Worker, waiter: Waiter) -> None:
         fds = self._ledger.hand_out_all(waiter.key, waiter.sizes_bytes)
+        if waiter.returns:  # else they may be on their way back all the same
+            worker.images.returning = True
         worker.peer.say(p.HostGranted(self._room.has_room_for_all_files()), fds)
 
     def _tell(self, orders: list[ParkOrder], now_s: float) -> None:
@@ -139,13 +138,7 @@ class Parking:
         worker.images.unparked(message.size_bytes, message.file_bytes, message.read_s)
 
     def _cancel(self, worker: Worker, key: int) -> bool:
-        left = self._line.leave(key)
-        if left is None:
+        if self._line.leave(key) is None:
             return False
-        self._not_returning(left)
         worker.peer.say(p.Ok())
         return True
-
-    def _not_returning(self, waiter: Waiter) -> None:
-        if waiter.returns:
-            self._workers[waiter.key].images.returning = False

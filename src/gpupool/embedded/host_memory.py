@@ -139,8 +139,6 @@ class EmbeddedHost:
         except BaseException:
             with self._changed:
                 self._line.leave(key)
-                if returns and key in self._members:
-                    self._members[key].images.returning = False
                 self._changed.notify_all()
             raise
 
@@ -182,8 +180,6 @@ class EmbeddedHost:
         self._require_here(waiter.key)
         if 0 in waiter.sizes_bytes:
             raise RefusedError("host memory has at least one byte")
-        if waiter.returns:
-            self._members[waiter.key].images.returning = True
         self._line.add(waiter)
 
     def _look(
@@ -227,8 +223,11 @@ class EmbeddedHost:
 
     def _grant(self, waiter: Waiter) -> HostGrant:
         fds = self.ledger.hand_out_all(waiter.key, waiter.sizes_bytes)
-        if not waiter.returns:  # of a model that is being made, until it declares what it has
-            self._members[waiter.key].images.parkable_bytes += waiter.total_bytes
+        images = self._members[waiter.key].images
+        if waiter.returns:
+            images.returning = True
+        else:  # of a model that is being made, until it declares what it has
+            images.parkable_bytes += waiter.total_bytes
         self._line.leave(waiter.key)
         self._changed.notify_all()
         return HostGrant(fds, self._room.has_room_for_all_files())

@@ -17,7 +17,7 @@ class Images:
     asked_until_s: float | None = None
     """It was asked to park, and is not counted on any more from then on."""
     returning: bool = False
-    """It waits for host memory, or reads its images back."""
+    """It has host memory for its images, which it reads back."""
     why: str = ""
     """Why it could not park when it was asked last."""
     not_before_s: float = 0.0

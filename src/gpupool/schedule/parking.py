@@ -30,7 +30,7 @@ class ImagesView:
     comes: bool = False
     """It reads its images back, to be used."""
     never: bool = False
-    """It could not when it was asked last, and not because it was in use."""
+    """It could not when it was asked last, and will not soon; it may be asked again later."""
 
 
 class Wish(NamedTuple):
@@ -63,13 +63,14 @@ def whom_to_park(
     With ``idle_only`` no busy model leaves, and with ``out_only`` none does at all. Nobody is asked
     where all that could ever be parked is not enough.
     """
-    views = tuple(v for v in views if not v.never and v.file_bytes <= file_room_bytes)
-    possible = sum(view.size_bytes for view in views)
-    if possible < missing_bytes:
+    views = tuple(view for view in views if view.file_bytes <= file_room_bytes)
+    able = [view for view in views if not view.never]
+    if sum(view.size_bytes for view in able) < missing_bytes:
         return Wishes(possible=False)
     asked: list[Wish] = []
-    later_s: list[float] = []
-    for view in sorted(views, key=_order):
+    # Those that cannot now may be who is asked next: others that could may come to nothing.
+    later_s = [view.not_before_s for view in views if view.never]
+    for view in sorted(able, key=_order):
         if missing_bytes <= 0:
             break
         resident = view.state is Residency.RESIDENT
