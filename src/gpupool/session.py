@@ -123,8 +123,13 @@ class Session(Protocol):
         DaemonUnavailableError, or OSError when the system has no more; nothing is held then.
         """
 
-    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
-        """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
+    def parked(
+        self, size_bytes: int, file_bytes: int, why: str = "", *, passes: bool = False
+    ) -> None:
+        """What came of the wish that the images be parked; 0 and why if nothing, or in use.
+
+        ``passes`` says that who waits for the memory had better wait than be refused.
+        """
 
     def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
         """What was read back of parked images; 0 if they are parked still."""

@@ -156,7 +156,8 @@ def test_who_asks_ahead_comes_last_and_has_no_busy_model_leave() -> None:
     ahead = newcomer(bench, 3, "ahead", ahead=True, returns=True)
     assert a.take() == []
     other = newcomer(bench, 2, "other")
-    assert other.take() == [p.HostGranted(True)]
+    assert other.take()[0] == p.HostGranted(True)
+    bench.tell(other, p.Parked(0, 0), p.Declare(1, 0, 0))
     assert ahead.take() == []
     bench.tell(ahead, p.Hurry())
     assert isinstance(a.take()[0], p.Revoke)
@@ -196,3 +197,45 @@ def test_who_waits_behind_for_parked_images_has_none_to_park() -> None:
     for peer in (b, new):
         bench.tell(peer, p.Parked(0, 0, "no space"))
     assert [message.kind for message in first.take()] == ["refused"]
+
+
+def test_who_waits_for_an_image_that_is_looked_at_is_not_refused() -> None:
+    bench = bench_of()
+    a = loaded(bench, "a", 8)
+    new = newcomer(bench, 5)
+    for _ in range(3):
+        assert asked(a) == [True]
+        bench.tell(a, p.Parked(0, 0, "somebody looks", passes=True))
+        assert (new.take(), asked(a)) == ([], [False])
+        assert bench.wake_at_s == bench.now_s + 1.0
+        bench.now_s += 1.0
+        bench.settle()
+    parks(bench, a, 8)
+    assert new.take() == [p.HostGranted(True)]
+
+
+def test_who_would_have_to_leave_again_is_not_asked_so_soon() -> None:
+    bench = bench_of(turn_s=1e6)
+    a = loaded(bench, "a", 8)
+    bench.tell(a, p.Acquire())
+    new = newcomer(bench, 5)
+    assert isinstance(a.take()[0], p.Revoke)
+    bench.tell(a, p.Yielded(SWAP), p.Parked(0, 0, "somebody looks", passes=True))
+    bench.tell(a, p.Acquire(), p.Arrived(SWAP))
+    assert (new.take(), bench.wake_at_s) == ([], bench.now_s + 10.0)
+    bench.now_s += 10.0
+    bench.settle()
+    assert isinstance(a.take()[0], p.Revoke)
+
+
+def test_a_model_that_loads_makes_room_later_unless_it_waits_for_more() -> None:
+    bench = bench_of()
+    loading = newcomer(bench, 6, "loading")
+    assert loading.take() == [p.HostGranted(True)]
+    new = newcomer(bench, 5)
+    assert (new.take(), asked(loading)) == ([], [True])
+    assert bench.tell(loading, p.Parked(0, 0, "not filled yet", passes=True)) == []
+    assert new.take() == []
+    # What it asks for may be what it fills, of which it gets none behind the other.
+    assert bench.tell(loading, p.HostMemories([2 * PAGE])) == [p.HostGranted(True)]
+    assert [message.kind for message in new.take()] == ["refused"]

@@ -13,7 +13,7 @@ from gpupool.errors import ProtocolError
 def test_what_can_never_be_is_refused_at_once() -> None:
     bench = bench_of()
     a = loaded(bench, "a", 3)
-    newcomer(bench, 1, "b")
+    bench.tell(newcomer(bench, 1, "b"), p.Declare(1, 0, 0))
     for pages in (11, 10):
         new = newcomer(bench, pages, f"new {pages}")
         (refused,) = new.take()

@@ -70,7 +70,7 @@ class World:
                         plain.state = {"loading": "new", "asking": "parked"}[plain.state]
                     case p.Park() | p.Revoke():
                         assert plain.held > 0
-                        outs = ("out", "arriving")
+                        outs = ("out", "arriving", "loading", "loaded")
                         assert isinstance(message, p.Park) is (plain.state in outs), plain.state
                         if isinstance(message, p.Revoke) and message.park_s is None:
                             assert plain.state == "resident"

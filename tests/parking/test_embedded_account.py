@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +16,18 @@ from embedded_members import (
     Member,
     Watched,
     beside,
+    closed_at_the_end,
     parked,
+    pool_of,
     until,
 )
 
 from gpupool import Pool
-from gpupool.errors import KvStoreFullError, RefusedError, SwapCancelledError
+from gpupool.errors import KvStoreFullError, LeaseTimeoutError, RefusedError, SwapCancelledError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import as_blocks
 from gpupool.kv.store import KvIdentity, KvStore
+from gpupool.residency.parked_file import ParkedFile
 
 
 def store_of(member: Member) -> KvStore:
@@ -49,8 +54,9 @@ def test_kv_blocks_are_on_the_account_and_others_park_for_the_next(pool: Pool) -
     large = pool.model("as large")
     large.region("weights", 3 * PAGE_BYTES)
     assert parked(a, b) == ["a", "b"]
-    with pytest.raises(RefusedError, match="model 'as large' has no image that could be parked"):
-        a.check()  # it is not filled yet
+    said = r"no host memory within .* \(model 'as large' has no image that could be parked\)"
+    with pytest.raises(LeaseTimeoutError, match=said), a.model.resident(0.05):
+        raise AssertionError("it is not filled yet, and may be soon")
     large.close()
     a.check()
 
@@ -133,11 +139,11 @@ def test_images_that_come_back_as_soon_as_they_are_parked_count_as_back(
         with a.model.pinned():
             pass
 
-    def tell_late(*what: Any) -> None:
+    def tell_late(*what: Any, **more: Any) -> None:
         threads.append(threading.Thread(target=look))
         threads[-1].start()
         until(lambda: watched.awaited.is_set() or not threads[-1].is_alive())
-        tell(*what)
+        tell(*what, **more)
 
     monkeypatch.setattr(session, "parked", tell_late)
     with b.model.resident(), pytest.raises(RefusedError):
@@ -148,3 +154,38 @@ def test_images_that_come_back_as_soon_as_they_are_parked_count_as_back(
     monkeypatch.undo()
     c = Member(pool, "c")
     assert parked(a, b, c) != []
+
+
+def not_filled(member: Member, _: pytest.MonkeyPatch) -> Callable[[], object]:
+    member.model.remove_region(member.region)
+    return member.model.region("weights", HELD_BYTES).adopt_image
+
+
+def looked_at(member: Member, _: pytest.MonkeyPatch) -> Callable[[], object]:
+    return memoryview(member.region.image()).release  # type: ignore[arg-type]
+
+
+def changed(member: Member, patch: pytest.MonkeyPatch) -> Callable[[], object]:
+    write = ParkedFile.write
+
+    def write_late(self: ParkedFile, *what: Any) -> None:
+        write(self, *what)
+        member.region.adopt_image()
+
+    patch.setattr(ParkedFile, "write", write_late)
+    return patch.undo
+
+
+@pytest.mark.parametrize("stays", [not_filled, looked_at, changed])
+def test_who_waits_for_images_that_cannot_go_for_now_gets_them_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stays: Callable[..., Callable[[], object]]
+) -> None:
+    with closed_at_the_end(pool_of(folder, images=1), folder) as pool:
+        a = Member(pool, "a")
+        images = pool._arbiter.host.images(a.model._session.key)  # type: ignore[attr-defined]
+        end = stays(a, monkeypatch)
+        with beside(lambda: Member(pool, "b")) as found:
+            until(lambda: bool(images.why) or bool(found))
+            end()
+        assert isinstance(found[0], Member), found
+        assert a.is_parked

@@ -146,9 +146,11 @@ class DaemonSession:
         with self._asking:
             return host_memories(self._link, sizes_bytes, timeout_s, wanted, returns=returns)
 
-    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+    def parked(
+        self, size_bytes: int, file_bytes: int, why: str = "", *, passes: bool = False
+    ) -> None:
         """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
-        self._link.send(p.Parked(size_bytes, file_bytes, p.one_line(why)))
+        self._link.send(p.Parked(size_bytes, file_bytes, p.one_line(why), passes))
 
     def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
         """What was read back of parked images; 0 if they are parked still."""

@@ -45,6 +45,8 @@ class Parked(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """What the file takes."""
     why: Annotated[str, Meta(max_length=TEXT_BYTES_MAX)] = ""
     """Why it could not park, where it was not merely in use."""
+    passes: bool = False
+    """That is for now: an image is looked at, has changed meanwhile, or is not filled yet."""
 
 
 class Unparked(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

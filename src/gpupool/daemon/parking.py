@@ -82,7 +82,7 @@ class Parking:
         while (first := self._line.first) is not None:
             worker = self._workers[first.key]
             try:
-                if (asked := self._room.for_first(first, now_s)) is not None:
+                if (asked := self._room.for_first(first, now_s, self._line.keys)) is not None:
                     self._tell(asked.orders, now_s)
                     return asked.wake_at_s
                 self._hand_out(worker, first)
@@ -114,8 +114,7 @@ class Parking:
 
     def _hand_out(self, worker: Worker, waiter: Waiter) -> None:
         fds = self._ledger.hand_out_all(waiter.key, waiter.sizes_bytes)
-        if waiter.returns:  # else they may be on their way back all the same
-            worker.images.returning = True
+        worker.images.granted(waiter.total_bytes, returns=waiter.returns)
         worker.peer.say(p.HostGranted(self._room.has_room_for_all_files()), fds)
 
     def _tell(self, orders: list[ParkOrder], now_s: float) -> None:
@@ -128,8 +127,8 @@ class Parking:
     def _parked(self, worker: Worker, key: int, message: p.Parked, now_s: float) -> None:
         if worker.images.asked_until_s is None:
             raise ProtocolError("a worker parks when it is asked to")
-        why = p.one_line(message.why)
-        self._room.parked(key, message.size_bytes, message.file_bytes, now_s, why)
+        sizes, why = (message.size_bytes, message.file_bytes), p.one_line(message.why)
+        self._room.parked(key, *sizes, now_s, why, passes=message.passes)
 
     @staticmethod
     def _unparked(worker: Worker, message: p.Unparked) -> None:

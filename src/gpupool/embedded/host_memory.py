@@ -162,11 +162,12 @@ class EmbeddedHost:
             self._forget_if_gone(key)
             self._changed.notify_all()
 
-    def parked(self, key: int, size_bytes: int, file_bytes: int, why: str) -> None:
+    def parked(self, key: int, size_bytes: int, file_bytes: int, why: str, *, passes: bool) -> None:
         """What came of the wish that a model's images be parked."""
         with self._changed:
             if key in self._members:
-                self._room.parked(key, size_bytes, file_bytes, time.monotonic(), why)
+                now_s = time.monotonic()
+                self._room.parked(key, size_bytes, file_bytes, now_s, why, passes=passes)
                 self._changed.notify_all()
 
     def unparked(self, key: int, size_bytes: int, file_bytes: int, read_s: float) -> None:
@@ -203,7 +204,7 @@ class EmbeddedHost:
         if self._line.first is waiter:
             self._note_use()
             why = next(iter(stay.values()), "")
-            asked = self._room.for_first(waiter, now_s, stay, why)
+            asked = self._room.for_first(waiter, now_s, self._line.keys, stay, why)
             if asked is None:
                 return self._grant(waiter), []
             for order in asked.orders:
@@ -215,6 +216,7 @@ class EmbeddedHost:
         if now_s >= deadline_s:
             raise LeaseTimeoutError(
                 f"no host memory within {timeout_s:g} s: other models have all of it"
+                f"{self._room.because(waiter.key)}"
             )
         if wanted is not None:
             limits_s.append(now_s + _POLL_S)
@@ -223,11 +225,7 @@ class EmbeddedHost:
 
     def _grant(self, waiter: Waiter) -> HostGrant:
         fds = self.ledger.hand_out_all(waiter.key, waiter.sizes_bytes)
-        images = self._members[waiter.key].images
-        if waiter.returns:
-            images.returning = True
-        else:  # of a model that is being made, until it declares what it has
-            images.parkable_bytes += waiter.total_bytes
+        self._members[waiter.key].images.granted(waiter.total_bytes, returns=waiter.returns)
         self._line.leave(waiter.key)
         self._changed.notify_all()
         return HostGrant(fds, self._room.has_room_for_all_files())

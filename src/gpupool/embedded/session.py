@@ -72,9 +72,11 @@ class EmbeddedSession:
         finally:
             self._asking.release()
 
-    def parked(self, size_bytes: int, file_bytes: int, why: str = "") -> None:
+    def parked(
+        self, size_bytes: int, file_bytes: int, why: str = "", *, passes: bool = False
+    ) -> None:
         """What came of the wish that the images be parked; 0 and why if nothing, or in use."""
-        self._arbiter.host.parked(self.key, size_bytes, file_bytes, why)
+        self._arbiter.host.parked(self.key, size_bytes, file_bytes, why, passes=passes)
 
     def unparked(self, size_bytes: int, file_bytes: int, read_s: float) -> None:
         """What was read back of parked images; 0 if they are parked still."""

@@ -18,8 +18,12 @@ class Images:
     """It was asked to park, and is not counted on any more from then on."""
     returning: bool = False
     """It has host memory for its images, which it reads back."""
+    leaves: bool = False
+    """It was asked to leave as well."""
     why: str = ""
     """Why it could not park when it was asked last."""
+    passes: bool = False
+    """It may be able to soon."""
     not_before_s: float = 0.0
     """When it may be asked again."""
     parks: int = 0
@@ -27,6 +31,13 @@ class Images:
     read_backs: int = 0
     read_back_bytes: int = 0
     read_back_s: float = 0.0
+
+    def granted(self, size_bytes: int, *, returns: bool) -> None:
+        """So much host memory is for new images, or for those that were parked."""
+        if returns:
+            self.returning = True
+        else:  # until the model says what it has
+            self.parkable_bytes += size_bytes
 
     def come(self) -> None:
         """The model is about to be in use, so that it is not asked any more as one that is out."""

@@ -37,6 +37,11 @@ class HostLine:
         """Who is next."""
         return next(iter(self._waiters), None)
 
+    @property
+    def keys(self) -> set[int]:
+        """Of all who wait."""
+        return {waiter.key for waiter in self._waiters}
+
     def has(self, key: int) -> bool:
         """Whether a model waits."""
         return any(waiter.key == key for waiter in self._waiters)

@@ -85,11 +85,17 @@ class MakingRoom:
         return member is not None and not member.lost
 
     def for_first(
-        self, first: Waiter, now_s: float, stay: Collection[int] = (), why: str = ""
+        self,
+        first: Waiter,
+        now_s: float,
+        waiting: Collection[int],
+        stay: Collection[int] = (),
+        why: str = "",
     ) -> Asked | None:
         """Whom to ask for what the first in line lacks; None if it lacks nothing.
 
-        Some ``stay``, and ``why``. Raises RefusedError if that can never be enough.
+        ``waiting`` are all in line. Some ``stay``, and ``why``. Raises RefusedError if that can
+        never be enough.
         """
         missing_bytes = first.total_bytes - self._ledger.free_bytes
         if missing_bytes <= 0:
@@ -99,7 +105,7 @@ class MakingRoom:
         missing_bytes -= self._coming_bytes(now_s)
         if missing_bytes <= 0:
             return Asked([], self._next_due_s(now_s))
-        views = self._views({first.key, *stay}, now_s)
+        views = self._views({first.key, *stay}, now_s, waiting)
         wishes = self._whom(views, missing_bytes, now_s, idle_only=first.ahead)
         if not wishes.possible:
             raise self._ledger.refusal(first.total_bytes, self._why(views, why))
@@ -115,9 +121,19 @@ class MakingRoom:
         return self._give(self._whom(views, missing_bytes, now_s, out_only=True), now_s)
 
     def parked(
-        self, key: int, size_bytes: int, file_bytes: int, now_s: float, why: str = ""
+        self,
+        key: int,
+        size_bytes: int,
+        file_bytes: int,
+        now_s: float,
+        why: str = "",
+        *,
+        passes: bool = False,
     ) -> None:
-        """What became of an order: 0 and why if nothing, or if the images are in use."""
+        """What became of an order: 0 and why if nothing, or if the images are in use.
+
+        It is asked again soon if that ``passes``, unless it would have to leave again for it.
+        """
         images = self._members[key].images
         images.asked_until_s = None
         images.file_bytes = file_bytes
@@ -125,8 +141,10 @@ class MakingRoom:
             images.parked_bytes, images.why = size_bytes, ""
             images.parks += 1
             return
-        images.why = why
-        if why:
+        images.why, images.passes = why, passes
+        if passes and not images.leaves:
+            images.not_before_s = now_s + _AGAIN_S
+        elif why:
             images.not_before_s = now_s + _FAILED_S
         elif self._arbiter.lease(key).state is Residency.OUT:  # else it crossed an Acquire
             images.not_before_s = now_s + _AGAIN_S
@@ -135,7 +153,7 @@ class MakingRoom:
         """A model did not leave: it is in use, or there is a reason why."""
         images = self._members[key].images
         if images.parked_bytes == 0:
-            images.why = why
+            images.why, images.passes = why, False
             images.not_before_s = now_s + (_FAILED_S if why else _AGAIN_S)
 
     def take_back(self, key: int) -> None:
@@ -168,6 +186,7 @@ class MakingRoom:
             images = self._members[wish.key].images
             deadline_s = self._timeout_s + images.parkable_bytes / _BYTES_A_SECOND
             images.asked_until_s = now_s + deadline_s + self._timeout_s
+            images.leaves = wish.leaves
             orders.append(ParkOrder(wish.key, wish.leaves, deadline_s))
         return orders
 
@@ -177,9 +196,11 @@ class MakingRoom:
             due_s += [member.images.asked_until_s, member.ends_until_s]
         return min((at_s for at_s in due_s if at_s is not None and at_s > now_s), default=None)
 
-    def _views(self, besides: Collection[int], now_s: float) -> tuple[ImagesView, ...]:
+    def _views(
+        self, besides: Collection[int], now_s: float, waiting: Collection[int] = ()
+    ) -> tuple[ImagesView, ...]:
         return tuple(
-            self._view(key, member, now_s)
+            self._view(key, member, now_s, waits=key in waiting)
             for key, member in self._members.items()
             if key not in besides and self._has_images(key, member)
         )
@@ -190,8 +211,10 @@ class MakingRoom:
             return False
         return self.is_here(key) and (images.returning or images.parked_bytes == 0)
 
-    def _view(self, key: int, member: Member, now_s: float) -> ImagesView:
+    def _view(self, key: int, member: Member, now_s: float, *, waits: bool) -> ImagesView:
         lease, images = self._arbiter.lease(key), member.images
+        # What one lacks that waits behind may be what it would fill its images with.
+        stays = bool(images.why) and (waits or not images.passes)
         return ImagesView(
             key,
             min(images.parkable_bytes, self._ledger.held_bytes(key)),
@@ -202,7 +225,7 @@ class MakingRoom:
             lease.idle,
             max(images.not_before_s, lease.stays_until_s),
             comes=images.returning,
-            never=bool(images.why) and images.not_before_s > now_s,
+            never=stays and images.not_before_s > now_s,
         )
 
     def _coming_bytes(self, now_s: float) -> int:
@@ -229,6 +252,11 @@ class MakingRoom:
             for images in of
         ]
         return limit_bytes - sum(taken)
+
+    def because(self, key: int) -> str:
+        """Why images stay of which others than ``key`` said so last; empty if nobody did."""
+        said = [m.images.why for k, m in self._members.items() if k != key and m.images.why]
+        return f" ({said[0]})" if said else ""
 
     def _why(self, views: tuple[ImagesView, ...], why: str) -> str:
         said = [self._members[view.key].images.why for view in views if view.never]

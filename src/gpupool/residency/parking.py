@@ -59,7 +59,7 @@ class Parking:
 
         What cannot be parked within ``deadline_s`` stays as it was.
         """
-        size_bytes, why = 0, ""
+        size_bytes, why, passes = 0, "", False
         if self.is_in_use() or not self._lock.acquire(blocking=False):
             self.answer()
             return
@@ -68,11 +68,12 @@ class Parking:
                 size_bytes = self._park(memory, regions, time.monotonic() + deadline_s)
         except Exception as error:  # whatever it is, others wait for an answer
             why = str(error) or type(error).__name__
+            passes = isinstance(error, UsageError)  # it is looked at, changed, or not filled yet
         finally:
             try:
                 # Not after the lock: that they are back again would be heard of first.
                 self._return_images()
-                self.answer(size_bytes, why)
+                self.answer(size_bytes, why, passes=passes)
             finally:
                 self._lock.release()
 
@@ -99,10 +100,10 @@ class Parking:
         """Whether somebody wants the images to stay where they are."""
         return self._pins > 0
 
-    def answer(self, size_bytes: int = 0, why: str = "") -> None:
+    def answer(self, size_bytes: int = 0, why: str = "", *, passes: bool = False) -> None:
         """Say what became of the wish that they be parked."""
         with contextlib.suppress(DaemonUnavailableError):  # nobody wishes it any more
-            self._session.parked(size_bytes, self._file_bytes, why)
+            self._session.parked(size_bytes, self._file_bytes, why, passes=passes)
 
     @contextlib.contextmanager
     def pinned(self, memory: Callable[[], ModelMemory], timeout_s: float) -> Iterator[None]:
@@ -176,7 +177,7 @@ class Parking:
         which = [r for r in regions if r.tag in _TAGS and r.image_bytes > 0]
         which = [r for r in which if r.saved_bytes == r.bytes][:_REGIONS_MAX]  # as it was filled
         if not which:
-            raise ImageWriteError(f"model {self._name!r} has no image that could be parked")
+            raise UsageError(f"model {self._name!r} has no image that could be parked")
         values: Values = {}
         with span(self._session.driver, f"park {self._name}", values):
             values.update(bytes=self._write(which, deadline_s))
