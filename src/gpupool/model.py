@@ -187,8 +187,10 @@ class Model(Regions, Figures):
         if not self._shares:
             raise UsageError(f"model {self.name!r} was not made to share: Pool.model(shares=True)")
         with self._left():
-            self._residency.footprint.changed()
-            self._residency.sharing.share()
+            try:
+                self._residency.sharing.share()
+            finally:
+                self._residency.footprint.changed()
 
     def unshare(self) -> None:
         """Have the model's weights for itself again, as before something is written to them.
@@ -199,10 +201,10 @@ class Model(Regions, Figures):
         if not self._residency.sharing:
             return
         with self._left():
-            self._residency.footprint.changed()
             try:
                 self._residency.sharing.unshare()
             finally:
+                self._residency.footprint.changed()
                 self._residency.return_images()
 
     @contextlib.contextmanager

@@ -108,6 +108,13 @@ class Session(Protocol):
     def parking(self) -> Path | None:
         """The folder for images that are parked; None where none ever are."""
 
+    @property
+    def file_limit_bytes(self) -> int:
+        """How large the file for them may be, by the latest wish that they be parked."""
+
+    def parkable(self, size_bytes: int) -> None:
+        """So much of the host memory for images may go to a file from now on."""
+
     def host_memories(
         self,
         sizes_bytes: Sequence[int],
@@ -155,13 +162,11 @@ class Session(Protocol):
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
-        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, and how much of it can be warm.
 
-        Of the latter some may be ``shared``, and of the images ``parkable_bytes`` may go to a file.
-        Raises DoesNotFitError.
+        Of the latter some may be ``shared``. Raises DoesNotFitError.
         """
 
     def acquire(

@@ -26,7 +26,7 @@ def loaded(bench: Bench, name: str, pages: int = 4) -> FakePeer:
     assert welcome.parking == "/parked"
     (granted,) = bench.tell(peer, p.HostMemories([pages * PAGE]))
     assert isinstance(granted, p.HostGranted)
-    bench.tell(peer, p.Declare(2, 0, 0, 0, pages * PAGE))
+    bench.tell(peer, p.Declare(2, 0, 0), p.Parkable(pages * PAGE))
     bench.now_s += 1.0
     return peer
 

@@ -18,6 +18,7 @@ SIGKILL = signal.SIGKILL
 LIFE: list[tuple[list[Any], str | None]] = [
     (["Hello", PROTOCOL_VERSION, "mortal"], "Welcome"),
     (["HostMemory", 5000], "HostMemory"),
+    (["Parkable", 4096], None),
     (["Declare", 2, 100, 200], "Ok"),
     (["Acquire"], "Granted"),
     (["Holds"], None),

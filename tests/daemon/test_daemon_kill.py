@@ -67,7 +67,7 @@ def test_a_life_has_every_message_and_every_driver_call(world: World) -> None:
     """So that the clients below die at each of them."""
     did = world.census()
     others = {"StatusQuery", "Prefetch", "Damaged", "WrongPages"}  # what no model says that is well
-    others |= {"Parked", "Unparked"}  # see test_daemon_parking_kill.py
+    others |= {"Parkable", "Parked", "Unparked"}  # see test_daemon_parking_kill.py
     others |= {"Announce", "Over", "WhyQuery"}  # what is said without being a model
     assert {*did["sent"], *others} == {kind.__name__ for kind in get_args(ClientMessage)}
     assert set(did["not made"]) == set(NOT_A_CLIENTS)

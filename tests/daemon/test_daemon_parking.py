@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from daemon_bench import Daemon, StartDaemon, until
+from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
 from parking_bench import HELD_BYTES, IMAGE_BYTES, Members
 
 from gpupool.errors import (
@@ -212,3 +212,25 @@ def test_a_model_that_is_closed_as_it_is_read_back_leaves_nothing_on_the_account
     a.model.close()
     looks.join()
     daemon.until_ledger(free=4, host_bytes=0)
+
+
+def test_the_limit_on_files_holds_for_a_model_that_grew(
+    start_daemon: StartDaemon, folder: Path
+) -> None:
+    options = ("--host-budget-bytes", str(2 * HELD_BYTES + 8192), "--turn-ms", "1")
+    limit = ("--parking-folder", str(folder), "--parking-limit-bytes", str(PAGE_BYTES))
+    daemon = start_daemon(pages=4, options=(*options, *limit))
+    members = Members(daemon)
+    a = members("a")
+    a.model.remove_region(a.region)
+    region = a.model.region("weights", PAGE_BYTES, capacity_bytes=3 * PAGE_BYTES)
+    region.adopt_image()
+    a.model.declare()
+    a.model.resize(region, 3 * PAGE_BYTES)
+    region.adopt_image()
+    with pytest.raises(RefusedError, match="no other model can park"):
+        members("b")
+    assert daemon.status().models[0].parked_file_bytes == 0
+    with a.model.resident():
+        pass
+    members.close()

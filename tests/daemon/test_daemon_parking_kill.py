@@ -110,7 +110,7 @@ def world(nursery: Nursery, start_daemon: StartDaemon, directory: Path) -> Itera
 
 def test_a_life_has_every_message_about_parking(world: World) -> None:
     """So that the clients below die at each of them."""
-    messages = {"HostMemories", "HostMemoryUnused", "Parked", "Unparked", "Yielded"}
+    messages = {"HostMemories", "HostMemoryUnused", "Parkable", "Parked", "Unparked", "Yielded"}
     assert messages <= world.sent()
 
 

@@ -18,7 +18,7 @@ def test_those_that_are_out_park_in_the_order_of_their_last_use() -> None:
     parks(bench, b)
     assert new.take() == [p.HostGranted(True)]
     assert states(bench) == {"a": ("out", 0), "b": ("out", 4), "new": ("starting", 0)}
-    bench.tell(new, p.Declare(1, 0, 0, 0, 5 * PAGE))
+    bench.tell(new, p.Declare(1, 0, 0), p.Parkable(5 * PAGE))
     b_again = bench.tell(b, p.HostMemories([3 * PAGE, PAGE], returns=True))
     assert (b_again, asked(a, new)) == ([], [True, False])
     parks(bench, a)
@@ -51,7 +51,7 @@ def test_nobody_is_asked_who_is_leased_waits_or_comes_back() -> None:
     assert asked(a, b) == [False, True]
     parks(bench, b)
     assert new.take() == [p.HostGranted(True)]
-    bench.tell(new, p.Declare(1, 0, 0, 0, 5 * PAGE))
+    bench.tell(new, p.Declare(1, 0, 0), p.Parkable(5 * PAGE))
     assert bench.tell(b, p.HostMemories([4 * PAGE], returns=True)) == []
     assert asked(a, new) == [False, True]
     parks(bench, new, 5)
@@ -189,7 +189,7 @@ def test_who_waits_behind_for_parked_images_has_none_to_park() -> None:
     new = newcomer(bench, 5)
     parks(bench, a)
     assert new.take() == [p.HostGranted(True)]
-    bench.tell(new, p.Declare(1, 0, 0, 0, 5 * PAGE))
+    bench.tell(new, p.Declare(1, 0, 0), p.Parkable(5 * PAGE))
     bench.tell(a, p.HostMemory(PAGE))  # of KV, say, which stays
     first = newcomer(bench, 1, "first")
     assert bench.tell(a, p.HostMemories([4 * PAGE], returns=True)) == []

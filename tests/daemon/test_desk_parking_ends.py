@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from desk_bench import REVOKE_S, Bench, FakePeer
+from desk_bench import REVOKE_S, SWAP, Bench, FakePeer
 from desk_parking_bench import BUDGET, PAGE, asked, bench_of, loaded, newcomer, parks
 
 from gpupool.daemon import protocol as p
@@ -13,7 +13,7 @@ from gpupool.errors import ProtocolError
 def test_what_can_never_be_is_refused_at_once() -> None:
     bench = bench_of()
     a = loaded(bench, "a", 3)
-    bench.tell(newcomer(bench, 1, "b"), p.Declare(1, 0, 0))
+    bench.tell(newcomer(bench, 1, "b"), p.Declare(1, 0, 0), p.Parkable(0))
     for pages in (11, 10):
         new = newcomer(bench, pages, f"new {pages}")
         (refused,) = new.take()
@@ -23,7 +23,7 @@ def test_what_can_never_be_is_refused_at_once() -> None:
     peer = FakePeer()
     (welcome,) = bench.tell(peer, p.Hello(p.PROTOCOL_VERSION, "a"))
     assert welcome.parking == ""
-    bench.tell(peer, p.HostMemories([4 * PAGE]), p.Declare(1, 0, 0, 0, 4 * PAGE))
+    bench.tell(peer, p.HostMemories([4 * PAGE]), p.Declare(1, 0, 0), p.Parkable(4 * PAGE))
     (refused,) = newcomer(bench, 7).take()
     assert refused.message.endswith(
         f"and {6 * PAGE} of the host budget are free: raise the host budget"
@@ -115,6 +115,26 @@ def test_files_have_a_limit() -> None:
     assert other.take() == []
     parks(bench, a)
     assert other.take()[-1].kind == "refused"  # for "b" has no room
+
+
+def test_files_of_models_that_grow_have_the_same_limit() -> None:
+    bench = bench_of(limit_bytes=5 * PAGE)
+    a, b = loaded(bench, "a"), loaded(bench, "b", 3)
+    bench.tell(a, p.HostMemory(2 * PAGE), p.Parkable(6 * PAGE))
+    new = newcomer(bench, 2)
+    (park,) = b.take()
+    assert (a.take(), park.file_bytes) == ([], 3 * PAGE)
+    bench.tell(b, p.Parkable(6 * PAGE))  # of which it may park what it was told
+    parks(bench, b, 3)
+    assert new.take() == [p.HostGranted(False)]
+    bench.tell(new, p.Parkable(0))
+    last = newcomer(bench, 5, "last")
+    assert a.take() == []
+    assert [message.kind for message in last.take()] == ["refused"]
+    bench.tell(a, p.Parkable(2 * PAGE), p.Acquire(), p.Arrived(SWAP))
+    newcomer(bench, 3, "small")
+    revoke = a.take()[-1]
+    assert (revoke.park_s is None, revoke.file_bytes) == (False, 2 * PAGE)
 
 
 def test_messages_out_of_turn_end_the_connection() -> None:

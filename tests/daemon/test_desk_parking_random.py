@@ -89,7 +89,7 @@ class World:
         for number, plain in enumerate(self.plain):
             if plain.state == "loaded":
                 plain.state = "out"
-                self.say(number, p.Declare(1 + number % 3, 0, 0, 0, plain.size * PAGE))
+                self.say(number, p.Declare(1 + number % 3, 0, 0), p.Parkable(plain.size * PAGE))
             elif plain.state == "reading":
                 plain.state = "arriving"
                 self.say(number, p.Unparked(plain.size * PAGE, plain.file * PAGE))

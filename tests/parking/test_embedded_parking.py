@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +212,53 @@ def test_the_limit_on_files_holds(folder: Path) -> None:
         Member(pool, "d")
         with pytest.raises(RefusedError, match="no other model can park its images in"):
             Member(pool, "e")
+
+
+def growing(pool: Pool, size_bytes: int) -> Member:
+    """A model that may have three pages."""
+    member = Member(pool, "a")
+    member.model.remove_region(member.region)
+    member.region = member.model.region("weights", size_bytes, capacity_bytes=3 * PAGE_BYTES)
+    member.region.adopt_image()
+    return member
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_limit_on_files_holds_for_a_model_that_grew(folder: Path, resident: bool) -> None:
+    with closed_at_the_end(pool_of(folder, limit_bytes=PAGE_BYTES), folder) as pool:
+        a = growing(pool, PAGE_BYTES)
+        a.model.declare()
+        with a.model.resident() if resident else contextlib.nullcontext():
+            a.model.resize(a.region, 3 * PAGE_BYTES)
+        a.model.swap_out()
+        a.region.adopt_image()
+        with pytest.raises(RefusedError, match="no other model can park"):
+            pool.model("b").region("weights", PAGE_BYTES)
+        assert a.statistics.parked_file_bytes == 0
+        with a.model.resident():
+            pass
+
+
+def test_a_model_that_grows_as_it_is_asked_to_park_is_asked_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closed_at_the_end(pool_of(folder, limit_bytes=PAGE_BYTES), folder) as pool:
+        a = growing(pool, 4096)
+        gate = a.model.gate
+        park, files = gate.park, []
+
+        def park_late(deadline_s: float) -> None:
+            if not files:
+                a.model.resize(a.region, PAGE_BYTES)
+                a.region.adopt_image()
+            park(deadline_s)
+            files.append(a.statistics.parked_file_bytes)
+
+        monkeypatch.setattr(gate, "park", park_late)
+        b = Member(pool, "b")
+        with b.model.pinned():
+            Member(pool, "c")
+        assert files == [0, PAGE_BYTES]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from embedded_members import PAGE_BYTES, PATIENCE_S, closed_at_the_end, memfds
+from embedded_members import PAGE_BYTES, PATIENCE_S, closed_at_the_end, memfds, until
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -23,6 +23,7 @@ from gpupool.errors import LeaseTimeoutError, RefusedError, SwapCancelledError
 BUDGET_PAGES = 5
 HOST_BYTES = 4 * PAGE_BYTES
 FILE_BYTES = 12 * PAGE_BYTES
+FEWER_BYTES = 6 * PAGE_BYTES
 SIZES = [4096, PAGE_BYTES - 5000, PAGE_BYTES, 2 * PAGE_BYTES]
 TAGS = ["weights", "runtime"]
 WRITTEN = 3000
@@ -45,7 +46,7 @@ class Plain:
 
     def add(self, tag: str, size_bytes: int) -> None:
         """Filled as by a loader, and saved."""
-        region = self.model.region(tag, size_bytes)
+        region = self.model.region(tag, size_bytes, capacity_bytes=2 * PAGE_BYTES)
         content = bytearray(random.Random(self.stamp).randbytes(4096) * (size_bytes // 4096 + 1))
         del content[size_bytes:]
         with memoryview(region.image()) as image:  # type: ignore[arg-type]
@@ -72,14 +73,14 @@ class Plain:
             assert all(region.image_bytes > 0 for region, _, _ in self.regions)
 
 
-def pool_of(folder: str) -> Pool:
+def pool_of(folder: str, limit_bytes: int = FILE_BYTES) -> Pool:
     return Pool(
         device="host",
         budget_bytes=BUDGET_PAGES * PAGE_BYTES,
         page_bytes=PAGE_BYTES,
         host_budget_bytes=HOST_BYTES,
         parking_folder=folder,
-        parking_limit_bytes=FILE_BYTES,
+        parking_limit_bytes=limit_bytes,
     )
 
 
@@ -90,7 +91,7 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.before = memfds()
         self.folder = tempfile.TemporaryDirectory()
-        self.pool = pool_of(self.folder.name)
+        self.pool = pool_of(self.folder.name, FEWER_BYTES)
         self.models: list[Plain] = []
         self.made = 0
         self.chance = random.Random(1)
@@ -102,7 +103,7 @@ class Lives(RuleBasedStateMachine):
             yield
         except RefusedError:
             files = sum(model.parked_file_bytes for model in self.pool.statistics().models)
-            assert files + HOST_BYTES > FILE_BYTES
+            assert files + HOST_BYTES > FEWER_BYTES
 
     @precondition(lambda self: len(self.models) < 5)
     @rule(tag=st.sampled_from(TAGS), size=st.sampled_from(SIZES))
@@ -126,6 +127,19 @@ class Lives(RuleBasedStateMachine):
             plain.model.swap_out()
             with contextlib.suppress(RefusedError):
                 plain.add(tag, size)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), size=st.sampled_from(SIZES))
+    def resize(self, data: st.DataObject, size: int) -> None:
+        plain = data.draw(st.sampled_from(self.models))
+        region, _, content = data.draw(st.sampled_from(plain.regions))
+        plain.model.swap_out()
+        with contextlib.suppress(RefusedError):
+            plain.model.resize(region, size)
+            region.adopt_image()
+            content[:] = (content + bytes(size))[:size]
+        # For who is refused others park beside this thread.
+        until(lambda: not self.pool._arbiter.host._orders._has_thread)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), seed=st.integers(0, 1000))
@@ -170,9 +184,10 @@ class Lives(RuleBasedStateMachine):
         for plain in self.models:
             assert parked[plain.model.name] == plain.model.parked_bytes
             for region, _, _ in plain.regions:
-                held += 0 if region.parked else -(-region.bytes // 4096) * 4096
+                assert region.parked or region.image_bytes >= region.bytes
+                held += region.image_bytes  # what it grew by stays when it shrinks
         assert now.host_bytes == held <= HOST_BYTES
-        assert sum(model.parked_file_bytes for model in now.models) <= FILE_BYTES
+        assert sum(model.parked_file_bytes for model in now.models) <= FEWER_BYTES
 
     def teardown(self) -> None:
         with closed_at_the_end(self.pool, Path(self.folder.name)):

@@ -60,6 +60,8 @@ class Revoke(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Why no step may begin before, if so, whatever is left of its turn: on a wrong page."""
     park_s: float | None = None
     """Then do as Park says, within so much time, before anybody can have the model back."""
+    file_bytes: int = 0
+    """What the file may have that Park is about."""
 
 
 class Cool(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):

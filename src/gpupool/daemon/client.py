@@ -130,6 +130,15 @@ class DaemonSession:
         """The folder for images that are parked; None where none ever are."""
         return self._parking
 
+    @property
+    def file_limit_bytes(self) -> int:
+        """How large the file for them may be, by the latest wish that they be parked."""
+        return self._obeying.file_limit_bytes
+
+    def parkable(self, size_bytes: int) -> None:
+        """So much of the host memory for images may go to a file from now on."""
+        self._link.send(p.Parkable(size_bytes))
+
     def host_memories(
         self,
         sizes_bytes: Sequence[int],
@@ -179,12 +188,10 @@ class DaemonSession:
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
-        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""
-        sizes = weights_bytes, kv_cache_bytes
-        said = p.Declare(pages, *sizes, warmable, parkable_bytes, list(shared))
+        said = p.Declare(pages, weights_bytes, kv_cache_bytes, warmable, list(shared))
         with self._asking:
             self._link.request(said, p.Ok)
 

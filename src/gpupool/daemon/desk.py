@@ -19,6 +19,7 @@ from gpupool.daemon.strangers import Strangers
 from gpupool.daemon.workers import Worker
 from gpupool.errors import DriverError, GpupoolError, ProtocolError, RefusedError
 from gpupool.host_budget.ledger import HostLedger
+from gpupool.host_budget.making_room import ParkOrder
 from gpupool.host_budget.place import ParkingPlace
 from gpupool.schedule.turns import Cool
 
@@ -160,12 +161,12 @@ class Desk:
             wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
         return wake_at_s
 
-    def _revoke(self, key: int, now_s: float, keep: int = 0, park_s: float | None = None) -> None:
-        self._workers[key].revoke(self._revoke_timeout_s, now_s, keep, park_s)
+    def _revoke(self, key: int, now_s: float, keep: int = 0, park: ParkOrder | None = None) -> None:
+        self._workers[key].revoke(self._revoke_timeout_s, now_s, keep, park)
 
-    def _have_leave(self, key: int, now_s: float, park_s: float) -> None:
-        self._arbiter.revoke(key, now_s)
-        self._revoke(key, now_s, 0, park_s)
+    def _have_leave(self, park: ParkOrder, now_s: float) -> None:
+        self._arbiter.revoke(park.key, now_s)
+        self._revoke(park.key, now_s, park=park)
 
     def _cool(self, asked: list[Cool], now_s: float) -> None:
         for cool in asked:
@@ -221,7 +222,6 @@ class Desk:
                 self._arbiter.declare(key, message.pages, detail, message.warmable, contents)
                 worker.weights_bytes = message.weights_bytes
                 worker.kv_cache_bytes = message.kv_cache_bytes
-                worker.images.parkable_bytes = message.parkable_bytes
                 worker.peer.say(p.Ok())
             case p.Acquire():
                 worker.asked(ahead=message.ahead and not self._arbiter.lease(key).hurried)

@@ -36,6 +36,12 @@ class HostMemories(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=
     """Nobody waits for it yet: it comes after all others, and no model that works makes room."""
 
 
+class Parkable(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
+    """So much of its host memory it may let go for a file while it is out, from now on."""
+
+    size_bytes: Count
+
+
 class Parked(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Answer to Park: so much is in the file now, and was given back by HostMemoryUnused."""
 
@@ -74,3 +80,5 @@ class Park(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """
 
     deadline_s: float
+    file_bytes: int
+    """What the file may have."""

@@ -34,6 +34,8 @@ class Obeying:
         """Nobody obeys yet: the first that come wait for ``start``."""
         self.holder: Revocable | None = None
         """Who is told; orders that nobody is there for are dropped."""
+        self.file_limit_bytes = 0
+        """What a file of parked images may have, by the latest order about one."""
         self._orders: queue.SimpleQueue[p.Revoke | p.Cool | None] = queue.SimpleQueue()
         self._parks: queue.SimpleQueue[p.Park | None] = queue.SimpleQueue()
         self._wishes: queue.SimpleQueue[p.FetchAhead | None] = queue.SimpleQueue()
@@ -54,6 +56,8 @@ class Obeying:
 
     def order(self, order: p.Order) -> None:
         """To be obeyed."""
+        if isinstance(order, p.Park) or (isinstance(order, p.Revoke) and order.park_s is not None):
+            self.file_limit_bytes = order.file_bytes  # no other comes before this one is answered
         if isinstance(order, p.Park):
             self._parks.put(order)
         else:
@@ -104,7 +108,9 @@ class Obeying:
                 with contextlib.suppress(DaemonUnavailableError):
                     link.send(kept)
             if isinstance(order, p.Revoke) and order.park_s is not None and not left:
-                self._parks.put(p.Park(order.park_s))  # it may be out already, and answers
+                self._parks.put(
+                    p.Park(order.park_s, order.file_bytes)
+                )  # it may be out, and answers
 
     def _leave(self, holder: Revocable, order: p.Revoke, stale: Callable[[], bool]) -> bool:
         limit_s = max(order.deadline_s, self._lasting.step_s)

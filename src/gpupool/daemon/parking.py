@@ -33,15 +33,15 @@ class Parking:
         self._workers = workers
         self._room = MakingRoom(ledger, arbiter, workers, where, park_timeout_s)
         self._line = HostLine()
-        self._revoke: Callable[[int, float, float], None] = lambda *_: None
+        self._revoke: Callable[[ParkOrder, float], None] = lambda *_: None
         self._refuse: Callable[[Worker, GpupoolError], None] = lambda *_: None
 
     def connect(
         self,
-        revoke: Callable[[int, float, float], None],
+        revoke: Callable[[ParkOrder, float], None],
         refuse: Callable[[Worker, GpupoolError], None],
     ) -> None:
-        """``revoke`` has a resident model leave, and park within so many seconds."""
+        """``revoke`` has a resident model leave, and park as ordered."""
         self._revoke = revoke
         self._refuse = refuse
 
@@ -62,6 +62,8 @@ class Parking:
                 self._ledger.returned(key, message.size_bytes)
             case p.HostMemories():
                 self._ask(worker, key, message)
+            case p.Parkable():
+                worker.images.parkable_bytes = message.size_bytes
             case p.Parked():
                 self._parked(worker, key, message, now_s)
             case p.Unparked():
@@ -120,9 +122,9 @@ class Parking:
     def _tell(self, orders: list[ParkOrder], now_s: float) -> None:
         for order in orders:
             if order.leaves:
-                self._revoke(order.key, now_s, order.deadline_s)
+                self._revoke(order, now_s)
             else:
-                self._workers[order.key].peer.say(p.Park(order.deadline_s))
+                self._workers[order.key].peer.say(p.Park(order.deadline_s, order.file_bytes))
 
     def _parked(self, worker: Worker, key: int, message: p.Parked, now_s: float) -> None:
         if worker.images.asked_until_s is None:

@@ -27,6 +27,7 @@ from gpupool.daemon.host_messages import HostMemories as HostMemories
 from gpupool.daemon.host_messages import HostMemory as HostMemory
 from gpupool.daemon.host_messages import HostMemoryUnused as HostMemoryUnused
 from gpupool.daemon.host_messages import Park as Park
+from gpupool.daemon.host_messages import Parkable as Parkable
 from gpupool.daemon.host_messages import Parked as Parked
 from gpupool.daemon.host_messages import Unparked as Unparked
 from gpupool.daemon.image_messages import CONTENTS_MAX as CONTENTS_MAX
@@ -113,8 +114,6 @@ class Declare(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     kv_cache_bytes: Count
     warmable: Pages = 0
     """Of the pages, how many can stay, or come ahead, while the model is out."""
-    parkable_bytes: Count = 0
-    """Of its host memory, how much it may let go for a file while it is out."""
     shared: Annotated[list[tuple[Number, Pages]], Meta(max_length=64)] = []
     """Images that are shared, and the place among those at which the pages of each begin."""
 
@@ -250,6 +249,7 @@ ClientMessage = (
     | HostMemory
     | HostMemories
     | HostMemoryUnused
+    | Parkable
     | Parked
     | Unparked
     | Declare

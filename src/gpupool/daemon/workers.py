@@ -9,6 +9,7 @@ from gpupool.arbiter.leases import Lease
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.protocol import HISTORY, Cool, ModelStatus, Moved, Revoke, SwapFigures
 from gpupool.host_budget.images import Images
+from gpupool.host_budget.making_room import ParkOrder
 
 
 @dataclass
@@ -89,12 +90,13 @@ class Worker:
         others_s: float,
         now_s: float,
         keep: int = 0,
-        park_s: float | None = None,
+        park: ParkOrder | None = None,
         distrusted: str = "",
     ) -> None:
         """Have it leave, in the time that the steps of others take or that it has told of."""
         limit_s = max(others_s, self.lasts_s)
-        self.expect(Revoke(limit_s, keep, self.acquires, distrusted, park_s), now_s)
+        parks = (None, 0) if park is None else (park.deadline_s, park.file_bytes)
+        self.expect(Revoke(limit_s, keep, self.acquires, distrusted, *parks), now_s)
 
     def lasts(self, step_s: float, others_s: float, now_s: float) -> None:
         """Its steps may take so long from now on, those of others ``others_s``.

@@ -82,10 +82,17 @@ class EmbeddedHost:
         """What is known of a model's; with the lock held."""
         return self._members[key].images
 
-    def declared(self, key: int, parkable_bytes: int) -> None:
+    def parkable(self, key: int, size_bytes: int) -> None:
         """How much of a model's images may go to a file."""
         with self._changed:
-            self._members[key].images.parkable_bytes = parkable_bytes
+            if key in self._members:
+                self._members[key].images.parkable_bytes = size_bytes
+                self._changed.notify_all()
+
+    def file_limit_bytes(self, key: int) -> int:
+        """How large the file of a model may be that was asked to park."""
+        with self._changed:
+            return self._members[key].images.file_limit_bytes if key in self._members else 0
 
     def comes(self, key: int) -> None:
         """A model is about to be in use."""

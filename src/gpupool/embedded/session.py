@@ -53,6 +53,15 @@ class EmbeddedSession:
         place = self._arbiter.host.place
         return None if place is None else place.folder
 
+    @property
+    def file_limit_bytes(self) -> int:
+        """How large the file for them may be, by the latest wish that they be parked."""
+        return self._arbiter.host.file_limit_bytes(self.key)
+
+    def parkable(self, size_bytes: int) -> None:
+        """So much of the host memory for images may go to a file from now on."""
+        self._arbiter.host.parkable(self.key, size_bytes)
+
     def host_memories(
         self,
         sizes_bytes: Sequence[int],
@@ -104,13 +113,11 @@ class EmbeddedSession:
         weights_bytes: int,
         kv_cache_bytes: int,
         warmable: int = 0,
-        parkable_bytes: int = 0,
         shared: Sequence[Place] = (),
     ) -> None:
         """The footprint that ``acquire`` will be about, as ``Session.declare``."""
         detail = f"weights {weights_bytes}, KV cache {kv_cache_bytes}"
         self._arbiter.declare(self.key, pages, detail, warmable, shared)
-        self._arbiter.host.declared(self.key, parkable_bytes)
 
     def acquire(
         self, timeout_s: float, early: Early | None = None, ahead: Wanted | None = None

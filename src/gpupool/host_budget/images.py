@@ -18,6 +18,8 @@ class Images:
     """It was asked to park, and is not counted on any more from then on."""
     returning: bool = False
     """It has host memory for its images, which it reads back."""
+    file_limit_bytes: int = 0
+    """What its file may take, by the order that it was given last."""
     leaves: bool = False
     """It was asked to leave as well."""
     why: str = ""

@@ -35,11 +35,15 @@ class Member(Protocol):
 
 
 class ParkOrder(NamedTuple):
-    """A model is to park within so many seconds, having left if it ``leaves``."""
+    """A model is to park within so many seconds, having left if it ``leaves``.
+
+    Its file may have ``file_bytes``.
+    """
 
     key: int
     leaves: bool
     deadline_s: float
+    file_bytes: int
 
 
 class Asked(NamedTuple):
@@ -186,8 +190,8 @@ class MakingRoom:
             images = self._members[wish.key].images
             deadline_s = self._timeout_s + images.parkable_bytes / _BYTES_A_SECOND
             images.asked_until_s = now_s + deadline_s + self._timeout_s
-            images.leaves = wish.leaves
-            orders.append(ParkOrder(wish.key, wish.leaves, deadline_s))
+            images.leaves, images.file_limit_bytes = wish.leaves, images.parkable_bytes
+            orders.append(ParkOrder(*wish, deadline_s, images.file_limit_bytes))
         return orders
 
     def _next_due_s(self, now_s: float, also_s: float | None = None) -> float | None:
@@ -244,11 +248,10 @@ class MakingRoom:
         if limit_bytes is None:
             return 1 << 62
         of = [member.images for member in self._members.values()]
-        # Who was asked may take what its images have.
         taken = [
             images.file_bytes
             if images.asked_until_s is None
-            else max(images.file_bytes, images.parkable_bytes)
+            else max(images.file_bytes, images.file_limit_bytes)
             for images in of
         ]
         return limit_bytes - sum(taken)

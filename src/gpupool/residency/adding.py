@@ -40,15 +40,18 @@ def add_region(
 
     add = (residency.saved if image or kind is not Tag.kv_cache else residency.kept).add_region
     image_bytes = in_system_pages(size_bytes) if image and kind is not Tag.workspace else 0
-    with host_memory(session, image_bytes, take=take) as fd, steady:
-        own = os.dup(fd) if shares and kind is Tag.weights else -1
-        try:
-            region = add(kind, size_bytes, fd if image else None, capacity_bytes)
-        except BaseException:
+    try:
+        with host_memory(session, image_bytes, take=take) as fd, steady:
+            own = os.dup(fd) if shares and kind is Tag.weights else -1
+            try:
+                region = add(kind, size_bytes, fd if image else None, capacity_bytes)
+            except BaseException:
+                if own >= 0:
+                    os.close(own)
+                raise
+            residency.regions.append(region)
             if own >= 0:
-                os.close(own)
-            raise
-        residency.regions.append(region)
-        if own >= 0:
-            residency.sharing.may_share(region, own)
+                residency.sharing.may_share(region, own)
+    finally:
+        residency.footprint.changed()
     return region

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable
+
 from gpupool._core import Region, Tag
-from gpupool.errors import UsageError
+from gpupool.errors import DaemonUnavailableError, UsageError
 from gpupool.residency.parking import Parking
 from gpupool.session import Session
 from gpupool.sharing.images import SharedImages
@@ -12,15 +16,20 @@ from gpupool.sharing.images import SharedImages
 class Footprint:
     """Of one model, told once for as long as it is the same."""
 
-    def __init__(self, name: str, session: Session) -> None:
-        """Nothing is told yet."""
+    def __init__(self, name: str, session: Session, unshared: Callable[[], list[Region]]) -> None:
+        """Nothing is told yet; ``unshared`` are the regions whose images may be parked."""
         self._name = name
         self._session = session
+        self._unshared = unshared
         self._declared = 0
+        self._telling = threading.Lock()
 
     def changed(self) -> None:
-        """The arbiter must be told anew."""
+        """The arbiter must be told anew: what may be parked at once, the rest as it is declared."""
         self._declared = 0
+        if self._session.parking is not None:
+            with self._telling, contextlib.suppress(DaemonUnavailableError):
+                self._session.parkable(Parking.parkable_bytes(self._unshared()))
 
     def declare(
         self, pages: int, warmable: int, regions: list[Region], sharing: SharedImages
@@ -34,7 +43,6 @@ class Footprint:
                 _bytes_of(Tag.weights, regions),
                 _bytes_of(Tag.kv_cache, regions),
                 warmable,
-                Parking.parkable_bytes([r for r in regions if r not in sharing]),
                 list(sharing.places(regions).values()),
             )
             self._declared = pages

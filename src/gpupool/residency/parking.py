@@ -51,8 +51,7 @@ class Parking:
     @staticmethod
     def parkable_bytes(regions: list[Region]) -> int:
         """Host memory that these may let go."""
-        some = [region for region in regions if region.tag in _TAGS][:_REGIONS_MAX]
-        return sum(in_system_pages(region.bytes) for region in some)
+        return sum(in_system_pages(region.bytes) for region in _parkable(regions))
 
     def park(self, memory: ModelMemory, regions: list[Region], deadline_s: float) -> None:
         """Write the images of regions of a model that is out, let them go, and say so.
@@ -174,8 +173,8 @@ class Parking:
     def _park(self, memory: ModelMemory, regions: list[Region], deadline_s: float) -> int:
         if self._session.parking is None:
             raise ImageWriteError("no folder for parked images is configured")
-        which = [r for r in regions if r.tag in _TAGS and r.image_bytes > 0]
-        which = [r for r in which if r.saved_bytes == r.bytes][:_REGIONS_MAX]  # as it was filled
+        which = [r for r in _parkable(regions) if r.image_bytes > 0]
+        which = [r for r in which if r.saved_bytes == r.bytes]  # as it was filled
         if not which:
             raise UsageError(f"model {self._name!r} has no image that could be parked")
         values: Values = {}
@@ -207,11 +206,15 @@ class Parking:
 
     def _start_file(self, regions: list[Region]) -> None:
         assert self._session.parking is not None
+        slots, end = slots_for(regions)
+        if end > self._session.file_limit_bytes:
+            raise UsageError(
+                f"model {self._name!r} has grown since it was asked to park its images"
+            )
         self._slots = []
         if self._file is not None:
             self._file.close()
             self._file = None
-        slots, end = slots_for(regions)
         file = ParkedFile(self._session.parking)
         try:
             file.reserve(end)
@@ -277,3 +280,7 @@ class Parking:
         if not self._slots and self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _parkable(regions: list[Region]) -> list[Region]:
+    return [region for region in regions if region.tag in _TAGS][:_REGIONS_MAX]

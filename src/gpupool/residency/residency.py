@@ -53,7 +53,7 @@ class Residency:
         self.swap_ins = 0
         self.last_swap_in: SwapReport | None = None
         self.last_swap_out: SwapReport | None = None
-        self.footprint = Footprint(name, session)
+        self.footprint = Footprint(name, session, self._unshared)
         self._parted = False  # some of the memory is there, or all of it for nothing
         self._warm = WarmPages(session, lambda: self._mapped(self.saved))
         self.parking = Parking(name, session, self.return_images)
@@ -159,12 +159,12 @@ class Residency:
         return report
 
     def park(self, deadline_s: float | None) -> None:
-        """Let the images go to a file within ``deadline_s``, unless that is None, and say so.
+        """Let the images go to a file within ``deadline_s``, unless that is None, and say so."""
+        self.parking.park_cold(self.saved, self._unshared(), deadline_s, self.cold())
 
-        But for those whose memory others may have too.
-        """
-        regions = [region for region in self.regions if region not in self.sharing]
-        self.parking.park_cold(self.saved, regions, deadline_s, self.cold())
+    def _unshared(self) -> list[Region]:
+        """But for those whose memory others may have too."""
+        return [region for region in self.regions if region not in self.sharing]
 
     def leave_for_good(self) -> SwapReport:
         """Unmap and give the pages back; what keepers would have saved is lost once it is gone."""

@@ -20,17 +20,19 @@ def resize(
     residency.return_images()
     page_bytes = session.page_bytes
     pages = -(-size_bytes // page_bytes) - region.span_bytes // page_bytes
-    residency.footprint.changed()
     missing_bytes = region.missing_image_bytes(size_bytes)
     unused = partial(lacks_image, region, size_bytes)
-    with host_memory(session, missing_bytes, unused) as fd:
-        if not resident:
-            with residency.cold():
-                region.resize(size_bytes, [], 0, fd)
-        elif pages > 0:
-            _extend(region, size_bytes, session, pages, fd)
-        elif gone := region.resize(size_bytes, [], 0, fd):
-            session.release(gone)
+    try:
+        with host_memory(session, missing_bytes, unused) as fd:
+            if not resident:
+                with residency.cold():
+                    region.resize(size_bytes, [], 0, fd)
+            elif pages > 0:
+                _extend(region, size_bytes, session, pages, fd)
+            elif gone := region.resize(size_bytes, [], 0, fd):
+                session.release(gone)
+    finally:
+        residency.footprint.changed()
 
 
 def _extend(region: Region, size_bytes: int, session: Session, pages: int, fd: int) -> None:
