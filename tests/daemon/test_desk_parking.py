@@ -228,6 +228,19 @@ def test_who_would_have_to_leave_again_is_not_asked_so_soon() -> None:
     assert isinstance(a.take()[0], p.Revoke)
 
 
+def test_a_model_that_has_grown_as_it_was_asked_is_asked_anew_at_once() -> None:
+    bench = bench_of(turn_s=1e6)
+    a = loaded(bench, "a", 6)
+    bench.tell(a, p.Acquire())
+    new = newcomer(bench, 5)
+    assert a.take()[0].file_bytes == 6 * PAGE
+    bench.tell(a, p.HostMemory(2 * PAGE), p.Parkable(8 * PAGE), p.Yielded(SWAP))
+    (park,) = bench.tell(a, p.Parked(0, 0, "it has grown", passes=True))
+    assert isinstance(park, p.Park) and park.file_bytes == 8 * PAGE
+    parks(bench, a, 8)
+    assert new.take() == [p.HostGranted(True)]
+
+
 def test_a_model_that_loads_makes_room_later_unless_it_waits_for_more() -> None:
     bench = bench_of()
     loading = newcomer(bench, 6, "loading")

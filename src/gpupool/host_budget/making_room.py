@@ -146,7 +146,9 @@ class MakingRoom:
             images.parks += 1
             return
         images.why, images.passes = why, passes
-        if passes and not images.leaves:
+        if passes and images.parkable_bytes > images.file_limit_bytes:
+            images.not_before_s = now_s  # it has grown, and its file may too if there is room
+        elif passes and not images.leaves:
             images.not_before_s = now_s + _AGAIN_S
         elif why:
             images.not_before_s = now_s + _FAILED_S
