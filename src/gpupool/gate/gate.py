@@ -48,8 +48,8 @@ class Gate(Moves):
         """Wait until the model is resident and keep it so until ``close_step``.
 
         Raises LeaseTimeoutError when that takes longer than ``timeout_s`` (default: the gate's),
-        UsageError once the gate is closed, and whatever bringing the model in raises; the step is
-        not open then.
+        UsageError once the gate is closed, and whatever bringing the model in raises, or giving up
+        memory that is known to be wrong; the step is not open then.
         """
         limit_s = self._lease_timeout_s if timeout_s is None else timeout_s
         deadline_s = self._clock() + limit_s
