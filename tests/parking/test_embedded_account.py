@@ -189,3 +189,13 @@ def test_who_waits_for_images_that_cannot_go_for_now_gets_them_later(
             end()
         assert isinstance(found[0], Member), found
         assert a.is_parked
+
+
+def test_nobody_waits_for_a_model_that_grew_and_may_never_come_in(folder: Path) -> None:
+    with closed_at_the_end(pool_of(folder, images=2), folder) as pool:
+        model = pool.model("a")
+        region = model.region("weights", PAGE_BYTES, capacity_bytes=3 * PAGE_BYTES)
+        region.adopt_image()
+        model.resize(region, 3 * PAGE_BYTES)
+        with pytest.raises(RefusedError, match="model 'a' has no image that could be parked"):
+            Member(pool, "b")

@@ -173,10 +173,14 @@ class Parking:
     def _park(self, memory: ModelMemory, regions: list[Region], deadline_s: float) -> int:
         if self._session.parking is None:
             raise ImageWriteError("no folder for parked images is configured")
-        which = [r for r in _parkable(regions) if r.image_bytes > 0]
-        which = [r for r in which if r.saved_bytes == r.bytes]  # as it was filled
+        some = [r for r in _parkable(regions) if r.image_bytes > 0]
+        which = [r for r in some if r.saved_bytes == r.bytes]  # as it was filled
         if not which:
-            raise UsageError(f"model {self._name!r} has no image that could be parked")
+            why = f"model {self._name!r} has no image that could be parked"
+            # What has grown is saved as it leaves the next time, for which nobody need wait.
+            if some and all(region.saved_bytes > 0 for region in some):
+                raise ImageWriteError(why)
+            raise UsageError(why)
         values: Values = {}
         with span(self._session.driver, f"park {self._name}", values):
             values.update(bytes=self._write(which, deadline_s))
