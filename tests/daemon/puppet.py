@@ -243,7 +243,7 @@ class Puppet:
         swaps = kind in ("Arrived", "Yielded")
         values = [protocol.SwapFigures(*f) if swaps and f is not None else f for f in fields]
         fds: list[int] = []
-        if kind == "Release":
+        if kind in ("Release", "WrongPages"):
             values = [self._granted]
         elif kind == "Holds":
             values = [0, self._granted]
