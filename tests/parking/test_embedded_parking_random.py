@@ -136,8 +136,10 @@ class Lives(RuleBasedStateMachine):
         plain.model.swap_out()
         with contextlib.suppress(RefusedError):
             plain.model.resize(region, size)
-            region.adopt_image()
             content[:] = (content + bytes(size))[:size]
+            with memoryview(region.image()) as image:  # type: ignore[arg-type]
+                image.cast("B")[:] = content  # which may have had more once
+            region.adopt_image()
         # For who is refused others park beside this thread.
         until(lambda: not self.pool._arbiter.host._orders._has_thread)
 
