@@ -4,6 +4,7 @@
 
 #include "fault_blocks.h"
 #include "fault_runner.h"
+#include "image/run_digests.h"
 
 namespace gpupool {
 namespace {
@@ -12,7 +13,7 @@ ReservationPtr reserve(World& w, std::size_t pages) {
   return std::make_shared<const Reservation>(w.driver, pages * page_bytes);
 }
 
-const Ended a_mapping{0, 0, 2}, a_slab_of_pages{0, 1, 1}, a_pinned_slab{1, 0, 1};
+const Ended a_mapping{0, 0, 2}, a_slab_of_pages{0, 1, 1}, a_pinned_slab{1, 0, 1}, sums{1, 0, 1};
 
 const Scenario scenarios[] = {
     {"open a pool", nothing, [](World& w) { PagePool(w.driver, 2 * page_bytes, page_bytes); }},
@@ -75,6 +76,17 @@ const Scenario scenarios[] = {
        stream.to_device(spans);
        stream.synchronize();
      }},
+    {"digests of many runs", resident,
+     [](World& w) {
+       const CopyStream stream(w.driver, page_bytes);
+       RunDigests digests(w.driver);
+       const DevicePtr at = w.a->regions[1]->address();
+       const DeviceRun runs[] = {{at, 64}, {at + 128, 64}};
+       const std::uint64_t number = digests.enqueue(runs, stream.handle());
+       GPUPOOL_CALL(w.driver, stream_synchronize, stream.handle());
+       static_cast<void>(digests.take(number));
+     },
+     sums},
     {"ask for free memory", nothing,
      [](World& w) {
        std::size_t free_bytes = 0, total_bytes = 0;

@@ -1,5 +1,6 @@
 // Work that is in flight and cannot be waited for, because the driver refuses to wait: nothing that
 // it touches is unmapped, unpinned or granted to anybody, also when its owner goes.
+#include "image/run_digests.h"
 #include "in_flight_bench.h"
 #include "model_bench.h"
 #include "transfer/scrub.h"
@@ -134,6 +135,30 @@ TEST(a_scrubber_that_can_wait_for_the_device_keeps_nothing) {
   }
   CHECK_EQ(scene.plan->injected(DriverCall::stream_synchronize), 3);
   CHECK_EQ(scene.ledger->held().mappings, 0);
+}
+
+TEST(digests_of_runs_keep_what_they_are_written_to) {
+  Standstill scene;
+  const auto place = std::make_shared<const Reservation>(scene.driver, page_bytes);
+  Mapping mapping(scene.driver, place, scene.acquire(1, 1));
+  mapping.map();
+  StreamHandle stream = nullptr;
+  CHECK_OK(scene.driver->stream_create(&stream));
+  CHECK_OK(scene.driver->fill(place->address(), 0, page_bytes, stream));
+  CHECK_OK(scene.driver->stream_synchronize(stream));
+  {
+    RunDigests digests(scene.driver);
+    scene.hold_at = DriverCall::digest_runs;
+    const DeviceRun runs[] = {{place->address(), 64}, {place->address() + 128, 64}};
+    digests.enqueue(runs, stream);
+    scene.refuse_to_wait();
+  }
+  scene.plan->disarm();
+  CHECK_EQ(scene.taken_too_early, 0);
+  CHECK(scene.device->pending() > 0);
+  scene.hold.reset();
+  CHECK_OK(scene.driver->stream_synchronize(stream));
+  CHECK_OK(scene.driver->stream_destroy(stream));
 }
 
 TEST(a_window_has_two_chunks_in_flight) {

@@ -2,6 +2,7 @@
 // nothing is left in flight. The same program is built again with each wait of swap and transfer
 // deleted (see delete_waits.cmake), and must then fail.
 #include <cstdio>
+#include <cstring>
 
 #include "hooked.h"
 #include "stepped_models.h"
@@ -130,6 +131,24 @@ TEST(what_is_copied_again_is_waited_for) {
     CHECK_EQ(report.recopied_bytes, small_page);
     CHECK(report.moving_ns >= static_cast<std::int64_t>(4 * small_page / 16));
     hooked->before = [](DriverCall) {};
+    CHECK_EQ(machine.device->pending(), 0);
+    memory.swap_out();
+  });
+}
+
+// Or what was marked would look as if its copy had gone wrong, which the next swap-in refuses.
+TEST(what_was_marked_of_a_piece_is_digested_before_it_is_looked_at) {
+  for_schedules(50, [](std::uint64_t seed) {
+    SteppedMachine machine(seed, 1);
+    ModelMemory memory(machine.faulty, small_page, small_page, 2);
+    const RegionPtr region = memory.add_region(Tag::weights, small_page, -1);
+    memory.adopt_image(*region);
+    const std::vector<PagePtr> pages{machine.pool.page(machine.pool.acquire(1, 1).front())};
+    memory.swap_in(pages);
+    std::memset(reinterpret_cast<void*>(region->address() + 64), 7, 11);
+    memory.mark_written(*region, {{64, 74}});
+    CHECK_EQ(memory.swap_out().unmarked_bytes, small_page);
+    memory.swap_in(pages);
     CHECK_EQ(machine.device->pending(), 0);
     memory.swap_out();
   });
