@@ -66,7 +66,7 @@ engine-swaps: $(STAMPS)/package ## Three vLLM engines over 500 swaps, on each of
 
 # Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
 GPU_PYTHON ?= $(BIN)/python
-gpu-check: $(STAMPS)/build-tools ## All checks for a GPU but those asked for by name: twelve minutes and a build
+gpu-check: $(STAMPS)/build-tools ## All checks for a GPU but those asked for by name: eight minutes and a build
 	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
 	$(GPU_PYTHON) -m gpupool.check --build build/cpp --out build/gpu-check

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpupool.check import checking
 from gpupool.check.checking import check, failed, readable
 from gpupool.check.parts import Part
 from gpupool.check.running import FAILED, PASSED, SKIPPED, Outcome
@@ -66,3 +68,22 @@ def test_each_part_is_in_the_report_as_it_came_out(
     statuses = [entry["status"] for entry in report["parts"].values()]
     assert failed(report) == (FAILED in statuses)
     assert f"{statuses.count(FAILED)} failed" in text
+
+
+def test_all_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, limits_s = 100.0, list[float]()
+    monkeypatch.setattr(checking.time, "monotonic", lambda: now_s)
+
+    def run(part: Part, *_: Path) -> Outcome:
+        nonlocal now_s
+        limits_s.append(part.limit_s)
+        now_s += part.limit_s
+        return Outcome(PASSED)
+
+    parts = [Part(name, "what", 40.0) for name in ("a", "b", "c")]
+    parts.append(Part("d", "what", 40.0, skip="there is none"))
+    report = check(parts, True, {}, tmp_path, tmp_path, run, print, 60.0)
+    assert limits_s == [40.0, 20.0]
+    assert report["parts"]["c"]["why"] == "the 60 s for all are over: ask for it by name"
+    assert report["parts"]["d"]["why"] == "there is none"
+    assert not failed(report)

@@ -1,5 +1,6 @@
 // Reservations and mappings: what cuda.h says is refused, is refused.
 #include "bench.h"
+#include "real_gpu.h"
 
 using namespace gpupool;
 
@@ -52,11 +53,15 @@ TEST(only_a_whole_reservation_without_mappings_is_freed) {
   CHECK_EQ(space->address_free(space.base, page_bytes), invalid);
   CHECK_EQ(space->address_free(space.base + page_bytes, page_bytes), invalid);
   CHECK_EQ(space->address_free(space.base + 100 * page_bytes, page_bytes), invalid);
-  CHECK_OK(space.map(2, 0));
-  CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
-  CHECK_OK(space->unmap(space.base + 2 * page_bytes, page_bytes));
+  const bool on_gpu = left_out_on_a_gpu(
+      "a reservation freed with a page mapped in it, or twice: no refusal promised");
+  if (!on_gpu) {
+    CHECK_OK(space.map(2, 0));
+    CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
+    CHECK_OK(space->unmap(space.base + 2 * page_bytes, page_bytes));
+  }
   CHECK_OK(space->address_free(space.base, 4 * page_bytes));
-  CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
+  if (!on_gpu) CHECK_EQ(space->address_free(space.base, 4 * page_bytes), invalid);
 }
 
 TEST(nothing_is_mapped_where_nothing_is_reserved) {

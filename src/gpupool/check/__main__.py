@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from gpupool.check.checking import check, failed, readable
 from gpupool.check.machine import described, find_gpu, is_stand_in
-from gpupool.check.parts import BY_NAME_ALONE, DEFAULT, PARTS, Places, planned
+from gpupool.check.parts import BY_NAME_ALONE, DEFAULT, PARTS, TOGETHER_S, Places, planned
 from gpupool.check.running import run_part
 from gpupool.errors import GpupoolError
 
@@ -60,11 +61,21 @@ _EPILOG = "\b\nParts and their limits:\n" + "\n".join(
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
     help="A folder for report.json and the output of each part.  [default: a new one]",
 )
+@click.option(
+    "--limit-s",
+    type=click.FloatRange(min=1),
+    help=f"For all parts together.  [default: {TOGETHER_S:.0f} without --parts, else none]",
+)
 @click.option("--commit", help="What to call the sources, where the tree has no git.")
 def main(
-    names: tuple[str, ...], tree: Path, build: Path | None, out: Path | None, commit: str | None
+    names: tuple[str, ...],
+    tree: Path,
+    build: Path | None,
+    out: Path | None,
+    limit_s: float | None,
+    commit: str | None,
 ) -> None:
-    """Check gpupool on a machine with a GPU, in at most twelve minutes; nothing is downloaded.
+    """Check gpupool on a machine with a GPU, in at most eight minutes; nothing is downloaded.
 
     Builds nothing: gpupool is the one that is installed, and the C++ tests are taken where they
     were built. Each part passes, fails, or is skipped with a reason, and has a limit of time of its
@@ -80,9 +91,13 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     machine = described(tree, commit) | {"smallest_page_bytes": str(page_bytes)}
     parts = planned(names, Places(tree, build or tree / "build" / "cpp", out))
-    report = check(
-        parts, not is_stand_in(), machine, tree, out, run_part, lambda line: print(line, flush=True)
-    )
+    if limit_s is None:
+        limit_s = TOGETHER_S if names == DEFAULT else math.inf
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    report = check(parts, not is_stand_in(), machine, tree, out, run_part, say, limit_s)
     print(readable(report, out))
     sys.exit(int(failed(report)))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,13 @@ def check(
     out: Path,
     run: Runner,
     say: Callable[[str], None],
+    limit_s: float = math.inf,
 ) -> dict[str, Any]:
-    """Run them, and have the report in its file after each, for who is cut off."""
+    """Run them, and have the report in its file after each, for who is cut off.
+
+    All together take ``limit_s`` at most: what is running then fails, and the rest is skipped.
+    """
+    ends_s = time.monotonic() + limit_s
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "is_gpu": is_gpu,
@@ -34,10 +41,14 @@ def check(
         "parts": {},
     }
     for part in parts:
+        left_s = ends_s - time.monotonic()
         if part.skip:
             outcome = Outcome(SKIPPED, part.skip)
+        elif left_s < 1:
+            outcome = Outcome(SKIPPED, f"the {limit_s:.0f} s for all are over: ask for it by name")
         else:
-            outcome = run(part, tree, out / f"{part.name}.log")
+            limited = replace(part, limit_s=min(part.limit_s, left_s))
+            outcome = run(limited, tree, out / f"{part.name}.log")
         report["parts"][part.name] = {"what": part.what} | asdict(outcome)
         say(_line(part.name, outcome))
         (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
