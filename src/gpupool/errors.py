@@ -107,7 +107,7 @@ class GangBrokenError(GpupoolError):
 
 
 class NotBegunError(GpupoolError):
-    """Memory stays where it is for now: of a rank whose turn is about to begin, or as one loads."""
+    """Memory stays where it is for now: of a rank whose turn is about to begin."""
 
 
 class SwapCancelledError(GpupoolError):

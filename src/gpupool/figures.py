@@ -34,6 +34,11 @@ class Figures:
         return self._session.driver.kind
 
     @property
+    def parks(self) -> bool:
+        """Whether its images may go to a file when others need host memory."""
+        return self._session.parking is not None
+
+    @property
     def device_ordinal(self) -> int:
         """Index of the device among those that this process sees."""
         return self._session.driver.ordinal

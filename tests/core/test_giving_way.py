@@ -114,3 +114,15 @@ def test_who_could_not_come_is_in_nobodys_way(pool: Pool, monkeypatch: pytest.Mo
     with pytest.raises(AssertionError):
         come(fails)
     assert fetched.prefetch()
+
+
+def test_who_hurried_before_its_lease_is_waited_for(pool: Pool) -> None:
+    model = loaded(pool, "a", 2)
+    session = model._session
+    model.declare()
+    session.hurry()  # as its parked images were being read back
+    grant = session.acquire(10.0, None, lambda: True)
+    assert session.others_arrive()
+    session.release([page.handle for page in grant.pages[1:]], leaving=True)
+    session.give_back(None)
+    assert not session.others_arrive()

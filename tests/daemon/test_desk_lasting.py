@@ -121,3 +121,14 @@ def test_it_is_a_workers_to_say() -> None:
     with pytest.raises(ProtocolError, match="first message"):
         bench.tell(FakePeer(), p.Lasting(1.0))
     assert bench.ledger() == (4, 0, 0)
+
+
+def test_who_leaves_already_has_no_more_time_for_a_page_that_is_wrong() -> None:
+    bench = Bench()
+    holder = _wanted(bench)
+    worker = bench.desk._workers[bench.key_of("holder")]
+    for bench.now_s in (10.0, 20.0):
+        worker.revoke(REVOKE_S, bench.now_s, distrusted="a page is wrong")
+        bench.say(holder, p.Lasting(0))
+    bench.settle()
+    assert _killed_at_s(bench, holder) == REVOKE_S

@@ -246,6 +246,13 @@ def test_a_name_that_is_too_long_is_refused_at_once(run: Run, pooled: Pooled) ->
     pooled.check(pooled.engine())
 
 
+def test_a_pool_that_parks_images_has_no_such_room() -> None:
+    given: Any = SimpleNamespace(loading_bytes=1)
+    own: Any = SimpleNamespace(device_kind="cuda", parks=True)
+    with pytest.raises(UsageError, match="pools that park no images"):
+        loading_memory.room(given, own, None)
+
+
 def test_who_loads_for_long_says_so_and_others_wait(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

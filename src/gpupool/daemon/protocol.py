@@ -198,7 +198,7 @@ class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 
     Its deadline stands, unless it ``stays``: because its KV cache cannot be saved, so that to end
     it would lose what its requests have computed, since it is a rank of an engine that is about to
-    have its turn, or as weights are being loaded into it. It is asked again later.
+    have its turn. It is asked again later.
     """
 
     message: str

@@ -26,7 +26,8 @@ class EmbeddedSession:
         self._arbiter = arbiter
         self.key = key
         self._on_close = on_close
-        self._is_coming = self._is_awaited = False
+        self._coming = threading.Lock()  # for what others who fetch ahead look at
+        self._is_coming = self._is_hurried = False
         self._asking = threading.Lock()  # for host memory, which one thread of a model waits for
 
     @property
@@ -127,28 +128,30 @@ class EmbeddedSession:
         Nothing is used early: the thread that waits is the one that makes others leave.
         """
         self._arbiter.host.comes(self.key)
-        self._is_awaited = ahead is None
         grant = self._arbiter.acquire(self.key, timeout_s, ahead)
-        self._is_coming = True
-        if self._is_awaited:
-            self._arbiter.awaited.add(self.key)
+        with self._coming:
+            self._is_coming = True
+            if self._is_hurried or ahead is None:
+                self._arbiter.awaited.add(self.key)
         return grant
 
     def hurry(self) -> None:
         """What is being acquired ahead is waited for now."""
         self._arbiter.hurry(self.key)
         self._arbiter.host.hurry(self.key)
-        self._is_awaited = True
-        if self._is_coming:
-            self._arbiter.awaited.add(self.key)
+        with self._coming:
+            self._is_hurried = True
+            if self._is_coming:
+                self._arbiter.awaited.add(self.key)
 
     def others_arrive(self) -> bool:
         """Whether somebody waits for another model that is coming in."""
         return bool(self._arbiter.awaited)
 
     def _has_come(self) -> None:
-        self._is_coming = False
-        self._arbiter.awaited.discard(self.key)
+        with self._coming:
+            self._is_coming = self._is_hurried = False
+            self._arbiter.awaited.discard(self.key)
 
     def cooled(self) -> None:
         """The warm pages that were asked for are released, as far as could be."""

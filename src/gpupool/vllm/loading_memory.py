@@ -146,6 +146,10 @@ def room(
         return nullcontext(Room())
     if own.device_kind != "cuda":
         raise UsageError("'loading_bytes' is for engines on a GPU: omit it")
+    if own.parks:  # it waits for host memory with its room in hand, which others may wait for
+        raise UsageError(
+            "'loading_bytes' is for pools that park no images: leave it out, or parking"
+        )
     joining = msgspec.structs.replace(given, model=settings.loading_name(given))
 
     def join() -> Model:
