@@ -28,11 +28,13 @@ STARTED = {
 
 
 def started(allowed: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program that may import those packages, until it ends."""
+    """A program that may import those packages, until it ends, as a part runs it."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     return subprocess.run(
         [sys.executable, str(ONLY), ",".join(allowed), *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "GPUPOOL_REQUIRE_GPU": "0"},
+        env=os.environ
+        | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "GPUPOOL_REQUIRE_GPU": "0", "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

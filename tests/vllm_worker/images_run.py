@@ -117,13 +117,13 @@ def _unknown(*_: Any) -> None:
     raise AttributeError("no such configuration")
 
 
-def _changing(model: Path, real: Any, *arguments: Any) -> Any:
+def _changing(model: Path, real: Any, *arguments: Any, **named: Any) -> Any:
     """Somebody writes a checkpoint anew that has just been read."""
     weights = model / "model.safetensors"
     copy = weights.with_name("copy")
     copy.write_bytes(weights.read_bytes())
     copy.replace(weights)
-    return real(*arguments)
+    return real(*arguments, **named)
 
 
 def start(number: int, given: dict[str, Any], logged: Logged) -> dict[str, Any]:
