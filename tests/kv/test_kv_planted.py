@@ -125,8 +125,8 @@ BUGS: dict[str, tuple[ModuleType, str, str]] = {
     ),
     "damage goes before its block does": (
         cache,
-        "                self._digests.check(wanted, name_of(self._identity))\n",
-        "                self._digests.check(wanted[1:], name_of(self._identity))\n"
+        "                self._digests.check(wanted, self._identity)\n",
+        "                self._digests.check(wanted[1:], self._identity)\n"
         "                wanted = self._digests.sound(wanted)\n",
     ),
     "a forgotten block stays damaged": (cache, "            self._digests.forget(unwanted)\n", ""),

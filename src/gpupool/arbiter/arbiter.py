@@ -159,10 +159,9 @@ class Arbiter(Distrust):
     def decide(self, now_s: float) -> Outcome:
         """Apply the policy to the present state."""
         self._pin_for_first()
-        outcome = Outcome()
-        outcome.cooled.extend(map(self._cool, self._warm_and_wrong(now_s)))
+        cooled = [self._cool(cool) for cool in self._warm_and_wrong(now_s)]
         decision = decide(self._view(), now_s, self._turn_s)
-        outcome.wake_at_s = decision.wake_at_s
+        outcome = Outcome(cooled=cooled, wake_at_s=decision.wake_at_s)
         self._apply(decision, outcome, now_s)
         return outcome
 

@@ -30,7 +30,8 @@ class Distrust(Holdings):
         return lease.state in (Residency.RESIDENT, Residency.LEAVING) and not lease.fenced
 
     def _warm_and_wrong(self, now_s: float) -> list[Cool]:
-        wrong = self._contents.have_wrong()
+        if not (wrong := self._contents.have_wrong()):
+            return []
         return [
             Cool(lease.key, lease.held)
             for lease in self._leases.values()

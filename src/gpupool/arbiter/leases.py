@@ -65,7 +65,7 @@ class Granted:
     """Beside those, pages of others that have what it needs, by their places."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """What follows from one look at the state."""
 

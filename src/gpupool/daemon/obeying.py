@@ -108,9 +108,8 @@ class Obeying:
                 with contextlib.suppress(DaemonUnavailableError):
                     link.send(kept)
             if isinstance(order, p.Revoke) and order.park_s is not None and not left:
-                self._parks.put(
-                    p.Park(order.park_s, order.file_bytes)
-                )  # it may be out, and answers
+                # It may be out already, and answers.
+                self._parks.put(p.Park(order.park_s, order.file_bytes))
 
     def _leave(self, holder: Revocable, order: p.Revoke, stale: Callable[[], bool]) -> bool:
         limit_s = max(order.deadline_s, self._lasting.step_s)

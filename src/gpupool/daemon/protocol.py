@@ -197,8 +197,8 @@ class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """A revoke could not be obeyed; the model is resident as before.
 
     Its deadline stands, unless it ``stays``: because its KV cache cannot be saved, so that to end
-    it would lose what its requests have computed, since it is a rank of an engine that is about to
-    have its turn. It is asked again later.
+    it would lose what its requests have computed, or since it is a rank of an engine that is about
+    to have its turn. It is asked again later.
     """
 
     message: str
@@ -208,7 +208,7 @@ class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 class Lasting(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Steps that begin from now on may take so long before a revoke is obeyed; 0: as all may.
 
-    It is said before Acquire: a revoke that was sent already has the deadline that it has.
+    A revoke that was sent already is put off as well, once.
     """
 
     step_s: Seconds

@@ -97,12 +97,13 @@ class Worker:
 
         One that leaves already has no more time because of a page that it is not to use.
         """
-        before_s, could_last = self.kill_at_s, self.may_last
         limit_s = max(others_s, self.lasts_s)
         parks = (None, 0) if park is None else (park.deadline_s, park.file_bytes)
-        self.expect(Revoke(limit_s, keep, self.acquires, distrusted, *parks), now_s)
-        if distrusted and self.kill_at_s is not None and before_s is not None:
-            self.kill_at_s, self.may_last = min(self.kill_at_s, before_s), could_last
+        order = Revoke(limit_s, keep, self.acquires, distrusted, *parks)
+        if distrusted and self.kill_at_s is not None:
+            self.peer.say(order)
+        else:
+            self.expect(order, now_s)
 
     def lasts(self, step_s: float, others_s: float, now_s: float) -> None:
         """Its steps may take so long from now on, those of others ``others_s``.

@@ -18,7 +18,7 @@ from gpupool.kv.digests import BlockDigests
 from gpupool.kv.mover import Mover
 from gpupool.kv.moves import Move, MoveList
 from gpupool.kv.states import KvCacheStatistics, MovedBytes, State
-from gpupool.kv.store import KvIdentity, KvStore, name_of
+from gpupool.kv.store import KvIdentity, KvStore
 
 CHUNK_BYTES = 64 << 20  # about a millisecond of a PCIe link of the fifth generation
 WINDOW_BYTES = 1 << 30  # about a step: what a swap-out may have to wait for
@@ -79,7 +79,7 @@ class KvCache:
             with self._lock:
                 self._check_here()
                 self._moves.poll()
-                self._digests.check(wanted, name_of(self._identity))
+                self._digests.check(wanted, self._identity)
                 self._bring(wanted[self._state[wanted] == State.AWAY])
                 number = int(self._arrives[wanted].max(initial=0))
                 if self._moves.done >= number:

@@ -16,6 +16,7 @@ from gpupool.errors import DamagedMemoryError
 from gpupool.kernels.layout import BlockLayout
 from gpupool.kv.blocks import NO_BLOCKS, BlockRuns, Blocks, Flags, Words
 from gpupool.kv.states import MovedBytes
+from gpupool.kv.store import KvIdentity, name_of
 
 SAMPLED_ONE_IN = 16
 _STEP = 0x9E3779B97F4A7C15  # odd, so that no change of one run can go unseen
@@ -98,14 +99,15 @@ class BlockDigests:
         found: Blocks = blocks[~self._damaged[blocks]]
         return found
 
-    def check(self, blocks: Blocks, name: str) -> None:
-        """Raise DamagedMemoryError, which says that they are of ``name``, if one is damaged."""
+    def check(self, blocks: Blocks, identity: KvIdentity) -> None:
+        """Raise DamagedMemoryError, which says whose they are, if one is damaged."""
         damaged = blocks[self._damaged[blocks]]
         if len(damaged):
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise DamagedMemoryError(
-                f"KV block {damaged[0]}{more} of {name} came back otherwise than saved, also when "
-                "copied again: memory is faulty, or something wrote to the copies on the host"
+                f"KV block {damaged[0]}{more} of {name_of(identity)} came back otherwise than "
+                "saved, also when copied again: memory is faulty, or something wrote to the copies "
+                "on the host"
             )
 
     def forget(self, blocks: Blocks) -> None:

@@ -278,9 +278,7 @@ def _check_args(key: str, args: dict[str, ArgValue], devices: int) -> None:
     seen: dict[str, str] = {}
     for name in args:
         if not _ARG.fullmatch(name):
-            raise ValueError(
-                f"{key}.args: {name!r} is not an option's name; write it as max-model-len"
-            )
+            raise ValueError(f"{key}.args: {name!r} is not an option; omit dashes: max-model-len")
         option = name.replace("_", "-")
         if option in _RESERVED_ARGS:
             raise ValueError(f"{key}.args.{name}: gpupool sets this option itself; remove it")
