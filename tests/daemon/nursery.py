@@ -19,9 +19,7 @@ import death
 import life
 import parking_life
 import puppet
-from daemon_bench import PAGE_BYTES
-
-from gpupool.daemon.server import Server
+from server_bench import server_of
 
 
 def run_puppet(socket_path: str) -> None:
@@ -64,16 +62,7 @@ def run_daemon(socket_path: str, pages: int, moment: str, nth: int) -> None:
     """A daemon that dies at ``moment``, unless ``nth`` is 0."""
     if nth:
         death.arm(moment, nth)
-    server = Server(
-        Path(socket_path),
-        device="host",
-        budget_bytes=pages * PAGE_BYTES,
-        page_bytes=PAGE_BYTES,
-        host_budget_bytes=1 << 30,
-        turn_s=0.0,
-        min_tokens=0,
-        revoke_timeout_s=60.0,
-    )
+    server = server_of(Path(socket_path), "host", pages)
     server.stop_on_signals()
     puppet.say({"value": None})
     server.run()

@@ -18,14 +18,15 @@ import sys
 from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_uint64
 from pathlib import Path
 
+from daemon_bench import PAGE_BYTES
+from server_bench import server_of
+
 import gpupool.daemon.budget
 from gpupool._core import PagePool
 from gpupool.cli import main
-from gpupool.daemon.server import Server
 from gpupool.errors import DriverError, UsageError
 
 PAGES = 5
-PAGE_BYTES = 2 << 20
 OUT_OF_MEMORY, UNKNOWN = 2, 999  # CUresult
 _KINDS = "contexts retains pages reservations mappings registrations streams events modules"
 
@@ -69,16 +70,7 @@ class Watched(PagePool):
 
 def served(directory: Path, pages: int) -> None:
     """A server that ends as soon as it runs."""
-    server = Server(
-        directory / "daemon.sock",
-        device="cuda:1",
-        budget_bytes=pages * PAGE_BYTES,
-        page_bytes=PAGE_BYTES,
-        host_budget_bytes=1 << 30,
-        turn_s=0.0,
-        min_tokens=0,
-        revoke_timeout_s=60.0,
-    )
+    server = server_of(directory / "daemon.sock", "cuda:1", pages)
     assert control().held().pages == pages
     assert Watched.socket_path.exists()
     server.stop()

@@ -167,9 +167,6 @@ class Desk:
     def _have_leave(self, park: ParkOrder, now_s: float) -> None:
         self._arbiter.revoke(park.key, now_s)
         self._revoke(park.key, now_s, park=park)
-        worker = self._workers[park.key]
-        if worker.images.asked_until_s is not None:  # it has longer to leave, and parks then
-            worker.images.asked_until_s += max(0.0, worker.lasts_s - self._revoke_timeout_s)
 
     def _cool(self, asked: list[Cool], now_s: float) -> None:
         for cool in asked:

@@ -37,6 +37,7 @@ _NO_LIMIT_BYTES = 1 << 62
 class _Member:
     images: Images = field(default_factory=Images)
     lost: bool = False
+    lasts_s: float = 0.0
     ends_until_s: float | None = None
 
 

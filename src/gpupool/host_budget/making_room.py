@@ -30,6 +30,10 @@ class Member(Protocol):
         """Nothing can be asked of it any more."""
 
     @property
+    def lasts_s(self) -> float:
+        """How long its steps may take, which it leaves behind."""
+
+    @property
     def ends_until_s(self) -> float | None:
         """Until then its end, and what it has, is counted on."""
 
@@ -189,9 +193,10 @@ class MakingRoom:
     def _give(self, wishes: Wishes, now_s: float) -> list[ParkOrder]:
         orders: list[ParkOrder] = []
         for wish in wishes.asked:
-            images = self._members[wish.key].images
+            member = self._members[wish.key]
+            images, leaves_s = member.images, max(self._timeout_s, member.lasts_s)
             deadline_s = self._timeout_s + images.parkable_bytes / _BYTES_A_SECOND
-            images.asked_until_s = now_s + deadline_s + self._timeout_s
+            images.asked_until_s = now_s + deadline_s + leaves_s
             images.leaves, images.file_limit_bytes = wish.leaves, images.parkable_bytes
             orders.append(ParkOrder(*wish, deadline_s, images.file_limit_bytes))
         return orders
