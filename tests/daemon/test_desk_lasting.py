@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from desk_bench import REVOKE_S, SWAP, Bench, FakePeer
+from desk_parking_bench import bench_of, loaded, newcomer, parks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,3 +133,20 @@ def test_who_leaves_already_has_no_more_time_for_a_page_that_is_wrong() -> None:
         bench.say(holder, p.Lasting(0))
     bench.settle()
     assert _killed_at_s(bench, holder) == REVOKE_S
+
+
+def test_who_waits_for_images_of_one_whose_step_lasts_is_not_refused_before_it_left() -> None:
+    bench = bench_of(turn_s=0.0)
+    holder = loaded(bench, "holder", 8)
+    bench.tell(holder, p.Lasting(LONG_S), p.Acquire(), p.Arrived(SWAP))
+    new = newcomer(bench, 5)
+    (revoke,) = holder.take()
+    assert isinstance(revoke, p.Revoke) and revoke.deadline_s == LONG_S
+    assert revoke.park_s is not None
+    while bench.now_s < LONG_S - 1.0:
+        bench.now_s += 1.0
+        bench.settle()
+    assert new.take() == [] and holder.kills == 0
+    bench.tell(holder, p.Yielded(SWAP))
+    parks(bench, holder, 8)
+    assert new.take() == [p.HostGranted(True)]
