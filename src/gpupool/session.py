@@ -20,12 +20,13 @@ class Revocable(Protocol):
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
         park_s: float | None = None,
+        longer_s: Callable[[], float] | None = None,
     ) -> bool:
         """Give the memory up at the next step boundary, within ``timeout_s``.
 
         ``keep`` pages may stay, warm; with ``park_s`` the images go too, as by ``park``. False if
         there is nothing to give up, as when ``is_stale`` says that the lease which was revoked has
-        ended by itself.
+        ended by itself. ``longer_s`` says, at any time, by how much the timeout is put off.
         """
 
     def cool(self, pages: int) -> None:

@@ -66,6 +66,25 @@ class Clock:
         return self.now_s
 
 
+class Longer:
+    """By how much a timeout is put off: what the test says."""
+
+    def __init__(self) -> None:
+        self.by_s = 0.0
+        self._looks = threading.Semaphore(0)
+
+    def __call__(self) -> float:
+        self._looks.release()
+        return self.by_s
+
+    def seen(self, times: int = 2) -> None:
+        """Whoever waits has looked at it, and waits on."""
+        while self._looks.acquire(blocking=False):
+            pass
+        for _ in range(times):
+            assert self._looks.acquire(timeout=PATIENCE_S)
+
+
 def gate_of(model: FakeModel, **settings: object) -> Gate:
     return Gate(model, **({"lease_timeout_s": PATIENCE_S} | settings))  # type: ignore[arg-type]
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from gate_bench import PATIENCE_S, FakeModel, gate_of, revoke_is_waiting, thread_running, wait_until
+from gate_bench import (
+    PATIENCE_S,
+    Clock,
+    FakeModel,
+    Longer,
+    gate_of,
+    revoke_is_waiting,
+    thread_running,
+    wait_until,
+)
 
 from gpupool.errors import DriverError, LeaseTimeoutError, UsageError
 
@@ -91,6 +100,24 @@ def test_give_up_keeps_its_deadline() -> None:
     assert isinstance(results[0], LeaseTimeoutError)
     gate.close_step()
     with gate.hold():  # as if nobody had asked
+        assert model.calls == ["in"]
+
+
+def test_a_deadline_may_be_put_off_and_back_while_it_is_waited_for() -> None:
+    model, clock = FakeModel(), Clock()
+    gate = gate_of(model, clock=clock)
+    gate.open_step()
+    longer_s = Longer()
+    with thread_running(lambda: gate.give_up(10.0, lambda: False, longer_s=longer_s)) as results:
+        longer_s.seen()
+        longer_s.by_s = 90.0
+        clock.now_s += 50.0
+        longer_s.seen()
+        assert results == []
+        longer_s.by_s = 30.0
+    assert isinstance(results[0], LeaseTimeoutError)
+    gate.close_step()
+    with gate.hold():
         assert model.calls == ["in"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from gpupool.errors import DriverError, GangBrokenError, LeaseTimeoutError, Usag
 from gpupool.gang import protocol as g
 from gpupool.gang.gate import GangGate
 from gpupool.gang.leader import Leader
+from tests.core.gate_bench import Clock, Longer
 
 
 @pytest.fixture
@@ -130,6 +132,30 @@ def test_what_has_waited_for_others_is_cut_short_when_it_was_due(tmp_path: Path)
         assert halts.result(PATIENCE_S) == 1
         assert ranks.gates[0]._turn.hurry_at_s == math.inf  # for the next turn
         ranks.all_at_once(lambda gate: gate.set_idle(True))
+
+
+def test_a_long_step_that_begins_as_all_are_to_leave_does_not_end_the_gang(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    with ranks_of(tmp_path / "gang.sock", clock=clock) as ranks, ThreadPoolExecutor() as others:
+        assert set(ranks.all_at_once(lambda gate: gate.open_step())) == {None}
+        later = [Longer() for _ in ranks.gates]
+        gone = [
+            others.submit(gate.give_up, 10.0, lambda: False, longer_s=longer_s)
+            for gate, longer_s in zip(ranks.gates, later, strict=True)
+        ]
+        for longer_s in later:
+            longer_s.seen()
+            longer_s.by_s = 90.0
+        clock.now_s += 50.0
+        for longer_s in later:
+            longer_s.seen()
+        ranks.all_at_once(lambda gate: gate.close_step())
+        for leaves in gone:
+            leaves.result(PATIENCE_S)
+        assert not any(memory.resident for memory in ranks.memories)
+        ranks.step()
 
 
 def test_the_earliest_wish_counts() -> None:

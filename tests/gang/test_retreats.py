@@ -15,15 +15,7 @@ from gpupool.gang import protocol as g
 from gpupool.gang.coming import ALL_PAGES
 from gpupool.gang.gate import GangGate
 from gpupool.gang.leader import Leader, Said
-
-
-class Clock:
-    """Goes as the test says."""
-
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.core.gate_bench import Clock
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Desk:
             worker.ends_until_s = now_s + self._revoke_timeout_s
         if not self._arbiter.lease(peer.key).fenced:
             self._arbiter.fence(peer.key, now_s)
-            worker.kill_at_s = None
+            worker.due = None
             if holds_pages:
                 peer.kill()
         return False
@@ -149,16 +149,16 @@ class Desk:
             if also_s is not None:
                 wake_at_s = also_s if wake_at_s is None else min(wake_at_s, also_s)
         for worker in self._workers.values():
-            if worker.kill_at_s is None:
+            if worker.due is None:
                 continue
-            if worker.kill_at_s <= now_s:
-                worker.kill_at_s = None
+            if worker.due.at_s <= now_s:
+                worker.due = None
                 worker.peer.kill()
                 self._account.note(
                     worker.name, worker.peer.pid, "killed: it did not give its memory back in time"
                 )
                 continue
-            wake_at_s = worker.kill_at_s if wake_at_s is None else min(wake_at_s, worker.kill_at_s)
+            wake_at_s = worker.due.at_s if wake_at_s is None else min(wake_at_s, worker.due.at_s)
         return wake_at_s
 
     def _revoke(self, key: int, now_s: float, keep: int = 0, park: ParkOrder | None = None) -> None:
@@ -256,17 +256,17 @@ class Desk:
                 worker.gave_back(message.swap)
             case p.Cooled():
                 self._arbiter.cooled(key, now_s)
-                worker.kill_at_s = None
+                worker.due = None
             case p.Kept():
-                if worker.kill_at_s is None:
+                if worker.due is None:
                     return  # this crossed a Yielded
                 if message.stays:
-                    worker.kill_at_s = None
+                    worker.due = None
                     self._arbiter.keep(key, now_s, stays=p.one_line(message.message))
                 else:  # the deadline of its revoke stands
                     self._account.note(worker.name, worker.peer.pid, message.message)
             case p.Lasting():
-                worker.lasts(message.step_s, self._revoke_timeout_s, now_s)
+                worker.lasts(message.step_s, now_s)
             case p.Idle():
                 self._arbiter.set_idle(key, message.idle, now_s)
             case _:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from gpupool.daemon import protocol as p
+from gpupool.daemon.due import Due
 from gpupool.daemon.link import Link
 from gpupool.errors import DaemonUnavailableError
 
@@ -19,6 +21,7 @@ class Lasting:
         self._link = link
         self._changing = threading.Lock()
         self._steps_s: list[float] = []
+        self._due: Due | None = None
 
     @property
     def step_s(self) -> float:
@@ -34,11 +37,25 @@ class Lasting:
         finally:
             self._change(self._steps_s.remove, step_s)
 
+    @contextlib.contextmanager
+    def due(self, others_s: float) -> Iterator[Due]:
+        """When an order that is obeyed in a ``with`` block, one at a time, must have been."""
+        with self._changing:
+            due = self._due = Due(time.monotonic(), others_s, self.step_s)
+        try:
+            yield due
+        finally:
+            with self._changing:
+                self._due = None
+
     def _change(self, change: Callable[[float], None], step_s: float) -> None:
         with self._changing:
             before = self.step_s
             change(step_s)
+            if self.step_s == before:
+                return
+            if self._due is not None:
+                self._due.lasts(self.step_s, time.monotonic())
             # Whoever has its memory goes on without the daemon, and who has not is told as it asks.
             with contextlib.suppress(DaemonUnavailableError):
-                if self.step_s != before:
-                    self._link.send(p.Lasting(self.step_s))
+                self._link.send(p.Lasting(self.step_s))

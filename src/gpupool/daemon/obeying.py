@@ -16,12 +16,7 @@ from functools import partial
 from gpupool.daemon import protocol as p
 from gpupool.daemon.lasting import Lasting
 from gpupool.daemon.link import Link
-from gpupool.errors import (
-    DaemonUnavailableError,
-    KvStoreFullError,
-    LeaseTimeoutError,
-    NotBegunError,
-)
+from gpupool.errors import DaemonUnavailableError, KvStoreFullError, NotBegunError
 from gpupool.session import Revocable
 
 log = logging.getLogger(__name__)
@@ -112,15 +107,10 @@ class Obeying:
                 self._parks.put(p.Park(order.park_s, order.file_bytes))
 
     def _leave(self, holder: Revocable, order: p.Revoke, stale: Callable[[], bool]) -> bool:
-        limit_s = max(order.deadline_s, self._lasting.step_s)
-        while True:
-            try:
-                return holder.give_up(limit_s, stale, order.keep, order.park_s)
-            except LeaseTimeoutError:
-                # A step began meanwhile of which the daemon knows that it takes longer?
-                if self._lasting.step_s <= limit_s:
-                    raise
-                limit_s = self._lasting.step_s
+        with self._lasting.due(order.deadline_s) as due:
+            return holder.give_up(
+                order.deadline_s, stale, order.keep, order.park_s, lambda: due.longer_s
+            )
 
     def _park(self) -> None:
         while (order := self._parks.get()) is not None:

@@ -208,7 +208,7 @@ class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
 class Lasting(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
     """Steps that begin from now on may take so long before a revoke is obeyed; 0: as all may.
 
-    A revoke that was sent already is put off as well, once.
+    An order that was sent already, and is not due yet, is put off as well; see ``Due``.
     """
 
     step_s: Seconds

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gpupool.arbiter.leases import Lease
+from gpupool.daemon.due import Due
 from gpupool.daemon.peers import Peer
 from gpupool.daemon.protocol import HISTORY, Cool, ModelStatus, Moved, Revoke, SwapFigures
 from gpupool.host_budget.images import Images
@@ -52,10 +53,8 @@ class Worker:
     """An image of which it has not told everything."""
     lasts_s: float = 0.0
     """How long its steps may take, where that is longer than those of others."""
-    kill_at_s: float | None = None
+    due: Due | None = None
     """When it will be killed if it has not given its memory back."""
-    may_last: bool = False
-    """It can put that off, once."""
     swap_ins: int = 0
     swap_outs: int = 0
     recopied_bytes: int = 0
@@ -81,8 +80,8 @@ class Worker:
 
     def expect(self, order: Revoke | Cool, now_s: float) -> None:
         """Give an order, and remember by when it is to be obeyed."""
-        self.kill_at_s = now_s + order.deadline_s
-        self.may_last = True
+        step_s = self.lasts_s if isinstance(order, Revoke) else 0.0  # else it has no step
+        self.due = Due(now_s, order.deadline_s, step_s)
         self.peer.say(order)
 
     def revoke(
@@ -97,27 +96,18 @@ class Worker:
 
         One that leaves already has no more time because of a page that it is not to use.
         """
-        limit_s = max(others_s, self.lasts_s)
         parks = (None, 0) if park is None else (park.deadline_s, park.file_bytes)
-        order = Revoke(limit_s, keep, self.acquires, distrusted, *parks)
-        if distrusted and self.kill_at_s is not None:
+        order = Revoke(others_s, keep, self.acquires, distrusted, *parks)
+        if distrusted and self.due is not None:
             self.peer.say(order)
         else:
             self.expect(order, now_s)
 
-    def lasts(self, step_s: float, others_s: float, now_s: float) -> None:
-        """Its steps may take so long from now on, those of others ``others_s``.
-
-        So may the one that a revoke waits for, which crossed this.
-        """
+    def lasts(self, step_s: float, now_s: float) -> None:
+        """Its steps may take so long from now on; the one too that an order waits for."""
         self.lasts_s = step_s
-        if self.kill_at_s is None:
-            return
-        if step_s <= others_s:
-            self.kill_at_s = min(self.kill_at_s, now_s + others_s)
-        elif self.may_last:
-            self.kill_at_s = now_s + step_s
-            self.may_last = False
+        if self.due is not None:
+            self.due.lasts(step_s, now_s)
 
     def arrived(self, swap: SwapFigures) -> None:
         """Remember one swap-in and how long its lease was waited for."""
@@ -135,7 +125,7 @@ class Worker:
     def gave_back(self, swap: SwapFigures | None) -> None:
         """It holds no page any more; without figures nothing was swapped."""
         self.arriving = False
-        self.kill_at_s = None
+        self.due = None
         if swap is not None:
             self.swap_outs += 1
             self.unmarked_bytes += swap.unmarked_bytes

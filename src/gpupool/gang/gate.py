@@ -23,6 +23,10 @@ _TOGETHER = 7 / 8  # of a revoke's time is for leaving as all ranks do; then thi
 _LATE = "its memory had to be given back, and another rank did not answer"
 
 
+def _never() -> float:
+    return math.inf
+
+
 class GangGate(Gate):
     """As ``Gate``, for one rank of a gang. Steps are those that all ranks open in the same order.
 
@@ -50,7 +54,7 @@ class GangGate(Gate):
         self._member = member
         self._standing = Standing()
         self._coming = Coming(resident, member, self._standing, self._changed)
-        self._alone_at_s = math.inf  # when it gives up what is revoked without the others
+        self._alone_at_s = _never  # when it gives up what is revoked without the others
         self._leaving_alone = 0  # threads that give the memory up as all ranks do by themselves
         member.start(self)
 
@@ -72,6 +76,7 @@ class GangGate(Gate):
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
         park_s: float | None = None,
+        longer_s: Callable[[], float] | None = None,
     ) -> bool:
         """As ``Gate.give_up``; what is revoked goes when all ranks leave, which this has them do.
 
@@ -87,6 +92,9 @@ class GangGate(Gate):
             # Who asks has no lease: the last one was revoked.
             return self._coming.asks or is_stale()
 
+        def alone_at_s() -> float:
+            return now_s + _TOGETHER * (timeout_s + (longer_s() if longer_s else 0.0))
+
         now_s = self._clock()
         hurry_at_s = now_s + min(timeout_s / 2, _BEGINS_S)
         with ExitStack() as revoked:
@@ -95,14 +103,15 @@ class GangGate(Gate):
                     return False
                 # That the turn may be cut short is the leader's to say.
                 revoked.enter_context(self._revokes.one(hurry_s=None))
-                turn, self._alone_at_s = self._standing.turn, now_s + timeout_s * _TOGETHER
+                turn, self._alone_at_s = self._standing.turn, alone_at_s
             try:
                 self._member.say(g.Leave(turn, hurry_at_s))
                 self._await_begun(turn, hurry_at_s, stale, keep)
-                return self._or_break(now_s + timeout_s - self._clock(), stale, leave)
+                left_s = now_s + timeout_s - self._clock()
+                return self._or_break(left_s, stale, leave, longer_s=longer_s)
             finally:
                 with self._changed:
-                    self._alone_at_s = math.inf
+                    self._alone_at_s = _never
 
     def close(self) -> bool:
         """As ``Gate.close``; the gang ends with its first rank."""
@@ -212,7 +221,7 @@ class GangGate(Gate):
 
     def _gives_in(self) -> bool:
         """End the gang, with the lock held, rather than be killed: the others may be stopped."""
-        if self._clock() < self._alone_at_s:
+        if self._clock() < self._alone_at_s():
             return False
         self._member.fail(LeaseTimeoutError(_LATE))
         self._member.hang_up(_LATE)  # also where the leader is
@@ -236,10 +245,11 @@ class GangGate(Gate):
         is_stale: Callable[[], bool] | None,
         leave: Callable[[], SwapReport],
         then: State = State.OUT,
+        longer_s: Callable[[], float] | None = None,
     ) -> bool:
         """A rank that cannot leave where the others do ends the gang."""
         try:
-            return self._give_up(timeout_s, is_stale, leave, then)
+            return self._give_up(timeout_s, is_stale, leave, then, longer_s)
         except BaseException as error:
             if not self._steps.are_mine():  # else it was a mistake, which changed nothing
                 self._member.fail(error)

@@ -155,20 +155,22 @@ class Gate(Moves):
         is_stale: Callable[[], bool] | None = None,
         keep: int = 0,
         park_s: float | None = None,
+        longer_s: Callable[[], float] | None = None,
     ) -> bool:
         """Obey a revoke: wait for the last step to close, then give the memory up.
 
         ``keep`` pages may stay, warm; with ``park_s`` it parks before anybody is let in. With half
         of ``timeout_s`` gone ``min_steps`` no longer counts. False if the model was out already,
         another thread saw to it, or ``is_stale`` says that what was revoked has gone by itself.
-        Raises LeaseTimeoutError if a step stays open for ``timeout_s``, UsageError if it is this
-        very thread's, and what giving up raises; the model is resident then, or torn.
+        Raises LeaseTimeoutError if a step stays open for ``timeout_s``, and for what ``longer_s``
+        puts that off by in the end, UsageError if it is this very thread's, and what giving up
+        raises; the model is resident then, or torn.
         """
 
         def leave() -> SwapReport:
             return self._resident.give_up(0 if self._distrusted else keep, park_s)
 
-        return self._give_up(timeout_s, is_stale, leave, State.OUT)
+        return self._give_up(timeout_s, is_stale, leave, State.OUT, longer_s)
 
     def park(self, deadline_s: float) -> None:
         """Let the images go to a file if the model is out; who wants it in meanwhile waits."""
@@ -196,9 +198,16 @@ class Gate(Moves):
         is_stale: Callable[[], bool] | None,
         leave: Callable[[], SwapReport],
         then: State,
+        longer_s: Callable[[], float] | None = None,
     ) -> bool:
-        deadline_s = None if timeout_s is None else self._clock() + timeout_s
         stale = is_stale or (lambda: False)
+        begun_s = self._clock()
+
+        def left_s() -> float | None:
+            if timeout_s is None:
+                return None
+            return begun_s + timeout_s + (longer_s() if longer_s else 0.0) - self._clock()
+
         with self._changed:
             if stale():
                 return False
@@ -213,7 +222,7 @@ class Gate(Moves):
                     gone = self._state in (State.OUT, State.CLOSED)
                     if gone or self._arrivals != arrivals or stale():
                         return False
-                    self._wait_until(deadline_s, polls=is_stale is not None)
+                    self._wait(left_s, polls=is_stale is not None)
             self._leave(leave, then)
         return True
 
@@ -246,14 +255,14 @@ class Gate(Moves):
         over = at_rest and (self._distrusted or self._turn.is_over())
         return over or self._state is State.TORN
 
-    def _wait_until(self, deadline_s: float | None, *, polls: bool) -> None:
+    def _wait(self, left_s: Callable[[], float | None], *, polls: bool) -> None:
         limits_s = self._changes_in_s()
         if polls:
             limits_s.append(_POLL_S)  # nobody tells us that a revoke has become stale
-        if deadline_s is not None:
-            limits_s.append(deadline_s - self._clock())
+        if (limit_s := left_s()) is not None:
+            limits_s.append(limit_s)
         self._changed.wait(max(0.0, min(limits_s)) if limits_s else None)
-        if deadline_s is not None and self._clock() >= deadline_s:
+        if (limit_s := left_s()) is not None and limit_s <= 0:
             raise LeaseTimeoutError("a model did not leave its memory as soon as it should have")
 
     def _changes_in_s(self) -> list[float]:
