@@ -45,7 +45,16 @@ def test_who_has_it_is_named_and_nobody_is_given_it() -> None:
     s.arbiter.has(other, {1: shared[1]})  # which crossed that
     s.arbiter.yielded(finder, 0.0)
     assert s.come(later) == {}
-    assert s.arbiter.distrust(finder) == []
+
+
+def test_what_was_wrong_elsewhere_leaves_the_pages_of_others_as_good_as_they_were() -> None:
+    s = Sharers(3)
+    one, finder, later = s.keys
+    s.come(one)
+    shared = s.come(finder)
+    assert s.arbiter.distrust(finder, []) == []
+    s.arbiter.yielded(finder, 0.0)
+    assert s.come(finder) == s.come(later) == shared
 
 
 def test_what_is_warm_of_it_is_asked_for_once_and_nothing_is_granted_before() -> None:

@@ -11,10 +11,10 @@ from gpupool.schedule.turns import Cool, Residency
 class Distrust(Holdings):
     """Who has such pages is to let go of them. Not thread safe."""
 
-    def distrust(self, key: int, pages: Iterable[int] = ()) -> list[int]:
+    def distrust(self, key: int, pages: Iterable[int]) -> list[int]:
         """The model did not find on these what they should have: nobody is given them as such.
 
-        Returns the others that have some, see ``must_leave``; where they are warm ``decide`` asks
+        It comes back from its own image alone. Returns the others that have some, see ``must_leave``; where they are warm ``decide`` asks
         for them. Raises UsageError for a page that the model does not hold.
         """
         pages = list(pages)

@@ -37,7 +37,6 @@ class Damage:
                 for other in self._arbiter.distrust(key, message.pages):
                     self._distrust(other, worker.name, now_s)
             case p.Damaged():
-                self._arbiter.distrust(key)
                 self._count(worker, message.message)
             case _:
                 return False

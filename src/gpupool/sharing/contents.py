@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from gpupool._core import PagePool
 
@@ -91,11 +91,13 @@ class Contents:
                     del self._present[content]
         self._changes += 1
 
-    def distrust(self, key: int, pages: Iterable[int]) -> set[int]:
-        """A model found something else: what it was to have is looked for on no page any more.
+    def distrust(self, key: int, pages: Collection[int]) -> set[int]:
+        """A model found something else on these: all it is to have is looked for on no page now.
 
-        Returns the others that have some of the ``pages`` on which it was.
+        On none of them nothing changes. Returns the others that have some of the ``pages``.
         """
+        if not pages:
+            return set()
         for content in self._wanted.get(key, {}).values():
             self._present.pop(content, None)
         self._changes += 1
