@@ -14,6 +14,7 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_uint64
 from pathlib import Path
@@ -133,5 +134,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "each":
         print(each(Path(sys.argv[2])))
     else:
+        # Whatever this was started by: a shell has jobs in the background ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         Watched.signal_at, Watched.signal = int(sys.argv[4]), int(sys.argv[5])
         sys.exit(command(int(sys.argv[2]), int(sys.argv[3]), sys.argv[6:]))

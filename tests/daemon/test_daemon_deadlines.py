@@ -19,7 +19,8 @@ def test_a_revoke_that_is_ignored_ends_the_process_at_its_deadline(
     assert deaf.ended_by() == SIGKILL
     refusal = daemon.status().refusals[-1]
     assert (refusal.model, refusal.pid) == ("deaf", deaf.process.pid)
-    assert refusal.message == "killed: it did not give its memory back in time"
+    assert refusal.message.startswith("killed: it was asked for its memory 0.")
+    assert "--revoke-timeout-s" in refusal.message
 
 
 def test_a_revoke_that_fails_is_told_and_ends_the_process_at_its_deadline(

@@ -149,16 +149,11 @@ class Desk:
             if also_s is not None:
                 wake_at_s = also_s if wake_at_s is None else min(wake_at_s, also_s)
         for worker in self._workers.values():
-            if worker.due is None:
-                continue
-            if worker.due.at_s <= now_s:
-                worker.due = None
-                worker.peer.kill()
-                self._account.note(
-                    worker.name, worker.peer.pid, "killed: it did not give its memory back in time"
-                )
-                continue
-            wake_at_s = worker.due.at_s if wake_at_s is None else min(wake_at_s, worker.due.at_s)
+            if worker.overdue(now_s):
+                self._account.note(worker.name, worker.peer.pid, worker.kill(now_s))
+            elif worker.due is not None:
+                at_s = worker.due.at_s
+                wake_at_s = at_s if wake_at_s is None else min(wake_at_s, at_s)
         return wake_at_s
 
     def _revoke(self, key: int, now_s: float, keep: int = 0, park: ParkOrder | None = None) -> None:

@@ -12,6 +12,7 @@ class Due:
 
     def __init__(self, now_s: float, others_s: float, step_s: float) -> None:
         """Ordered ``now_s``, of a model whose steps may take ``step_s``; others have less."""
+        self.ordered_s = now_s
         self._others_s = others_s
         self._first_s = now_s + others_s
         self.at_s = now_s + max(others_s, step_s)

@@ -109,6 +109,20 @@ class Worker:
         if self.due is not None:
             self.due.lasts(step_s, now_s)
 
+    def overdue(self, now_s: float) -> bool:
+        """Whether it has not done in time what it was told to."""
+        return self.due is not None and self.due.at_s <= now_s
+
+    def kill(self, now_s: float) -> str:
+        """End its process, which is overdue; why."""
+        assert self.due is not None
+        asked_s, self.due = now_s - self.due.ordered_s, None
+        self.peer.kill()
+        return (
+            f"killed: it was asked for its memory {asked_s:.3g} s ago and has it still; a model "
+            "whose steps take longer needs a longer --revoke-timeout-s"
+        )
+
     def arrived(self, swap: SwapFigures) -> None:
         """Remember one swap-in and how long its lease was waited for."""
         self.arriving = False
