@@ -39,7 +39,8 @@ from process_figures import TOLERANCES, named, of_drivers, of_process
 from steadiness import judged
 
 import gpupool
-from gpupool.daemon.client import DaemonSession, query_status
+from gpupool.daemon.client import DaemonSession
+from gpupool.daemon.queries import query_status
 from gpupool.errors import GpupoolError
 
 MIB = 1 << 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpupool.daemon.client import query_status
+from gpupool.daemon.queries import query_status
 from gpupool.errors import DaemonUnavailableError, GpupoolError
 
 _PR_SET_PDEATHSIG = 1

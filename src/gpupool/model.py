@@ -14,7 +14,7 @@ from gpupool.interop import CupyAllocator, TorchAllocator
 from gpupool.keeper import Keeper
 from gpupool.regions import Regions
 from gpupool.residency import Sleeper
-from gpupool.session import Session
+from gpupool.session import BlocksMoved, Session
 
 
 class Model(Regions, Figures):
@@ -106,6 +106,11 @@ class Model(Regions, Figures):
         """Tell the pool of memory that a step found not to be what was saved."""
         with contextlib.suppress(DaemonUnavailableError):
             self._session.damaged(message)
+
+    def blocks_moved(self, moved: BlocksMoved) -> None:
+        """Tell the pool what a keeper has moved since it told last."""
+        with contextlib.suppress(DaemonUnavailableError):
+            self._session.blocks_moved(moved)
 
     @contextlib.contextmanager
     def resident(self, timeout_s: float | None = None, *, writes: bool = False) -> Iterator[None]:

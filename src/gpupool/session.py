@@ -77,6 +77,18 @@ class PageGrant(NamedTuple):
     shared: Sequence[tuple[int, Page]] = ()
 
 
+class BlocksMoved(NamedTuple):
+    """What went over the link of KV blocks that keepers keep one by one."""
+
+    saved_bytes: int
+    saving_s: float
+    """While any of them were under way, as far as was seen."""
+    restored_bytes: int
+    restoring_s: float
+    recopied_bytes: int
+    """Of the restored, what did not arrive as it should at first, and did at a second attempt."""
+
+
 class HostGrant(NamedTuple):
     """Memfds for images, which the receiver closes."""
 
@@ -222,6 +234,9 @@ class Session(Protocol):
 
     def others_arrive(self) -> bool:
         """Whether somebody waits for another model that is coming in: what comes ahead waits."""
+
+    def blocks_moved(self, moved: BlocksMoved) -> None:
+        """What a keeper has moved of KV blocks since it told last."""
 
     def lasting(self, step_s: float) -> AbstractContextManager[None]:
         """Steps that begin in a ``with`` block may take so long before a revoke is obeyed."""

@@ -80,7 +80,7 @@ PYTHON_ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "kv": (
-        CORE | {"cache_folder", "host_images", "kernels", "model", "pool"},
+        CORE | {"cache_folder", "host_images", "kernels", "model", "pool", "session"},
         {"msgspec", "numpy", "torch"},
     ),
     "kernels": (CORE, {"torch", "triton"}),

@@ -25,7 +25,14 @@ def test_the_doctests_of_the_pool() -> None:
         for found in doctest.DocTestFinder().find(module):
             examples += "".join(example.source for example in found.examples)
     elsewhere = {"session", "torch_allocator", "cupy_allocator"}  # of a GPU, or for other arbiters
-    for_keepers = {"add_keeper", "damaged", "driver", "host_memory", "return_host_memory"}
+    for_keepers = {
+        "add_keeper",
+        "blocks_moved",
+        "damaged",
+        "driver",
+        "host_memory",
+        "return_host_memory",
+    }
     for_others = for_keepers | {"declare"}
     for kind in (Pool, Model, Regions):
         public = {name for name in vars(kind) if not name.startswith("_")}

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from gpupool.daemon import protocol, wire
-from gpupool.daemon.client import query_status
 from gpupool.daemon.link import connect
 from gpupool.daemon.protocol import ModelStatus, Status
+from gpupool.daemon.queries import query_status
 
 PAGE_BYTES = 2 << 20
 DEADLINE_S = 60.0

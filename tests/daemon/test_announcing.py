@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gpupool.daemon import protocol as p
 from gpupool.daemon import wire
 from gpupool.daemon.announcing import Announcer
-from gpupool.daemon.client import DaemonSession, query_why
+from gpupool.daemon.client import DaemonSession
+from gpupool.daemon.queries import query_why
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from on_stand_in import OUT_OF_MEMORY, PAGE_BYTES, PAGES, UNKNOWN
 import gpupool
 from gpupool._core import PagePool
 from gpupool.daemon import budget
-from gpupool.daemon.client import query_status
+from gpupool.daemon.queries import query_status
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("on_stand_in.py")

@@ -34,6 +34,7 @@ LIFE: list[tuple[list[Any], str | None]] = [
     (["Lasting", 60.0], None),
     (["Idle", False], None),
     (["Idle", True], None),
+    (["BlocksMoved", 5, 0.1, 5, 0.1, 0], None),
     (["Yielded", [0.1, 0.1, 5]], None),
     (["ImageUnshared"], None),
     (["HostMemory", 1], "HostMemory"),

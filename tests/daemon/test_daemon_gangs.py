@@ -12,8 +12,9 @@ import pytest
 from daemon_bench import Daemon, StartDaemon, until
 from gang_bench import PAGES, Engine
 
-from gpupool.daemon.client import DaemonSession, prefetch
+from gpupool.daemon.client import DaemonSession
 from gpupool.daemon.protocol import MESSAGE_BYTES_MAX
+from gpupool.daemon.queries import prefetch
 from gpupool.errors import (
     DriverError,
     GangBrokenError,

@@ -14,8 +14,8 @@ from daemon_bench import PAGE_BYTES, PuppetError, StartDaemon, until
 from forks import Fork, Nursery
 from kill_bench import World
 
-from gpupool.daemon.client import query_status
 from gpupool.daemon.protocol import ClientMessage
+from gpupool.daemon.queries import query_status
 from gpupool.errors import DaemonUnavailableError
 
 

@@ -70,6 +70,50 @@ def test_a_model_leaves_no_more_than_the_next_needs(daemon: Daemon) -> None:
     assert daemon.status().pages_free == 4
 
 
+def test_what_blocks_took_of_the_link_is_told_as_their_model_leaves(daemon: Daemon) -> None:
+    a, of_a = paged(daemon, "a", 1)
+    ways: list[tuple[int, int]] = []
+    for turn in range(3):
+        with a.resident():
+            write(of_a, turn, 0x33)
+            for block in range(turn):
+                assert holds(of_a, block, 0x33)
+        assert daemon.status().models[0].moved_blocks_out.bytes == turn * BLOCK_BYTES
+        a.swap_out()
+        told = daemon.status().models[0]
+        ways.append((told.moved_blocks_in.bytes, told.moved_blocks_out.bytes))
+        assert told.moved_blocks_out.seconds > 0
+        assert told.moved_out.bytes == PAGE_BYTES  # of weights, which nobody wrote to again
+    assert ways == [(0, BLOCK_BYTES), (BLOCK_BYTES, 2 * BLOCK_BYTES), (3 * BLOCK_BYTES,) * 2]
+    of = of_a.cache.statistics()
+    assert (told.moved_blocks_in.seconds, told.moved_blocks_out.seconds) == pytest.approx(
+        (of.restoring_s, of.saving_s)
+    )
+    a.close()
+
+
+def test_a_block_that_came_right_the_second_time_is_told(daemon: Daemon) -> None:
+    a, of_a = paged(daemon, "a", 1)
+    with a.resident():
+        write(of_a, 3, 0x33)
+    a.swap_out()
+    of_a.cache._digests._saved[3] ^= np.uint64(1)  # so that it seems wrong
+    looked = of_a.cache._digests.wrong
+
+    def once(*more: Any) -> Any:
+        found = looked(*more)
+        of_a.cache._digests._saved[3] ^= np.uint64(1)
+        of_a.cache._digests.wrong = looked  # type: ignore[method-assign]
+        return found
+
+    of_a.cache._digests.wrong = once  # type: ignore[method-assign]
+    with a.resident():
+        assert holds(of_a, 3, 0x33)
+    a.swap_out()
+    assert daemon.status().models[0].recopied_bytes == BLOCK_BYTES
+    a.close()
+
+
 def test_a_damaged_block_is_refused_told_and_in_nobodys_way(daemon: Daemon) -> None:
     a, of_a = paged(daemon, "a", 1)
     b, of_b = paged(daemon, "b", 3)  # in all of which is room for one

@@ -13,7 +13,7 @@ import pytest
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
 from parking_bench import HELD_BYTES, IMAGE_BYTES, Member, Members
 
-from gpupool.daemon import client
+from gpupool.daemon import queries
 from gpupool.errors import (
     DaemonUnavailableError,
     LeaseTimeoutError,
@@ -134,7 +134,7 @@ def test_what_is_fetched_ahead_waits_for_idle_models(members: Members) -> None:
     a, b, c = members("a"), members("b"), members("c")
     assert members.parked() == ["a"]
     busy(b, c)
-    client.prefetch(members.daemon.socket_path, "a")
+    queries.prefetch(members.daemon.socket_path, "a")
     until(lambda: waits(a))
     hurried = Running(a.check)
     b.model.gate.set_idle(True)
@@ -143,7 +143,7 @@ def test_what_is_fetched_ahead_waits_for_idle_models(members: Members) -> None:
     b.check()  # for which "a" parks, as it is idle
     assert members.parked() == ["a"]
     c.model.gate.set_idle(True)
-    client.prefetch(members.daemon.socket_path, "a")
+    queries.prefetch(members.daemon.socket_path, "a")
     until(lambda: a.model.gate.is_resident)
     assert members.parked() == ["b"]
 

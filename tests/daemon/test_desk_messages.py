@@ -43,6 +43,7 @@ _messages = st.one_of(
     st.builds(p.Arrived, _figures),
     st.builds(p.Yielded, st.none() | _figures),
     st.builds(p.Yielded, st.none() | _figures),
+    st.just(p.BlocksMoved(5, 0.1, 6, 0.2, 1)),
     st.builds(p.Kept, st.just("no"), st.booleans()),
     st.builds(p.Lasting, st.sampled_from([0.0, 1.0, 2 * REVOKE_S])),
     st.builds(p.Idle, st.booleans()),

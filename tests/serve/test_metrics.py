@@ -77,6 +77,8 @@ def test_metrics_tell_what_went_over_the_link_and_how_fast() -> None:
             moved_in=Moved(moved_in, moved_in / 8),
             moved_ahead=Moved(ahead, ahead / 4),
             moved_out=Moved(out, out / 2),
+            moved_blocks_in=Moved(ahead, ahead / 2),
+            moved_blocks_out=Moved(moved_in, moved_in / 4),
         )
         metrics.take_status(make_status([status]))
     text = metrics.render([]).decode()
@@ -84,6 +86,8 @@ def test_metrics_tell_what_went_over_the_link_and_how_fast() -> None:
         ("in", 35.0, 4.375),
         ("ahead", 11.0, 2.75),
         ("out", 2.0, 1.0),
+        ("blocks_in", 11.0, 5.5),
+        ("blocks_out", 35.0, 8.75),
     ):
         assert f'gpupool_moved_bytes_total{{model="a",way="{way}"}} {moved_bytes}' in text
         assert f'gpupool_moving_seconds_total{{model="a",way="{way}"}} {moving_s}' in text

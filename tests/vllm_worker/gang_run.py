@@ -24,8 +24,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from vllm import LLM, SamplingParams
 
-from gpupool.daemon.client import query_status
 from gpupool.daemon.protocol import Status
+from gpupool.daemon.queries import query_status
 
 MIB = 1 << 20
 REQUESTS = 6

@@ -20,7 +20,8 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from benchmarks.pool_process import daemon
 from gpupool import Model, Pool
 from gpupool._core import RegionArena
-from gpupool.daemon.client import DaemonSession, query_status
+from gpupool.daemon.client import DaemonSession
+from gpupool.daemon.queries import query_status
 from gpupool.vllm import compat, settings, worker
 
 PAGE_BYTES, BUDGET_PAGES = 2 << 20, 4

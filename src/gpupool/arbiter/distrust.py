@@ -14,8 +14,9 @@ class Distrust(Holdings):
     def distrust(self, key: int, pages: Iterable[int]) -> list[int]:
         """The model did not find on these what they should have: nobody is given them as such.
 
-        It comes back from its own image alone. Returns the others that have some, see ``must_leave``; where they are warm ``decide`` asks
-        for them. Raises UsageError for a page that the model does not hold.
+        It comes back from its own image alone. Returns the others that have some, see
+        ``must_leave``; where they are warm ``decide`` asks for them. Raises UsageError for a page
+        that the model does not hold.
         """
         pages = list(pages)
         self._require_own(key, pages)

@@ -230,15 +230,15 @@ def status(socket_path: Path, as_json: bool, why: bool) -> None:
     Its pages, its models with where their memory is, and whom it turned away and why. With --why,
     whose turn a policy of requests said it was, newest first, and what it went by.
     """
-    from gpupool.daemon import client
+    from gpupool.daemon import queries
     from gpupool.daemon.report import describe, describe_why
 
     try:
         if why:
-            reasons = client.query_why(socket_path)
+            reasons = queries.query_why(socket_path)
             text = msgspec.json.encode(reasons) if as_json else describe_why(reasons)
         else:
-            found = client.query_status(socket_path)
+            found = queries.query_status(socket_path)
             text = msgspec.json.encode(found) if as_json else describe(found)
     except GpupoolError as error:
         raise click.ClickException(str(error)) from None
@@ -261,9 +261,9 @@ def prefetch(socket_path: Path, model: str, share: float) -> None:
     It comes after all who wait for memory, and only models without unfinished requests make room
     for it. Returns at once; 'gpupool status' shows where it is.
     """
-    from gpupool.daemon import client
+    from gpupool.daemon import queries
 
     try:
-        client.prefetch(socket_path, model, share)
+        queries.prefetch(socket_path, model, share)
     except GpupoolError as error:
         raise click.ClickException(str(error)) from None

@@ -1,4 +1,4 @@
-"""The worker's side of the daemon: a model's session, and the question for the status."""
+"""A model's session with the daemon, in its worker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-
-import msgspec
 
 from gpupool._core import Driver, SwapReport
 from gpupool.daemon import protocol as p
@@ -22,48 +20,8 @@ from gpupool.daemon.page_table import PageTable
 from gpupool.daemon.share_request import ask_to_share
 from gpupool.devices import open_driver
 from gpupool.errors import ProtocolError, UsageError
-from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
+from gpupool.session import BlocksMoved, Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
-
-
-def query_status(socket_path: Path, timeout_s: float = 5.0) -> p.Status:
-    """The daemon's account of itself. Raises DaemonUnavailableError or ProtocolError.
-
-    ``timeout_s`` is for each of its packets. The figures are those of the last one, and so is
-    each model's state that of its own packet.
-    """
-    models: list[p.ModelStatus] = []
-    after = 0
-    with connect(socket_path, timeout_s) as connection:
-        while True:
-            reply = ask(connection, p.StatusQuery(after))
-            if not isinstance(reply, p.StatusReply):
-                raise ProtocolError(f"the daemon answered {type(reply).__name__} to a query")
-            models.extend(reply.status.models)
-            after = reply.next_after
-            if after == 0:
-                return msgspec.structs.replace(reply.status, models=models)
-
-
-def query_why(socket_path: Path, timeout_s: float = 5.0) -> p.Why:
-    """What the policy decided last. Raises DaemonUnavailableError or ProtocolError."""
-    with connect(socket_path, timeout_s) as connection:
-        reply = ask(connection, p.WhyQuery())
-    if not isinstance(reply, p.Why):
-        raise ProtocolError(f"the daemon answered {type(reply).__name__} to a query")
-    return reply
-
-
-def prefetch(socket_path: Path, model: str, share: float = 1.0, timeout_s: float = 5.0) -> None:
-    """Have a model come in before it is used; its worker copies for ``share`` of the time.
-
-    Returns once it was told. Raises RefusedError if there is no such model, DaemonUnavailableError
-    or ProtocolError.
-    """
-    with connect(socket_path, timeout_s) as connection:
-        reply = ask(connection, p.Prefetch(model, share))
-    if not isinstance(reply, p.Ok):
-        raise ProtocolError(f"the daemon answered {type(reply).__name__} to Prefetch")
 
 
 class DaemonSession:
@@ -254,6 +212,10 @@ class DaemonSession:
         for part in in_parts(self._table.numbers(handles)):
             self._link.send(p.WrongPages(part))
         self._link.send(p.Damaged(p.one_line(message)))
+
+    def blocks_moved(self, moved: BlocksMoved) -> None:
+        """What keepers moved of KV blocks since they told last."""
+        self._link.send(p.BlocksMoved(*moved))
 
     def working(self, work: p.Working) -> bool:
         """What steps did; False if the daemon is too busy to be told now. Never waits.

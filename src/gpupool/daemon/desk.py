@@ -249,6 +249,8 @@ class Desk:
             case p.Yielded():
                 self._arbiter.yielded(key, now_s, message.keeps)
                 worker.gave_back(message.swap)
+            case p.BlocksMoved():
+                worker.moved_blocks(message)
             case p.Cooled():
                 self._arbiter.cooled(key, now_s)
                 worker.due = None

@@ -11,7 +11,6 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from gpupool._core import SwapReport
 from gpupool.daemon.answers import Cool as Cool
 from gpupool.daemon.answers import Dismissed as Dismissed
 from gpupool.daemon.answers import FetchAhead as FetchAhead
@@ -51,6 +50,10 @@ from gpupool.daemon.status import ModelStatus as ModelStatus
 from gpupool.daemon.status import Moved as Moved
 from gpupool.daemon.status import Refusal as Refusal
 from gpupool.daemon.status import Status as Status
+from gpupool.daemon.swap_messages import Arrived as Arrived
+from gpupool.daemon.swap_messages import BlocksMoved as BlocksMoved
+from gpupool.daemon.swap_messages import SwapFigures as SwapFigures
+from gpupool.daemon.swap_messages import Yielded as Yielded
 from gpupool.daemon.work_messages import REQUEST_ID_CHARACTERS_MAX as REQUEST_ID_CHARACTERS_MAX
 from gpupool.daemon.work_messages import WORKING_MAX as WORKING_MAX
 from gpupool.daemon.work_messages import Announce as Announce
@@ -62,38 +65,6 @@ from gpupool.daemon.work_messages import WorkGoals as WorkGoals
 from gpupool.daemon.work_messages import Working as Working
 
 PROTOCOL_VERSION = 9
-
-
-class SwapFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one swap took: seconds and bytes."""
-
-    total_s: Seconds
-    copy_s: Seconds
-    copied_bytes: Count
-    recopied_bytes: Count = 0
-    """Of it, what did not arrive as it should at first, and did at a second attempt."""
-    unmarked_bytes: Count = 0
-    """What a swap-out found written although nobody had said so."""
-    moving_s: Seconds = 0.0
-    """Of ``total_s``, the part in which bytes went over the link."""
-    ahead_bytes: Count = 0
-    """Of the copied, what nobody waited for."""
-    ahead_s: Seconds = 0.0
-    """Of ``moving_s``, what those took."""
-
-    @classmethod
-    def of(cls, report: SwapReport) -> SwapFigures:
-        """What is told of a swap."""
-        return cls(
-            report.total_s,
-            report.copy_s,
-            report.copied_bytes,
-            report.recopied_bytes,
-            report.unmarked_bytes,
-            report.moving_s,
-            report.ahead_bytes,
-            report.ahead_s,
-        )
 
 
 # From a client; those from the daemon are in `answers`.
@@ -156,22 +127,6 @@ class Release(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
     pages: Annotated[list[PageNumber], Meta(max_length=RELEASED_MAX)]
     leaving: bool = False
     """They go ahead of the rest; else the model needs so many fewer."""
-
-
-class Arrived(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """The model is resident."""
-
-    swap: SwapFigures
-
-
-class Yielded(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """No page of the lease is mapped any more.
-
-    But for those that it ``keeps`` and may, when all others were released.
-    """
-
-    swap: SwapFigures | None
-    keeps: Pages = 0
 
 
 class Cooled(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
@@ -269,6 +224,7 @@ ClientMessage = (
     | Damaged
     | Kept
     | Lasting
+    | BlocksMoved
     | Idle
     | Working
     | WorkGoals

@@ -38,7 +38,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     swap_in_copy_s: list[float]
     lease_wait_s: list[float]
     recopied_bytes: int = 0
-    """What arrived wrong in swap-ins, and right at a second attempt."""
+    """What arrived wrong, of weights or of KV blocks, and right at a second attempt."""
     unmarked_bytes: int = 0
     """What swap-outs found written on the device although nobody had said so."""
     moved_in: Moved = Moved()
@@ -47,6 +47,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """By those ahead of use, until somebody waited."""
     moved_out: Moved = Moved()
     """By swap-outs."""
+    moved_blocks_in: Moved = Moved()
+    """KV blocks that came back, for steps and behind swap-ins; beside those."""
+    moved_blocks_out: Moved = Moved()
+    """KV blocks that were saved as their model left; beside swap-outs."""
     damaged: int = 0
     """How often memory was not what was saved, as it came in or on a page that others have too."""
     parked_bytes: int = 0

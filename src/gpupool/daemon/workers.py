@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from gpupool.arbiter.leases import Lease
 from gpupool.daemon.due import Due
 from gpupool.daemon.peers import Peer
-from gpupool.daemon.protocol import HISTORY, Cool, ModelStatus, Moved, Revoke, SwapFigures
+from gpupool.daemon.protocol import (
+    HISTORY,
+    BlocksMoved,
+    Cool,
+    ModelStatus,
+    Moved,
+    Revoke,
+    SwapFigures,
+)
 from gpupool.host_budget.images import Images
 from gpupool.host_budget.making_room import ParkOrder
 
@@ -62,6 +70,8 @@ class Worker:
     moved_in: Moved = field(default_factory=Moved)
     moved_ahead: Moved = field(default_factory=Moved)
     moved_out: Moved = field(default_factory=Moved)
+    moved_blocks_in: Moved = field(default_factory=Moved)
+    moved_blocks_out: Moved = field(default_factory=Moved)
     damaged: int = 0
     total_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     copied_bytes: deque[int] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -145,6 +155,12 @@ class Worker:
             self.unmarked_bytes += swap.unmarked_bytes
             self.moved_out = self.moved_out.more(swap.copied_bytes, swap.moving_s)
 
+    def moved_blocks(self, blocks: BlocksMoved) -> None:
+        """Remember what it moved of KV blocks."""
+        self.recopied_bytes += blocks.recopied_bytes
+        self.moved_blocks_in = self.moved_blocks_in.more(blocks.restored_bytes, blocks.restoring_s)
+        self.moved_blocks_out = self.moved_blocks_out.more(blocks.saved_bytes, blocks.saving_s)
+
     def status(self, lease: Lease, page_bytes: int) -> ModelStatus:
         """What the daemon tells of it."""
         return ModelStatus(
@@ -163,6 +179,8 @@ class Worker:
             moved_in=self.moved_in,
             moved_ahead=self.moved_ahead,
             moved_out=self.moved_out,
+            moved_blocks_in=self.moved_blocks_in,
+            moved_blocks_out=self.moved_blocks_out,
             damaged=self.damaged,
             parked_bytes=self.images.parked_bytes,
             parked_file_bytes=self.images.file_bytes,

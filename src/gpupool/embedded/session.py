@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpupool._core import Driver, SwapReport
 from gpupool.errors import LeaseTimeoutError
-from gpupool.session import Early, HostGrant, PageGrant, Revocable, Wanted
+from gpupool.session import BlocksMoved, Early, HostGrant, PageGrant, Revocable, Wanted
 from gpupool.sharing.images import Offer, Place
 
 if TYPE_CHECKING:
@@ -182,6 +182,9 @@ class EmbeddedSession:
     def damaged(self, message: str, handles: Sequence[int] = ()) -> None:
         """Whoever asked for the model hears of it; others do of the pages."""
         self._arbiter.damaged(self.key, message, handles)
+
+    def blocks_moved(self, moved: BlocksMoved) -> None:
+        """Nothing: whoever has a keeper in this process asks it."""
 
     def lasting(self, step_s: float) -> AbstractContextManager[None]:
         """Nothing: whoever waits here waits as long as it said itself, and nobody is killed."""

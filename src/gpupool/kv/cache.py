@@ -221,7 +221,8 @@ class KvCache:
     def statistics(self) -> KvCacheStatistics:
         """Where the blocks are now."""
         with self._lock:
-            return KvCacheStatistics.of(self._state, len(self._unbacked()), self._bytes)
+            unbacked, ways = len(self._unbacked()), (self._moves.to_host, self._moves.to_device)
+            return KvCacheStatistics.of(self._state, unbacked, self._bytes, *ways)
 
     def rekey(self, identity: KvIdentity) -> None:
         """Blocks are of ``identity`` from now on. Raises UsageError unless all were forgotten."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from gpupool.kv.blocks import Blocks, Words
 from gpupool.kv.digests import Digesting
 from gpupool.kv.mover import Mark
+from gpupool.kv.states import UnderWay
 
 
 @dataclass
@@ -29,11 +31,18 @@ class MoveList:
     For use under the lock of whoever has it.
     """
 
-    def __init__(self, arrived: Callable[[Move], None], free: Callable[[Words], None]) -> None:
+    def __init__(
+        self,
+        arrived: Callable[[Move], None],
+        free: Callable[[Words], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``arrived`` hears of each whole move once; of what an error left it hears nothing.
 
         ``free`` gets the rows that nothing touches any more.
         """
+        self._clock = clock
+        self.to_host, self.to_device = UnderWay(), UnderWay()
         self._arrived = arrived
         self._free = free
         self._moves: deque[Move] = deque()
@@ -55,6 +64,7 @@ class MoveList:
         """A move that is in flight from now on, whatever becomes of it."""
         self.last += 1
         self._moves.append(Move(self.last, blocks, to_device))
+        self._way(self._moves[-1]).begins(self._clock())
         return self._moves[-1]
 
     def hold(self, number: int, rows: Words) -> None:
@@ -88,6 +98,7 @@ class MoveList:
         while self._moves and self._moves[0].number <= number:
             move = self._moves.popleft()
             self.done = move.number
+            self._way(move).ended(self._clock())
             if move.mark is not None:
                 self._arrived(move)
         for _ in range(len(self._waiting)):
@@ -96,3 +107,6 @@ class MoveList:
                 self._free(rows)
             else:
                 self._waiting.append((last, rows))
+
+    def _way(self, move: Move) -> UnderWay:
+        return self.to_device if move.to_device else self.to_host

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Iterator
 
 from gpupool._core import Driver
@@ -32,6 +33,7 @@ from gpupool.kv.mover import Mover
 from gpupool.kv.planned_mover import planned_mover
 from gpupool.kv.store import KvIdentity, KvStore
 from gpupool.model import Model
+from gpupool.session import BlocksMoved
 
 
 class PagedKv:
@@ -66,6 +68,7 @@ class PagedKv:
         self._blocks = layout.blocks
         self._first: Iterable[int] = ()
         self._there = False
+        self._told_moved = BlocksMoved(0, 0.0, 0, 0.0, 0)
         identity = KvIdentity(model.name, 0, dtype, layout)
         store = KvStore(model, identity, budget_bytes=store_bytes)
         if fills_up and store.rows_max < layout.blocks:
@@ -155,6 +158,17 @@ class PagedKv:
         """The memory is gone."""
         self._there = False
         self.cache.lost()
+        self._tell_moved()
+
+    def _tell_moved(self) -> None:
+        of = self.cache.statistics()
+        total = BlocksMoved(
+            of.bytes_saved, of.saving_s, of.bytes_restored, of.restoring_s, of.bytes_recopied
+        )
+        new = BlocksMoved(*map(operator.sub, total, self._told_moved))
+        if any(new):
+            self._model.blocks_moved(new)
+        self._told_moved = total
 
     def close(self) -> None:
         """Forget everything and give the host memory back."""

@@ -36,6 +36,30 @@ class MovedBytes:
     recopied: int = 0
 
 
+@dataclass
+class UnderWay:
+    """How long moves of one direction were in flight, from the first to when none was seen to be.
+
+    Who looks late sees it late: the time is that or less.
+    """
+
+    seconds: float = 0.0
+    _moves: int = 0
+    _since_s: float = 0.0
+
+    def begins(self, now_s: float) -> None:
+        """One more is in flight."""
+        if self._moves == 0:
+            self._since_s = now_s
+        self._moves += 1
+
+    def ended(self, now_s: float) -> None:
+        """One fewer is."""
+        self._moves -= 1
+        if self._moves == 0:
+            self.seconds += now_s - self._since_s
+
+
 @dataclass(frozen=True)
 class KvCacheStatistics:
     """How many blocks are where, and what was moved."""
@@ -49,10 +73,17 @@ class KvCacheStatistics:
     bytes_restored: int
     bytes_verified: int  # of these, found to be what was saved
     bytes_recopied: int  # of these, that were so only the second time
+    saving_s: float  # while any was under way, as far as was seen
+    restoring_s: float
 
     @classmethod
     def of(
-        cls, state: npt.NDArray[np.uint8], unbacked: int, moved: MovedBytes
+        cls,
+        state: npt.NDArray[np.uint8],
+        unbacked: int,
+        moved: MovedBytes,
+        saving: UnderWay,
+        restoring: UnderWay,
     ) -> KvCacheStatistics:
         """Count the states of all blocks."""
         count = np.bincount(state, minlength=len(State))
@@ -66,4 +97,6 @@ class KvCacheStatistics:
             bytes_restored=moved.restored,
             bytes_verified=moved.verified,
             bytes_recopied=moved.recopied,
+            saving_s=saving.seconds,
+            restoring_s=restoring.seconds,
         )

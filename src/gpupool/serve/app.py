@@ -50,7 +50,7 @@ _KILLED = 128 + signal.SIGINT
 
 
 def _query_status(socket_path: Path) -> Status:
-    from gpupool.daemon.client import query_status
+    from gpupool.daemon.queries import query_status
 
     return query_status(socket_path)
 

@@ -68,7 +68,7 @@ class Metrics:
         )
         self._moved_bytes = Counter(
             "gpupool_moved_bytes",
-            "What swaps copied: in, in ahead of use, or out",
+            "What swaps copied: in, in ahead of use, or out; and KV blocks, in or out",
             ["model", "way"],
             registry=registry,
         )
@@ -188,7 +188,7 @@ class Metrics:
             self._held.labels(model.name).set(sum(m.held_bytes for m in ranks))
 
     def _take_moved(self, model: ModelStatus, seen: ModelStatus | None) -> None:
-        for way in ("in", "ahead", "out"):
+        for way in ("in", "ahead", "out", "blocks_in", "blocks_out"):
             now, was = (getattr(status, f"moved_{way}", None) for status in (model, seen))
             assert now is not None
             goes_on = was is not None and was.bytes <= now.bytes and was.seconds <= now.seconds
