@@ -2,8 +2,10 @@
 # run does only what changed.
 #
 #   PYTHON               the Python that .venv is made with (3.11 or newer)
+#   TEST_PROCESSES       how many processes share the Python tests (2)
 #   GPUPOOL_TORCH_INDEX  where the CPU build of torch comes from, if not from pip's own index
 
+TEST_PROCESSES ?= 2
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,7 +79,7 @@ gpu-sanitize: $(STAMPS)/build-tools ## compute-sanitizer over the core and the k
 	$(GPU_PYTHON) -m gpupool.check --parts sanitizer --build build/cpp --out build/gpu-sanitize
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 # There is no CPU build of 0.33: its Python runs on the libraries of the one that is installed.
 NEWER_VLLM := 0.33.0

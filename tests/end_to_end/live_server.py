@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,11 +111,9 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def start(config: Path, directory: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """A ``gpupool serve`` process whose run directory lies in ``directory``, and its log."""
+def start(config: Path, directory: Path, runtime: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A ``gpupool serve`` process whose run directory lies in ``runtime``, and its log."""
     log = directory / "serve.log"
-    runtime = directory / "runtime"
-    runtime.mkdir(mode=0o700, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpupool", "serve", str(config)],
@@ -134,9 +133,21 @@ def start(config: Path, directory: Path) -> tuple[subprocess.Popen[bytes], Path]
 
 
 @contextmanager
+def runtime_directory() -> Iterator[Path]:
+    """One whose path is short enough for sockets in it, which pytest's own may not be."""
+    with tempfile.TemporaryDirectory() as runtime:
+        yield Path(runtime)
+
+
+@contextmanager
 def serving(directory: Path, **config: Any) -> Iterator[Served]:
     """A server that is ready; killed in the end if the test has not ended it."""
-    process, log = start(write_config(directory, **config), directory)
+    with runtime_directory() as runtime:
+        yield from _serving(directory, runtime, **config)
+
+
+def _serving(directory: Path, runtime: Path, **config: Any) -> Iterator[Served]:
+    process, log = start(write_config(directory, **config), directory, runtime)
     try:
         wait_until(
             lambda: process.poll() is not None or b"gpupool ready: " in log.read_bytes(),
@@ -144,7 +155,7 @@ def serving(directory: Path, **config: Any) -> Iterator[Served]:
         )
         assert process.poll() is None, log.read_text()[-3000:]
         line = next(x for x in log.read_text().splitlines() if "gpupool ready: " in x)
-        yield Served(process, line.split("gpupool ready: ")[1].strip(), directory / "runtime")
+        yield Served(process, line.split("gpupool ready: ")[1].strip(), runtime)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

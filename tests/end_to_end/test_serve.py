@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from live_server import Served, serving, start, wait_until, write_config
+from live_server import Served, runtime_directory, serving, start, wait_until, write_config
 
+_SHARED = "/dev/shm/"
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -157,7 +158,8 @@ def test_ctrl_c_leaves_nothing_behind(served: Served) -> None:
     """The last test of the module: it ends the server."""
     pids = _session_processes(served.process.pid)
     assert len(pids) >= 4
-    before = set(Path("/dev/shm").iterdir())
+    shared = set().union(*map(_shared_memory, pids))
+    assert shared
     with served.stream("m0", 480) as events:
         next(events)
         served.process.send_signal(signal.SIGINT)
@@ -167,16 +169,24 @@ def test_ctrl_c_leaves_nothing_behind(served: Served) -> None:
                 next(events)
     wait_until(lambda: not any(_alive(pid) for pid in pids), 10)
     assert list(served.run_directory.iterdir()) == []
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not [path for path in shared if path.exists()]
 
 
 def test_a_budget_too_small_for_a_model(tmp_path: Path) -> None:
-    process, log = start(write_config(tmp_path, budget="6MiB", models=1), tmp_path)
-    assert process.wait(280) == 1
-    message = log.read_text()
-    assert "needs " in message
-    assert "budget is 6291456 bytes" in message
-    assert list((tmp_path / "runtime").iterdir()) == []
+    with runtime_directory() as runtime:
+        config = write_config(tmp_path, budget="6MiB", models=1)
+        process, log = start(config, tmp_path, runtime)
+        assert process.wait(280) == 1
+        message = log.read_text()
+        assert "needs " in message
+        assert "budget is 6291456 bytes" in message
+        assert list(runtime.iterdir()) == []
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """What a process has mapped of shared memory that has a name still."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {Path(line[line.index(_SHARED) :]) for line in maps.splitlines() if _SHARED in line}
 
 
 def _running(served: Served, name: str) -> float:
