@@ -24,6 +24,7 @@ from gpupool.adopt import adopt
 from gpupool.errors import GpupoolError, ImageDamagedError, ImageWriteError, UsageError
 from gpupool.images import state
 from gpupool.images.cache import ImageCache
+from gpupool.images.checkpoint_reader import Checkpoint
 from gpupool.images.format import Made
 from gpupool.images.modules import load_image, save_image
 from gpupool.vllm import compat, destination
@@ -75,6 +76,11 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
         """As vLLM does, and note what the module was before."""
         self._made = state.made(model)
         super().load_weights(model, model_config)
+
+    def _get_weights_iterator(self, source: Any) -> Any:
+        """Safetensors files past the page cache, by several threads; others as vLLM reads them."""
+        with compat.safetensors_read_by(_tensors):
+            return super()._get_weights_iterator(source)
 
     def _from_image(
         self, into: Destination, key: Key, vllm_config: Any, model_config: Any, prefix: str
@@ -181,6 +187,24 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
                 "gpupool: image written: %s, %d bytes in %.3f s (%.2f GB/s)",
                 *(path, written, taken_s, written / max(taken_s, 1e-9) / 1e9),
             )
+
+
+def _tensors(paths: list[str], theirs: Callable[[], Any]) -> Any:
+    """Of each weight its name and a tensor; as vLLM reads it what is not understood here."""
+    try:
+        checkpoint = Checkpoint([Path(path) for path in paths])
+    except (GpupoolError, OSError) as error:
+        logger.info("gpupool: vLLM's own reader takes this checkpoint: %s", error)
+        return theirs()
+    of, done = checkpoint.size_bytes, 0
+    progress = _progress("read", Path(paths[0]).parent)
+
+    def heard(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress(done, of)
+
+    return checkpoint.tensors(heard)
 
 
 def register() -> None:

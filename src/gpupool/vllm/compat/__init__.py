@@ -42,6 +42,7 @@ from gpupool.vllm.compat.weights import (
     loader_within,
     not_for_images,
     process_again,
+    safetensors_read_by,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "process_again",
     "rank_name",
     "runs_in_child_process",
+    "safetensors_read_by",
     "start_timeout_s",
     "step_timeout_s",
     "torch_bytes",

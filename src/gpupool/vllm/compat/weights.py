@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import vllm.model_executor.utils as model_utils
@@ -15,6 +16,31 @@ def forget_shared_tensors() -> None:
     from vllm.model_executor.layers import rotary_embedding
 
     rotary_embedding._ROPE_DICT.clear()
+
+
+@contextmanager
+def safetensors_read_by(read: Callable[[list[str], Callable[[], Any]], Any]) -> Iterator[None]:
+    """Have the default loader ask ``read`` for the weights of files, for this ``with`` block.
+
+    ``read`` gets their paths and what has vLLM read them. Where vLLM was told how to, or reads
+    a part of the experts alone, it does.
+    """
+    from vllm.model_executor.model_loader import default_loader
+
+    theirs = default_loader.safetensors_weights_iterator
+
+    def iterator(
+        paths: list[str], progress: Any, strategy: str | None = None, *more: Any, **named: Any
+    ) -> Any:
+        ask = partial(theirs, paths, progress, strategy, *more, **named)
+        plain = strategy in (None, "lazy") and not more and named.get("local_expert_ids") is None
+        return read(paths, ask) if plain else ask()
+
+    default_loader.safetensors_weights_iterator = iterator
+    try:
+        yield
+    finally:
+        default_loader.safetensors_weights_iterator = theirs
 
 
 @contextmanager

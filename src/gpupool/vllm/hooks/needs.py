@@ -214,6 +214,17 @@ NEEDS: tuple[Need, ...] = (
                 Hook(_LOADER, "register_model_loader", ("load_format",)),
                 Hook(_DEFAULT, "DefaultModelLoader.load_weights", ("model", "model_config")),
                 Hook(_DEFAULT, "DefaultModelLoader.load_model", _LOADS),
+                Hook(
+                    _DEFAULT,
+                    "DefaultModelLoader._get_weights_iterator",
+                    ("source",),
+                    ("safetensors_weights_iterator", "safetensors_load_strategy"),
+                ),
+                Hook(
+                    f"{_LOADER}.weight_utils",
+                    "safetensors_weights_iterator",
+                    ("hf_weights_files", "use_tqdm_on_load", "safetensors_load_strategy"),
+                ),
                 Hook("vllm.utils.torch_utils", "set_default_torch_dtype", ("dtype",)),
                 Hook(_QUANTIZATION, "QuantizeMethodBase"),
             )
