@@ -17,6 +17,10 @@ disk. buffered: the same by one thread through the page cache, as dd does. safet
 load_file, and one byte of each page looked at, since it maps the file. fastsafetensors, where that
 is installed: its reader on the CPU with as many threads, into memory that it makes.
 
+checkpoint: as gpupool reads a checkpoint that has no image yet, each tensor copied to memory that
+is there, as vLLM's loaders do. vllm and vllm_threads, where vLLM is installed: the same from its
+own readers, by itself and with as many threads (enable_multithread_load).
+
 Keys: read_ratio_to_direct and load_ratio_to_direct (rate over that of the faster direct_N), gbps of
 each of the above, after_cached (bytes of the file in the page cache after load).
 """
@@ -32,7 +36,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,7 @@ import torch
 
 import gpupool
 from gpupool.adopt import adopt
+from gpupool.images.checkpoint_reader import Checkpoint
 from gpupool.images.direct import DirectFile
 from gpupool.images.file import ImageFile
 from gpupool.images.format import CHUNK_BYTES
@@ -113,12 +118,33 @@ class Subjects:
             f"direct_{THREADS}": lambda: self._direct(THREADS),
             "buffered": self._buffered,
         }
-        for name, way in (
-            ("safetensors", self._safetensors),
-            ("fastsafetensors", self._fastsafetensors),
+        self._weights = Weights(size_bytes).state_dict()  # what a loader copies to
+        for package, name, way in (
+            ("safetensors", "safetensors", self._safetensors),
+            ("fastsafetensors", "fastsafetensors", self._fastsafetensors),
+            ("torch", "checkpoint", self._checkpoint),
+            ("vllm", "vllm", lambda: self._vllm("safetensors_weights_iterator")),
+            (
+                "vllm",
+                "vllm_threads",
+                lambda: self._vllm("multi_thread_safetensors_weights_iterator"),
+            ),
         ):
-            if importlib.util.find_spec(name) is not None:
+            if importlib.util.find_spec(package) is not None:
                 self.ways[name] = way
+
+    def _take(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        for weight, (_, tensor) in zip(self._weights.values(), tensors, strict=True):
+            weight.view(torch.uint8).reshape(-1).copy_(tensor.view(torch.uint8).reshape(-1))
+
+    def _checkpoint(self) -> None:
+        self._take(Checkpoint([self._path]).tensors())
+
+    def _vllm(self, name: str) -> None:
+        from vllm.model_executor.model_loader import weight_utils
+
+        more = {"max_workers": THREADS} if name.startswith("multi") else {}
+        self._take(getattr(weight_utils, name)([str(self._path)], False, **more))
 
     def _read(self) -> None:
         with ImageFile(self._path) as file:

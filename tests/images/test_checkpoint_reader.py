@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import random
 import threading
@@ -178,3 +179,50 @@ def test_whatever_is_in_a_file_there_is_one_kind_of_error(
         except UsageError:
             continue
         assert tensors == {} and content.strip().startswith(b"{")
+
+
+@given(
+    kept=st.lists(st.sampled_from(["dropped", "tensor", "view", "storage", "array"]), max_size=30),
+    window=st.sampled_from([20_000, 60_000, 1 << 20]),
+)
+@settings(max_examples=40)
+def test_what_somebody_has_still_is_read_over_by_nobody(
+    tmp_path_factory: pytest.TempPathFactory, kept: list[str], window: int
+) -> None:
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    due = {f"w{n:02}": made(n, torch.float32, (50, 50 - n % 3)) for n in range(len(kept))}
+    safetensors.save_file(due, path)
+    held: dict[str, Any] = {}
+    for (name, tensor), how in zip(
+        Checkpoint([path]).tensors(window_bytes=window), kept, strict=True
+    ):
+        assert same(tensor, due[name])
+        if how == "tensor":
+            held[name] = tensor
+        elif how == "view":
+            held[name] = tensor[1:]
+        elif how == "storage":
+            held[name] = tensor.untyped_storage()
+        elif how == "array":
+            held[name] = tensor.numpy()
+        del tensor
+    for name, one in held.items():
+        if isinstance(one, torch.UntypedStorage):
+            raw = torch.tensor([], dtype=torch.uint8).set_(one)
+            assert bytes(raw.numpy())[-due[name].nbytes :] == due[name].numpy().tobytes()
+        elif isinstance(one, torch.Tensor):
+            assert same(one, due[name][-len(one) :])
+        else:
+            assert one.tobytes() == due[name].numpy().tobytes()
+
+
+def test_memory_is_read_into_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    due = {f"w{n:02}": made(n, torch.float32, (50, 50)) for n in range(40)}
+    safetensors.save_file(due, path)
+    places = set()
+    for name, tensor in Checkpoint([path]).tensors(window_bytes=30_000):
+        assert same(tensor, due[name])
+        places.add(tensor.data_ptr() // mmap.PAGESIZE)
+        del tensor
+    assert len(places) <= 6  # three ahead, one that is taken, and two that waited for it

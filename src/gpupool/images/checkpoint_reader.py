@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from gpupool.images.direct import DirectFile
 from gpupool.images.format import ALIGNMENT_BYTES
 from gpupool.images.reading import THREADS
 
-WINDOW_BYTES = 512 << 20
+WINDOW_BYTES = 128 << 20
 """So much is read ahead, or one tensor."""
 _READ_BYTES = 8 << 20  # by one thread at a time
 _HEADER_BYTES_MAX = 100 << 20  # as the format's own library has it
@@ -99,13 +100,14 @@ class Checkpoint:
         ):
             ahead: deque[_Coming] = deque()
             ahead_bytes, coming = 0, iter(self.entries)
+            memories = _Memories()
             try:
                 entry = next(coming, None)
                 while entry is not None or ahead:
                     while entry is not None and (
                         not ahead or ahead_bytes + entry.size_bytes <= window_bytes
                     ):
-                        ahead.append(_Coming(entry, threads))
+                        ahead.append(_Coming(entry, memories, threads))
                         ahead_bytes += entry.size_bytes
                         entry = next(coming, None)
                     first = ahead[0]
@@ -120,16 +122,41 @@ class Checkpoint:
                     one.cancel()
 
 
+class _Memories:
+    """What tensors were read to, and are again once whoever took them let go of them."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._all = [mmap.mmap(-1, 1)]
+        self._references = self._references_to(0)  # to one that no tensor is in
+        self._all.clear()
+
+    def of(self, size_bytes: int) -> mmap.mmap:
+        """Memory for so many bytes, of which nothing else has any."""
+        free = [n for n in range(len(self._all)) if self._references_to(n) == self._references]
+        for number in free:
+            if size_bytes <= len(self._all[number]) <= 2 * size_bytes:
+                return self._all[number]
+        for number in reversed(free):  # of other sizes than are read now
+            del self._all[number]
+        memory = mmap.mmap(-1, max(size_bytes, 1))
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)  # fewer faults as it is read into
+        self._all.append(memory)
+        return memory
+
+    def _references_to(self, number: int) -> int:
+        return sys.getrefcount(self._all[number])
+
+
 class _Coming:
     """One tensor that is being read."""
 
-    def __init__(self, entry: Entry, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, entry: Entry, memories: _Memories, threads: ThreadPoolExecutor) -> None:
         self.entry = entry
         # Direct reads begin at multiples: what is before the tensor comes along.
         self._before = entry.offset % ALIGNMENT_BYTES
-        self._memory = mmap.mmap(-1, self._before + max(entry.size_bytes, 1))
-        with contextlib.suppress(OSError):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)  # fewer faults as it is read into
+        self._memory = memories.of(self._before + entry.size_bytes)
         length = self._before + entry.size_bytes
         self._reads: list[Future[None]] = [
             threads.submit(self._read, at, min(_READ_BYTES, length - at))
