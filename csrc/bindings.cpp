@@ -752,6 +752,20 @@ void bind_swap(py::module_& m) {
           "of what is behind the last of them, which are not made again. Raises UsageError for\n"
           "another number of them.")
       .def(
+          "known_digests",
+          [](const RegionHandle& h) {
+            std::vector<std::tuple<std::size_t, std::size_t, std::uint64_t>> known;
+            for (const auto& [piece, digest] : h.memory->known_digests(*h.region)) {
+              known.emplace_back(piece.begin, piece.end, digest);
+            }
+            return known;
+          },
+          NoGil(),
+          "What its image should digest to, piece by piece: begin and end in bytes, and the "
+          "digest.\n\n"
+          "Of bytes that were not saved there is none, nor of any where nothing is verified.\n"
+          "Raises UsageError for a region without an image, as a parked one.")
+      .def(
           "seal", [](RegionHandle& h) { h.memory->seal(*h.region); }, NoGil(),
           "Has it mapped for reading alone from now on, so that other models can have its pages.")
       .def(

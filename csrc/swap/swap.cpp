@@ -154,6 +154,17 @@ std::size_t ModelMemory::saved_bytes(const Region& region) const {
   return region.saved_.bytes();
 }
 
+std::vector<std::pair<Run, std::uint64_t>> ModelMemory::known_digests(const Region& region) const {
+  std::lock_guard lock(mutex_);
+  require_own(region);
+  if (!region.image_) throw UsageError("a region without an image has no digests");
+  std::vector<std::pair<Run, std::uint64_t>> known;
+  for (const Run& piece : pieces_of(region, region.saved_)) {
+    if (const auto digest = region.digests_.of(piece)) known.emplace_back(piece, *digest);
+  }
+  return known;
+}
+
 // Without the lock, which is held for as long as a swap takes.
 bool ModelMemory::resident() const { return state_ == State::resident; }
 

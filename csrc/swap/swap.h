@@ -190,6 +190,10 @@ class ModelMemory {
               const std::vector<std::shared_ptr<HostMemory>>& images);
   // Bytes of the image that a swap-in will copy.
   [[nodiscard]] std::size_t saved_bytes(const Region& region) const;
+  // What the image should digest to, piece by piece, for who has a copy of it made. Of bytes that
+  // are not saved nothing is known, and of none where nothing is verified. Throws UsageError.
+  [[nodiscard]] std::vector<std::pair<Run, std::uint64_t>> known_digests(
+      const Region& region) const;
   [[nodiscard]] bool resident() const;
   // The images have everything, but pages are still mapped or copies in flight: only swap_out, to
   // finish, is allowed, and until then the pages must not go to anyone else.

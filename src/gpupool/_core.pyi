@@ -514,6 +514,13 @@ class Region:
         Raises UsageError for a region that has none, as once it is removed or its model closed,
         and for one that is parked.
         """
+    def known_digests(self) -> list[tuple[int, int, int]]:
+        """
+        What its image should digest to, piece by piece: begin and end in bytes, and the digest.
+
+        Of bytes that were not saved there is none, nor of any where nothing is verified.
+        Raises UsageError for a region without an image, as a parked one.
+        """
     def mark_written(
         self,
         runs: collections.abc.Sequence[

@@ -110,7 +110,8 @@ class ModelStatistics:
     swap_ins: SwapStatistics
     swap_outs: SwapStatistics
     damaged: int
-    """How often memory was not what was saved, as it came in or on a page that others have too."""
+    """How often memory was not what was saved: as it came in, on a page that others have too, or
+    as its image was to be written to a file."""
     parked_bytes: int
     """Of its images, what is in a file and not in host memory."""
     parked_file_bytes: int

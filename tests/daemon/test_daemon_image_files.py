@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from gpupool import adopt as adopt_module
 from gpupool.adopt import adopt
 from gpupool.daemon.client import DaemonSession
-from gpupool.errors import ImageDamagedError, ImageReadError, ImageWriteError
+from gpupool.errors import DamagedMemoryError, ImageDamagedError, ImageReadError, ImageWriteError
 from gpupool.images.modules import load_image, save_image
 from gpupool.model import Model
 
@@ -92,6 +93,31 @@ def test_a_disk_that_fails_leaves_nothing_on_the_account(
         assert model.regions("weights") == []
     load_image(path, layer(2), model, KEY)  # the disk is well again
     model.close()
+
+
+def test_a_damaged_image_is_told_and_leaves_nothing_on_the_account(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    model, module = member(daemon), layer(1)
+    adopt(module, model)
+    with memoryview(model.regions("weights")[0].image()) as image:  # type: ignore[arg-type]
+        image.cast("B")[2_500_000] ^= 1
+
+    def told(times: int) -> bool:
+        return daemon.status().models[0].damaged == times
+
+    for number in (1, 2):
+        try:
+            save_image(tmp_path / "image", module, model, KEY)
+        except DamagedMemoryError as error:
+            assert "model 'a': bytes 2097152 to " in str(error)
+            until(partial(told, number))
+            if number == 2:
+                model.close()
+                assert counted(daemon) == 0
+        else:
+            pytest.fail("it was written")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_can_be_closed_while_the_error_is_handled(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from embedded_members import (
     HELD_BYTES,
@@ -55,6 +56,25 @@ def test_a_bit_that_flips_in_the_file_is_found_before_a_step(
         b.check()
         c.check()
     a.flip(at)
+    a.check()
+
+
+@pytest.mark.parametrize("at", [0, 2 << 20, IMAGE_BYTES - 1])
+def test_a_bit_that_flips_before_an_image_is_parked_is_found_before_a_step(
+    pool: Pool, at: int
+) -> None:
+    """The file has digests of what was parked; the region those of what was saved."""
+    a, b = Member(pool, "a"), Member(pool, "b")
+    image = np.asarray(a.region.image())
+    image[at] ^= 16
+    del image
+    c = Member(pool, "c")
+    assert parked(a, b, c) == ["a"]
+    for _ in range(2):
+        with pytest.raises(DamagedMemoryError, match=r"model 'a': .* are not what was saved"):
+            a.check()
+        assert not a.is_parked and not a.model.gate.is_resident
+    np.asarray(a.region.image())[at] ^= 16
     a.check()
 
 
@@ -210,6 +230,7 @@ def test_a_model_that_is_closed_waits_no_more(pool: Pool) -> None:
             until(lambda: line.first is not None)
             a.model.close()
         assert isinstance(found[0], UsageError), found
+        assert str(found[0]) == "a closed model cannot be used"
         assert line.first is None
     b.check()
 

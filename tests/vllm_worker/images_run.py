@@ -86,6 +86,7 @@ def damaged(what: str, cache: Path, model: Path) -> Iterator[None]:
         "unfit": (compat, "process_again", _unfit),
         "otherwise": (compat, "process_again", partial(_otherwise, compat.process_again)),
         "unknown": (compat, "weight_factors", _unknown),
+        "memory": (image_loader, "save_image", partial(_flipped, image_loader.save_image)),
         "changing": (image_loader, "adopt", partial(_changing, model, image_loader.adopt)),
     }.get(what)
     if patch is None:
@@ -115,6 +116,22 @@ def _otherwise(real: Any, module: Any, *arguments: Any) -> None:
 
 def _unknown(*_: Any) -> None:
     raise AttributeError("no such configuration")
+
+
+def _flipped(real: Any, path: Path, module: Any, model: Any, *arguments: Any, **named: Any) -> int:
+    """Bits of the image in host memory, until it was to be written."""
+
+    def flip() -> None:
+        with memoryview(model.regions("weights")[0].image()) as image:
+            whole = image.cast("B")
+            for at in range(3, len(whole), 4096):  # many, so that tokens would show it
+                whole[at] ^= 64
+
+    flip()
+    try:
+        return int(real(path, module, model, *arguments, **named))
+    finally:
+        flip()
 
 
 def _changing(model: Path, real: Any, *arguments: Any, **named: Any) -> Any:

@@ -51,6 +51,8 @@ STORIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "unknown": ("plain", [{"damage": "unknown"}]),
     "no room": ("plain", [{"settings": {"image_cache_bytes": 4096}}]),
     "quantized": ("quantized", [{}]),
+    "damaged memory": ("plain", [{"damage": "memory"}, {}]),
+    "sampled": ("plain", [{"damage": "memory", "settings": {"verify": "sample"}}]),
     "changed": ("plain", [{"damage": "changing"}]),
 }
 
@@ -191,6 +193,7 @@ def test_an_image_of_another_configuration_is_another_file(starts: Starts) -> No
         ("full disk", "No space left on device"),
         ("no room", "raise image_cache_bytes"),
         ("unknown", "no such configuration"),
+        ("damaged memory", "are not what was saved"),
     ],
 )
 def test_an_engine_that_cannot_write_an_image_answers(
@@ -203,6 +206,11 @@ def test_an_engine_that_cannot_write_an_image_answers(
     assert first["files"] == []
     assert [what(one) for one in rest] == ["written"] * len(rest)
     assert all(one["tokens"] == auto["tokens"] for one in starts[story])
+
+
+def test_an_engine_that_would_not_look_at_a_damaged_image_does_not_start(starts: Starts) -> None:
+    (one,) = starts["sampled"]
+    assert "DamagedMemoryError" in one["error"] and "are not what was saved" in one["error"]
 
 
 def test_an_image_that_cannot_be_read_stops_no_engine(starts: Starts) -> None:

@@ -52,7 +52,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     moved_blocks_out: Moved = Moved()
     """KV blocks that were saved as their model left; beside swap-outs."""
     damaged: int = 0
-    """How often memory was not what was saved, as it came in or on a page that others have too."""
+    """How often memory was not what was saved: as it came in, on a page that others have too, or
+    as its image was to be written to a file."""
     parked_bytes: int = 0
     """Of its images, what is in a file and not in host memory."""
     parked_file_bytes: int = 0

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from gpupool._core import digest
-from gpupool.errors import ImageDamagedError, ImageWriteError
+from gpupool.errors import DamagedMemoryError, ImageDamagedError, ImageWriteError
+from gpupool.images import digests
 from gpupool.images import format as f
 from gpupool.images.direct import DirectFile
 from gpupool.images.reading import THREADS, read_parts
@@ -37,26 +37,38 @@ def write_image(
     parts: Sequence[tuple[str, memoryview]],
     places: Sequence[f.Place],
     *,
+    known: Sequence[digests.Known] | None = None,
     shape: f.Shape | None = None,
     room: Room = anywhere,
     progress: Progress = lambda done, of: None,
 ) -> int:
     """Write the parts, each a tag and its bytes, as a file of images; returns its size in bytes.
 
-    The bytes must not change meanwhile. The file is there when all of it is on the disk, and before
-    that whatever was at ``path``. ``room`` is called before anything is written, and may raise;
-    ``progress`` hears how many bytes of how many are. Raises ImageWriteError, which says how many
-    bytes are needed.
+    The bytes must not change meanwhile. ``known`` is what those of each part should digest to. The
+    file is there when all of it is on the disk, and before that whatever was at ``path``. ``room``
+    is called before anything is written, and may raise; ``progress`` hears how many bytes of how
+    many are. Raises DamagedMemoryError before that if bytes are not what they should be, and
+    ImageWriteError, which says how many bytes are needed.
     """
     with ThreadPoolExecutor(THREADS) as threads:
-        manifest = f.Manifest(
-            f.FORMAT,
-            f.CHUNK_BYTES,
-            key,
-            [f.Part(tag, len(data), _digests(threads, data)) for tag, data in parts],
-            list(places),
-            shape or f.Shape(),
-        )
+        chunks = [digests.made(threads, data) for _, data in parts]
+    for (tag, data), those, due in zip(parts, chunks, known or [()] * len(parts), strict=True):
+        if (wrong := digests.first_wrong(data, those, due)) is not None:
+            raise DamagedMemoryError(
+                f"bytes {wrong[0]} to {wrong[1]} of a region of {tag} are not what was saved, and "
+                f"{path} is not written: memory is faulty, or something wrote to the image"
+            )
+    manifest = f.Manifest(
+        f.FORMAT,
+        f.CHUNK_BYTES,
+        key,
+        [
+            f.Part(tag, len(data), "".join(f"{one:016x}" for one in those))
+            for (tag, data), those in zip(parts, chunks, strict=True)
+        ],
+        list(places),
+        shape or f.Shape(),
+    )
     header = f.header_of(manifest)
     begins = f.starts(manifest)
     total = len(header) + begins[-1]
@@ -150,11 +162,6 @@ class ImageFile:
             progress(done, total)
 
         read_parts(self._file, self.manifest, self._data, targets, heard)
-
-
-def _digests(threads: ThreadPoolExecutor, data: memoryview) -> str:
-    pieces = (data[at : at + f.CHUNK_BYTES] for at in range(0, len(data), f.CHUNK_BYTES))
-    return "".join(f"{one:016x}" for one in threads.map(digest, pieces))
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from typing import cast
 
 import torch
 
-from gpupool._core import Region
+from gpupool._core import Region, Verify
 from gpupool.adopt import check_known
-from gpupool.errors import UsageError
+from gpupool.errors import DamagedMemoryError, UsageError
 from gpupool.images import state
+from gpupool.images.digests import Known
 from gpupool.images.file import ImageFile, Progress, Room, anywhere, write_image
 from gpupool.images.format import Made, Place
 from gpupool.images.restore import attributes_of, check_made_alike, restore
@@ -114,7 +115,10 @@ def save_image(
     been made (``gpupool.images.state.made``), if loading and processing its weights changed more
     than what its tensors hold; tensors that are in containers and objects of the module alone
     must be what they were then. ``room`` is called before anything is written, and may raise.
-    Raises UsageError, also for a module with tensors outside of the regions, and ImageWriteError.
+    What the model is verified by, each byte is held against before. Raises UsageError, also for a
+    module with tensors outside of the regions or a region that was never saved, ImageWriteError,
+    and DamagedMemoryError, of which the pool hears, for an image that is not what was saved;
+    whatever was at ``path`` is there still then.
     """
     if model.gate.is_resident:
         raise UsageError("an image is written while its model is out")
@@ -127,7 +131,14 @@ def save_image(
     shape = state.shape_of(module, before)
     with model.pinned(), _looked_at(_regions(model)) as views:
         parts = [(r.tag.name, view) for r, view in zip(_regions(model), views, strict=True)]
-        return write_image(path, key, parts, places, shape=shape, room=room, progress=progress)
+        known = [_known(region, model.verify) for region in _regions(model)]
+        try:
+            return write_image(
+                path, key, parts, places, known=known, shape=shape, room=room, progress=progress
+            )
+        except DamagedMemoryError as error:
+            model.damaged(str(error))
+            raise DamagedMemoryError(f"model {model.name!r}: {error}") from None
 
 
 def load_image(
@@ -170,6 +181,20 @@ def load_image(
             raise
     size_bytes = sum(part.size_bytes for part in manifest.parts)
     return Loaded(path, regions, size_bytes, manifest.shape.prints, file.is_direct)
+
+
+def _known(region: Region, verify: Verify) -> Known:
+    """What a region's image should digest to: all of it, unless nothing is verified."""
+    known = region.known_digests()
+    saved_bytes = sum(end - begin for begin, end, _ in known)
+    if verify is Verify.off:
+        saved_bytes = region.saved_bytes
+    if saved_bytes != region.bytes:
+        raise UsageError(
+            f"a region of {region.tag.name} was not saved whole, and no image would have it: have "
+            "the model in once, or fill it and call adopt_image"
+        )
+    return known
 
 
 @contextmanager

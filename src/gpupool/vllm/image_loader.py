@@ -20,8 +20,15 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from gpupool._core import Verify
 from gpupool.adopt import adopt
-from gpupool.errors import GpupoolError, ImageDamagedError, ImageWriteError, UsageError
+from gpupool.errors import (
+    DamagedMemoryError,
+    GpupoolError,
+    ImageDamagedError,
+    ImageWriteError,
+    UsageError,
+)
 from gpupool.images import state
 from gpupool.images.cache import ImageCache
 from gpupool.images.checkpoint_reader import Checkpoint
@@ -177,7 +184,9 @@ class ImageLoader(DefaultModelLoader):  # type: ignore[misc]
                 room=partial(_make_room, into.cache, path),
                 progress=_progress("wrote", path),
             )
-        except ImageWriteError as error:
+        except (ImageWriteError, DamagedMemoryError) as error:
+            if isinstance(error, DamagedMemoryError) and into.model.verify is not Verify.always:
+                raise  # the model would come in, with most of it not looked at
             logger.warning("gpupool: no image of these weights is kept: %s", error)
         except UsageError as error:
             logger.info("gpupool: no image of these weights is kept: %s", error)

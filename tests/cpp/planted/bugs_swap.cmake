@@ -120,6 +120,14 @@ plant(a_mark_beyond_the_end_is_taken swap/resize.cpp
   [[run.end > region.bytes()]]
   [[run.end > region.span_bytes()]]
   model_memory)
+plant(no_piece_of_an_image_is_known swap/swap.cpp
+  [[known.emplace_back(piece, *digest);]]
+  [[]]
+  verify)
+plant(a_region_without_an_image_is_asked_for_digests swap/swap.cpp
+  [[if (!region.image_) throw UsageError("a region without an image has no digests");]]
+  [[]]
+  verify BY crash)
 plant(an_adopted_image_is_overwritten swap/swap.cpp
   [[region.written_.clear();]]
   [[]]
