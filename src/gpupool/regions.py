@@ -110,7 +110,8 @@ class Regions:
 
         What was parked in a file is read back first, and host memory for it waited for, at
         most for ``timeout_s`` (default: the lease's). Raises LeaseTimeoutError, RefusedError if
-        nobody can make room, DamagedMemoryError, HostMemoryError or DriverError.
+        nobody can make room, DamagedMemoryError, HostMemoryError, DriverError, or UsageError if the
+        model is closed meanwhile.
         """
         limit_s = self._lease_timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
         with self._residency.parking.pinned(lambda: self._residency.saved, limit_s):

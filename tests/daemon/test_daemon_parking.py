@@ -18,6 +18,7 @@ from parking_bench import HELD_BYTES, IMAGE_BYTES, Members
 
 from gpupool.errors import (
     DamagedMemoryError,
+    GpupoolError,
     LeaseTimeoutError,
     RefusedError,
     UsageError,
@@ -212,6 +213,38 @@ def test_a_model_that_is_closed_as_it_is_read_back_leaves_nothing_on_the_account
     a.model.close()
     looks.join()
     daemon.until_ledger(free=4, host_bytes=0)
+
+
+def test_who_waits_for_the_images_of_a_model_that_is_closed_hears_that(
+    members: Members, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = members("a"), members("b")
+    c = members("c")
+    assert members.parked() == ["a"]
+    asks, found = threading.Event(), []
+    session = a.model._session
+    host_memories = session.host_memories
+
+    def ask(*arguments: Any, **named: Any) -> Any:
+        asks.set()
+        return host_memories(*arguments, **named)
+
+    def look() -> None:
+        try:
+            with a.model.pinned():
+                found.append(None)
+        except GpupoolError as error:
+            found.append(error)
+
+    monkeypatch.setattr(session, "host_memories", ask)
+    with b.model.pinned(), c.model.pinned():  # neither can go
+        looks = threading.Thread(target=look)
+        looks.start()
+        assert asks.wait(60.0)
+        a.model.close()
+        looks.join()
+    (error,) = found
+    assert isinstance(error, UsageError) and str(error) == "a closed model cannot be used"
 
 
 def test_the_limit_on_files_holds_for_a_model_that_grew(

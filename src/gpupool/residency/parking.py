@@ -123,8 +123,9 @@ class Parking:
         """Have the images in host memory, within ``timeout_s`` of waiting for some.
 
         ``wanted`` is as ``Session.acquire`` has it. Raises LeaseTimeoutError, RefusedError if
-        nobody can make room, DamagedMemoryError, SwapCancelledError, HostMemoryError, DriverError
-        or DaemonUnavailableError; they are parked still then.
+        nobody can make room, DamagedMemoryError, SwapCancelledError, HostMemoryError, DriverError,
+        DaemonUnavailableError, or UsageError for a model that is closed meanwhile; they are parked
+        still then.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._held(timeout_s):
@@ -134,7 +135,11 @@ class Parking:
             sizes = [in_system_pages(slot.size_bytes) for slot in parked]
             with span(self._session.driver, f"host memory wait {self._name}", {}):
                 limit_s = max(0.0, deadline_s - time.monotonic())
-                granted = self._session.host_memories(sizes, limit_s, wanted, returns=True)
+                try:
+                    granted = self._session.host_memories(sizes, limit_s, wanted, returns=True)
+                except DaemonUnavailableError:
+                    self._require_open()  # the session has ended with the model
+                    raise
             with self._reading:
                 self._read_back(memory, parked, sizes, granted.fds, wanted, keep=granted.keeps_file)
 
