@@ -5,8 +5,14 @@
 
 namespace gpupool {
 
+// Whether pages that were zeroed once may be behind it unlooked at: steps write to a KV cache and
+// to a workspace before they read, and of what they read first clean pages may have gone bad since.
+bool ModelMemory::takes_clean(const Region& region) const {
+  return verify_ == Verify::off || region.tag_ == Tag::kv_cache || region.tag_ == Tag::workspace;
+}
+
 std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector<PagePtr>& pages,
-                                          std::size_t clean, const Shares& shares) {
+                                          std::size_t clean, const Shares& shares, bool is_ahead) {
   const Counts before = mapped_counts(), as_left = among_first(as_left_);
   std::vector<std::vector<Run>> unsaved, gaps;
   Counts more;
@@ -14,7 +20,7 @@ std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector
     const Region& region = *regions_[i];
     unsaved.push_back(region.saved_.gaps(region.span_bytes()));
     const std::size_t from = before[i] * page_bytes_;
-    gaps.push_back(within({from, until[i] * page_bytes_}, unsaved[i]));
+    gaps.push_back(within({from, takes_clean(region) ? until[i] * page_bytes_ : from}, unsaved[i]));
     for (Run& gap : gaps[i]) gap = {gap.begin - from, gap.end - from};
     more.push_back(until[i] - before[i]);
   }
@@ -33,25 +39,26 @@ std::vector<Placed> ModelMemory::map_more(const Counts& until, const std::vector
     }
     const std::size_t from = before[i] * page_bytes_;
     for (Run& run : placed[i].zeros) run = {run.begin + from, run.end + from};
-    if (region.sealed_) continue;
-    // What was never saved reads as zeros, whatever the model left there.
-    for (const Run& run : within({0, as_left[i] * page_bytes_}, unsaved[i])) {
-      placed[i].zeros.push_back(run);
-    }
+    // What was never saved reads as zeros, whatever the model left there, and whatever became of
+    // those that came ahead.
+    const bool once_more = !is_ahead && !region.sealed_;
+    Run rest{once_more ? 0 : from, until[i] * page_bytes_};
+    if (takes_clean(region)) rest = {0, once_more ? as_left[i] * page_bytes_ : 0};
+    for (const Run& run : within(rest, unsaved[i])) placed[i].zeros.push_back(run);
   }
   return placed;
 }
 
 SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& pages,
-                               std::size_t clean, const std::stop_token& stop,
-                               const Shares& shares) {
+                               std::size_t clean, const std::stop_token& stop, const Shares& shares,
+                               bool is_ahead) {
   SwapReport report;
   report.pages = pages.size();
   const std::int64_t start = driver_->now_ns();
-  const std::vector<Load> loads = plan_loads(until, shares);
+  const std::vector<Load> loads = plan_loads(until, shares, is_ahead);
   const Counts before = mapped_counts();
   try {
-    const std::vector<Placed> placed = map_more(until, pages, clean, shares);
+    const std::vector<Placed> placed = map_more(until, pages, clean, shares, is_ahead);
     report.map_ns = driver_->now_ns() - start;
     restore(loads, placed, stop, report);
     make_read_only();
@@ -67,8 +74,6 @@ SwapReport ModelMemory::arrive(const Counts& until, const std::vector<PagePtr>& 
   }
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = report.total_ns - report.map_ns;
-  as_left_ = 0;
-  distrusted_ = false;
   return report;
 }
 
@@ -85,7 +90,8 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   Counts until;
   for (const RegionPtr& region : regions_) until.push_back(region->pages());
   ++swap_ins_;  // also one that fails is a turn of the sample
-  SwapReport report = arrive(until, pages, clean, stop, shares);
+  SwapReport report = arrive(until, pages, clean, stop, shares, false);
+  distrusted_ = false;
   report.shared_bytes = shared.size() * page_bytes_;
   state_ = State::resident;
   return report;
@@ -103,7 +109,7 @@ SwapReport ModelMemory::warm(const std::vector<PagePtr>& pages, std::size_t clea
     throw UsageError(std::to_string(pages.size()) + " pages are more than can be warm beside " +
                      std::to_string(pages_mapped()));
   }
-  return arrive(until, pages, clean, stop, {});
+  return arrive(until, pages, clean, stop, {}, true);
 }
 
 }  // namespace gpupool

@@ -64,14 +64,15 @@ void ModelMemory::join(std::vector<Load>& loads, const Region& region, Run piece
   }
 }
 
-// Of what is saved, the pieces that will be there in full and are not yet, and those of pages that
-// are as the model left them, or shared: sealed regions have no piece on two pages.
-std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, const Shares& shares) {
+// Of what is saved, the pieces that will be there in full and are not yet, and, unless that is
+// ahead of use, those on pages that are warm or shared: also what came ahead was looked at long
+// ago, maybe. Sealed regions have no piece on two pages.
+std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, const Shares& shares,
+                                                       bool is_ahead) {
   std::size_t whole = 0;
   for (const RegionPtr& region : regions_) whole += region->saved_.bytes();
   const std::size_t most =
       std::clamp(whole / (loads_a_stream * in_.count()), piece_bytes_, out_.chunk_bytes());
-  const Counts as_left = among_first(as_left_);
   std::vector<Load> loads;
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     const RegionPtr& region = regions_[i];
@@ -79,8 +80,7 @@ std::vector<ModelMemory::Load> ModelMemory::plan_loads(const Counts& until, cons
       if (piece.end > until[i] * page_bytes_) continue;
       const bool is_shared = !shares.empty() && shares[i][piece.begin / page_bytes_] != nullptr;
       const bool is_there = is_shared || piece.end <= region->pages_mapped() * page_bytes_;
-      const bool is_known = !is_shared && piece.begin >= as_left[i] * page_bytes_;
-      if (is_there && (verify_ == Verify::off || is_known)) continue;
+      if (is_there && (verify_ == Verify::off || is_ahead)) continue;
       join(loads, *region, piece, is_there, most);
     }
   }

@@ -161,10 +161,11 @@ void ModelMemory::grow_resident(Region& region, std::size_t bytes,
   }
   region.mapping_->extend(pages);
   try {
-    // Up to the end of the page it had, and then every new page that is not clean.
+    // Up to the end of the page it had, and then every new page that is not taken for clean.
     const DevicePtr base = region.address();
-    const std::size_t dirty_from = span_before + clean * page_bytes_;
-    const std::size_t dirty_bytes = (pages.size() - clean) * page_bytes_;
+    const std::size_t known = takes_clean(region) ? clean : 0;
+    const std::size_t dirty_from = span_before + known * page_bytes_;
+    const std::size_t dirty_bytes = (pages.size() - known) * page_bytes_;
     in_.fill(base + before, 0, std::min(bytes, span_before) - before);
     in_.fill(base + dirty_from, 0, dirty_bytes);
     in_.synchronize();

@@ -144,7 +144,8 @@ class ModelMemory {
 
   // Maps the pages, of which the first `clean` read as zeros, and restores every region; what has
   // no image is zeroed, so that nothing an earlier owner of a page left behind can be read. What is
-  // on warm pages is not copied again, only verified where that was not done since the model left.
+  // on warm pages is not copied again, only verified. Where it verifies, clean pages are taken for
+  // zeros only behind what is written before it is read, a KV cache or a workspace.
   // On an error the model is out as before, or torn if the driver does not let it go back. What
   // arrives is verified; if it is not what it should be after a second copy, throws DamagedImage. A
   // request to stop is met between chunks, at most two of which for each stream are then in flight,
@@ -152,8 +153,8 @@ class ModelMemory {
   // verified like warm ones. What is wrong on a page that others may have is not copied again.
   SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                      const std::stop_token& stop = {}, std::span<const SharedPage> shared = {});
-  // Makes more pages of a model that is out warm, and verifies all that are. Throws as swap_in, and
-  // UsageError where there are not so many left to be warmed; nothing has changed then.
+  // Makes more pages of a model that is out warm, and verifies what it copies. Throws as swap_in,
+  // and UsageError where there are not so many left to be warmed; nothing has changed then.
   SwapReport warm(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                   const std::stop_token& stop = {});
   // Unmaps the last `count` of the warm pages and returns them. Throws UsageError, or DriverError:
@@ -219,9 +220,10 @@ class ModelMemory {
   using Shares = std::vector<std::vector<PagePtr>>;
   [[nodiscard]] Shares shares_of(std::span<const SharedPage> shared) const;
   SwapReport arrive(const Counts& until, const std::vector<PagePtr>& pages, std::size_t clean,
-                    const std::stop_token& stop, const Shares& shares);
+                    const std::stop_token& stop, const Shares& shares, bool is_ahead);
+  [[nodiscard]] bool takes_clean(const Region& region) const;
   std::vector<Placed> map_more(const Counts& until, const std::vector<PagePtr>& pages,
-                               std::size_t clean, const Shares& shares);
+                               std::size_t clean, const Shares& shares, bool is_ahead);
   void make_read_only();
   // One copy of an arrival, or what of it is there already.
   struct Load {
@@ -248,7 +250,8 @@ class ModelMemory {
     std::vector<Run> pieces;   // whose digest may have changed
     std::vector<Run> in_part;  // of those copied, the ones that were not marked throughout
   };
-  [[nodiscard]] std::vector<Load> plan_loads(const Counts& until, const Shares& shares);
+  [[nodiscard]] std::vector<Load> plan_loads(const Counts& until, const Shares& shares,
+                                             bool is_ahead);
   void restore(const std::vector<Load>& loads, const std::vector<Placed>& placed,
                const std::stop_token& stop, SwapReport& report);
   void verify(const std::vector<Load>& loads, SwapReport& report);
@@ -282,7 +285,7 @@ class ModelMemory {
   mutable std::mutex mutex_;
   std::atomic<State> state_ = State::out;  // changed with mutex_ held
   std::vector<RegionPtr> regions_;
-  // Of the warm pages the first so many are as the model left them, not looked at since.
+  // Of the warm pages the first so many are as the model left them, also where it had no image.
   std::size_t as_left_ = 0;
   bool distrusted_ = false;  // of what stayed, all is verified: some of it was written unmarked
   Place audit_from_;

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from gate_bench import thread_running, wait_until
-from pool_bench import PAGE_BYTES, pool_of
+from pool_bench import PAGE_BYTES, memory_of, pool_of
 from warm_bench import come, loaded
 
 from gpupool import Model
 from gpupool.errors import (
+    DamagedMemoryError,
     LeaseTimeoutError,
     SwapCancelledError,
     UsageError,
@@ -59,6 +60,37 @@ def test_a_step_hurries_what_is_fetched_ahead() -> None:
     assert 0 < seen.ahead_bytes < seen.copied_bytes
     assert 0 < seen.ahead_seconds < seen.moving_seconds <= seen.seconds
     pool.close()
+
+
+@pytest.mark.parametrize("at", [0, PAGE_BYTES - 1, 2 * PAGE_BYTES + 5])
+def test_a_bit_that_flips_in_what_was_fetched_ahead_is_put_right_before_a_step(at: int) -> None:
+    pool = pool_of(LARGE)
+    a = loaded(pool, "a", LARGE)
+    region = a.regions("weights")[0]
+    with begun(a, NEVER) as fetching:
+        memory_of(region)[at] ^= 4
+        with a.resident():
+            assert memory_of(region)[at] == (ord("a") if at == 0 else 0)
+        assert fetching.result()
+    assert pool.statistics().models[0].swap_ins.recopied_bytes == PAGE_BYTES
+    pool.close()
+
+
+def test_what_was_fetched_ahead_and_is_damaged_on_the_host_too_serves_nobody() -> None:
+    pool = pool_of(LARGE)
+    a = loaded(pool, "a", LARGE)
+    region = a.regions("weights")[0]
+    with begun(a, NEVER) as fetching:
+        memory_of(region)[7] ^= 4
+        with memoryview(region.image()) as image:  # type: ignore[arg-type]
+            image.cast("B")[7] ^= 2
+        with pytest.raises(DamagedMemoryError, match="model 'a'"):
+            come(a)
+        with pytest.raises(DamagedMemoryError):
+            fetching.result()
+    assert not a.gate.is_resident and a.warm_bytes == 0
+    pool.close()
+    assert pool.free_bytes == LARGE * PAGE_BYTES
 
 
 @pytest.mark.parametrize("ahead", [True, False])

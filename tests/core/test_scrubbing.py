@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -67,6 +68,25 @@ def test_pages_that_come_back_are_zeroed_by_the_thread() -> None:
             assert pool.statistics().pages == pages_of(3, owned=3)
         model.swap_out()
         until(lambda: pool.statistics().pages == pages_of(3, clean=3))
+    pool.close()
+
+
+@pytest.mark.parametrize("tag", ["weights", "runtime", "cudagraph"])
+@pytest.mark.parametrize("verify", ["always", "sample"])
+def test_a_clean_page_that_went_bad_reads_as_zeros(tag: str, verify: str) -> None:
+    pool = pool_of(scrub="background")
+    pool.create_pages(3)
+    with model_of(pool, 1).resident():
+        pass
+    until(lambda: pool.statistics().pages == pages_of(3, clean=2, owned=1))
+    for page in range(3):
+        fd = pool._pages.page(page).export_fd()
+        os.pwrite(fd, b"\1", 77)
+        os.close(fd)
+    model = pool.model("b", verify=verify)
+    region = model.region(tag, 2 * PAGE_BYTES)
+    with model.resident():
+        assert memory_of(region) == bytes(region.bytes)
     pool.close()
 
 

@@ -94,6 +94,27 @@ def test_weights_are_there_before_the_other_has_saved(
     b.model.close()
 
 
+def test_a_bit_that_flips_in_what_came_early_is_put_right_before_a_step(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = Paged(daemon, "a", 0x33), Paged(daemon, "b", 0x44)
+    a.step()
+
+    def flips() -> None:
+        until(lambda: b.begun)
+        ctypes.memset(b.weights.address + 99, 0x45, 1)
+
+    with monkeypatch.context() as patched:
+        save_later(a, patched, flips)
+        b.step()
+    report = b.model.last_swap_in
+    assert report is not None and report.recopied_bytes > 0
+    for one in (a, b):
+        one.step()
+    a.model.close()
+    b.model.close()
+
+
 def test_damage_that_is_found_early_has_the_name_of_the_model(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -55,6 +57,20 @@ def test_who_computes_on_it_leaves_before_the_next_step(caplog: pytest.LogCaptur
         other.swap_out()
         assert has(other, second, 2)
         assert other.last_swap_in is not None and other.last_swap_in.shared_bytes > 0
+
+
+def test_what_was_fetched_ahead_comes_anew() -> None:
+    with pool_of(PAGES) as pool, ThreadPoolExecutor(1) as thread:
+        ((one, first),) = tunes(pool, 1)
+        fetching = thread.submit(one.prefetch, 1e-9)
+        end_s = time.monotonic() + 30.0
+        while one.warm_bytes == 0:
+            assert time.monotonic() < end_s
+            time.sleep(0.001)
+        flip(pool, first.page_handles[0], 11)
+        assert has(one, first, 1)
+        assert fetching.result()
+        assert damaged(pool) == [1]
 
 
 def test_who_is_asked_to_leave_keeps_nothing_of_it() -> None:

@@ -64,8 +64,8 @@ plant(pages_that_are_not_sealed_are_shared swap/sharing.cpp
   [[i < regions_.size()]]
   sharing)
 plant(a_shared_page_is_not_verified swap/loads.cpp
-  [[verify_ == Verify::off || is_known]]
-  [[verify_ == Verify::off || is_known || is_shared]]
+  [[join(loads, *region, piece, is_there, most);]]
+  [[if (!is_shared) join(loads, *region, piece, is_there, most);]]
   sharing)
 plant(a_shared_page_is_copied_over swap/loads.cpp
   [[shares[i][piece.begin / page_bytes_] != nullptr]]
@@ -104,6 +104,6 @@ plant(an_image_is_cut_within_a_piece swap/sharing.cpp
   [[false]]
   sharing)
 plant(what_is_read_only_is_zeroed swap/arrivals.cpp
-  [[if (region.sealed_) continue;]]
-  [[]]
+  [[!is_ahead && !region.sealed_]]
+  [[!is_ahead]]
   sharing)
