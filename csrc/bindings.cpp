@@ -909,6 +909,7 @@ void bind_swap(py::module_& m) {
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
           py::arg("shared") = std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>(), NoGil(),
           "Maps the pages, of which the first `clean` read as zeros, and restores every region.\n\n"
+          "Where it verifies, only KV caches and workspaces have clean pages as they are.\n"
           "`shared` pages of other models have the bytes of some of the pages that can be warm,\n"
           "of sealed regions, whose places in the order of those come with them.")
       .def_property_readonly(
@@ -928,7 +929,7 @@ void bind_swap(py::module_& m) {
                                      cancellation ? cancellation->get_token() : std::stop_token());
           },
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
-          "Fills so many more pages of a model that is out, and verifies all that it has.")
+          "Fills so many more pages of a model that is out; swap_in verifies them once more.")
       .def(
           "cool",
           [](const Memory& self, std::size_t count) {

@@ -700,6 +700,7 @@ class ModelMemory:
         """
         Maps the pages, of which the first `clean` read as zeros, and restores every region.
 
+        Where it verifies, only KV caches and workspaces have clean pages as they are.
         `shared` pages of other models have the bytes of some of the pages that can be warm,
         of sealed regions, whose places in the order of those come with them.
         """
@@ -730,7 +731,7 @@ class ModelMemory:
         cancellation: Cancellation | None = None,
     ) -> SwapReport:
         """
-        Fills so many more pages of a model that is out, and verifies all that it has.
+        Fills so many more pages of a model that is out; swap_in verifies them once more.
         """
     @property
     def pages_needed(self) -> int: ...
