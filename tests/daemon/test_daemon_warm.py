@@ -11,7 +11,7 @@ import pytest
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
 from desk_bench import PAGES, REVOKE_S, Bench
 
-from gpupool.daemon import client
+from gpupool.daemon import client, queries
 from gpupool.daemon import protocol as p
 from gpupool.errors import ProtocolError, RefusedError
 from gpupool.model import Model
@@ -205,7 +205,7 @@ def test_a_model_is_there_before_it_is_used(start_daemon: StartDaemon) -> None:
     models["a"].do("enter")
     assert models["a"].do("values", "weights") == [1]
     models["a"].do("set_idle", False)
-    client.prefetch(daemon.socket_path, "b")  # for which nobody leaves
+    queries.prefetch(daemon.socket_path, "b")  # for which nobody leaves
     daemon.until_state("b", "waiting")
     models["a"].do("leave")
     models["a"].do("set_idle", True)
@@ -222,5 +222,5 @@ def test_a_model_is_there_before_it_is_used(start_daemon: StartDaemon) -> None:
     found = subprocess.run([*command, "a", "--share", "0"], capture_output=True, check=False)
     assert found.returncode == 2
     with pytest.raises(RefusedError, match="no model named"):
-        client.prefetch(daemon.socket_path, "lost")
+        queries.prefetch(daemon.socket_path, "lost")
     assert signal.SIGKILL not in {-(m.process.poll() or 0) for m in models.values()}
