@@ -102,6 +102,15 @@ std::vector<RegionPtr> regions_of(const std::vector<RegionHandle>& handles) {
   return regions;
 }
 
+using SharedPages = std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>;
+
+std::vector<SharedPage> given(const SharedPages& shared) {
+  std::vector<SharedPage> pages;
+  pages.reserve(shared.size());
+  for (const auto& [index, page] : shared) pages.push_back({index, page});
+  return pages;
+}
+
 // What __array_interface__ and __cuda_array_interface__ (both version 3) have in common.
 InterfaceFields array_interface(const RegionHandle& h) {
   InterfaceFields fields;
@@ -897,17 +906,13 @@ void bind_swap(py::module_& m) {
       .def(
           "swap_in",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
-             const std::optional<std::stop_source>& cancellation,
-             const std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>& shared) {
-            std::vector<SharedPage> given;
-            given.reserve(shared.size());
-            for (const auto& [index, page] : shared) given.push_back({index, page});
+             const std::optional<std::stop_source>& cancellation, const SharedPages& shared) {
             return self.memory->swap_in(
                 {pages.begin(), pages.end()}, clean,
-                cancellation ? cancellation->get_token() : std::stop_token(), given);
+                cancellation ? cancellation->get_token() : std::stop_token(), given(shared));
           },
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
-          py::arg("shared") = std::vector<std::pair<std::size_t, std::shared_ptr<Page>>>(), NoGil(),
+          py::arg("shared") = SharedPages(), NoGil(),
           "Maps the pages, of which the first `clean` read as zeros, and restores every region.\n\n"
           "Where it verifies, only KV caches and workspaces have clean pages as they are.\n"
           "`shared` pages of other models have the bytes of some of the pages that can be warm,\n"
@@ -924,12 +929,15 @@ void bind_swap(py::module_& m) {
       .def(
           "warm",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
-             const std::optional<std::stop_source>& cancellation) {
+             const std::optional<std::stop_source>& cancellation, const SharedPages& shared) {
             return self.memory->warm({pages.begin(), pages.end()}, clean,
-                                     cancellation ? cancellation->get_token() : std::stop_token());
+                                     cancellation ? cancellation->get_token() : std::stop_token(),
+                                     given(shared));
           },
-          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(), NoGil(),
-          "Fills so many more pages of a model that is out; swap_in verifies them once more.")
+          py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
+          py::arg("shared") = SharedPages(), NoGil(),
+          "Fills so many more pages of a model that is out; swap_in verifies them once more.\n\n"
+          "`shared` ones are as `swap_in` has them, at places of those that come.")
       .def(
           "cool",
           [](const Memory& self, std::size_t count) {

@@ -82,13 +82,9 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
   std::lock_guard lock(mutex_);
   require(State::out, "swap_in needs a model that is out");
   require_unparked("swap_in needs what its model had");
-  std::vector<PagePtr> all = pages;
-  for (const SharedPage& one : shared) all.push_back(one.page);
-  check_pages(all, all_pages() - pages_mapped(), clean);
-  if (clean > pages.size()) throw UsageError("of shared pages none is clean");
-  const Shares shares = shares_of(shared);
   Counts until;
   for (const RegionPtr& region : regions_) until.push_back(region->pages());
+  const Shares shares = shares_of(shared, pages, clean, until);
   ++swap_ins_;  // also one that fails is a turn of the sample
   SwapReport report = arrive(until, pages, clean, stop, shares, false);
   distrusted_ = false;
@@ -98,18 +94,20 @@ SwapReport ModelMemory::swap_in(const std::vector<PagePtr>& pages, std::size_t c
 }
 
 SwapReport ModelMemory::warm(const std::vector<PagePtr>& pages, std::size_t clean,
-                             const std::stop_token& stop) {
+                             const std::stop_token& stop, std::span<const SharedPage> shared) {
   std::lock_guard lock(mutex_);
   require(State::out, "pages are warmed while their model is out");
   require_unparked("pages are warmed with what their model had");
-  check_pages(pages, pages.size(), clean);
-  const std::size_t count = pages_mapped() + pages.size();
+  const std::size_t more = pages.size() + shared.size(), count = pages_mapped() + more;
   const Counts until = among_first(count);
   if (std::accumulate(until.begin(), until.end(), std::size_t{0}) < count) {
-    throw UsageError(std::to_string(pages.size()) + " pages are more than can be warm beside " +
+    throw UsageError(std::to_string(more) + " pages are more than can be warm beside " +
                      std::to_string(pages_mapped()));
   }
-  return arrive(until, pages, clean, stop, {}, true);
+  const Shares shares = shares_of(shared, pages, clean, until);
+  SwapReport report = arrive(until, pages, clean, stop, shares, true);
+  report.shared_bytes = shared.size() * page_bytes_;
+  return report;
 }
 
 }  // namespace gpupool

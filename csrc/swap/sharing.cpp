@@ -1,6 +1,7 @@
 // Pages and images that several models have, because they have the same bytes.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "swap/swap.h"
@@ -84,7 +85,15 @@ std::size_t ModelMemory::take_gone_shared_bytes() noexcept {
   return gone_shared_bytes_->exchange(0);
 }
 
-ModelMemory::Shares ModelMemory::shares_of(std::span<const SharedPage> shared) const {
+// Of what comes until there is so much of each region: `pages`, of which some are clean, and these.
+ModelMemory::Shares ModelMemory::shares_of(std::span<const SharedPage> shared,
+                                           const std::vector<PagePtr>& pages, std::size_t clean,
+                                           const Counts& until) const {
+  std::vector<PagePtr> all = pages;
+  for (const SharedPage& one : shared) all.push_back(one.page);
+  const std::size_t count = std::accumulate(until.begin(), until.end(), std::size_t{0});
+  check_pages(all, count - pages_mapped(), clean);
+  if (clean > pages.size()) throw UsageError("of shared pages none is clean");
   Shares shares;
   if (shared.empty()) return shares;
   for (const RegionPtr& region : regions_) shares.emplace_back(region->pages());
@@ -95,11 +104,11 @@ ModelMemory::Shares ModelMemory::shares_of(std::span<const SharedPage> shared) c
       ++i;
     }
     const bool fits = i < regions_.size() && regions_[i]->sealed_ &&
-                      at >= regions_[i]->pages_mapped() &&
+                      at >= regions_[i]->pages_mapped() && at < until[i] &&
                       (at + 1) * page_bytes_ <= regions_[i]->bytes() && !shares[i][at];
     if (!fits) {
       throw UsageError("page " + std::to_string(one.index) +
-                       " of the model is not one that can be shared, or is there already");
+                       " of the model is not one that can be shared, or that comes now");
     }
     shares[i][at] = one.page;
   }

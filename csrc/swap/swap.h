@@ -153,10 +153,11 @@ class ModelMemory {
   // verified like warm ones. What is wrong on a page that others may have is not copied again.
   SwapReport swap_in(const std::vector<PagePtr>& pages, std::size_t clean = 0,
                      const std::stop_token& stop = {}, std::span<const SharedPage> shared = {});
-  // Makes more pages of a model that is out warm, and verifies what it copies. Throws as swap_in,
-  // and UsageError where there are not so many left to be warmed; nothing has changed then.
+  // Makes more pages of a model that is out warm, the `shared` ones at their places among them, and
+  // verifies what it copies. Throws as swap_in, and UsageError where there are not so many left to
+  // be warmed, or a shared one is not of those that come; nothing has changed then.
   SwapReport warm(const std::vector<PagePtr>& pages, std::size_t clean = 0,
-                  const std::stop_token& stop = {});
+                  const std::stop_token& stop = {}, std::span<const SharedPage> shared = {});
   // Unmaps the last `count` of the warm pages and returns them. Throws UsageError, or DriverError:
   // all are warm as before then, or the model is torn.
   std::vector<PagePtr> cool(std::size_t count);
@@ -218,7 +219,9 @@ class ModelMemory {
   [[nodiscard]] Counts among_first(std::size_t count) const;
   // By region and page: what is to be there, or null. Empty: nothing is shared.
   using Shares = std::vector<std::vector<PagePtr>>;
-  [[nodiscard]] Shares shares_of(std::span<const SharedPage> shared) const;
+  [[nodiscard]] Shares shares_of(std::span<const SharedPage> shared,
+                                 const std::vector<PagePtr>& pages, std::size_t clean,
+                                 const Counts& until) const;
   SwapReport arrive(const Counts& until, const std::vector<PagePtr>& pages, std::size_t clean,
                     const std::stop_token& stop, const Shares& shares, bool is_ahead);
   [[nodiscard]] bool takes_clean(const Region& region) const;

@@ -729,9 +729,14 @@ class ModelMemory:
         pages: collections.abc.Sequence[Page],
         clean: typing.SupportsInt | typing.SupportsIndex = 0,
         cancellation: Cancellation | None = None,
+        shared: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, Page]
+        ] = [],
     ) -> SwapReport:
         """
         Fills so many more pages of a model that is out; swap_in verifies them once more.
+
+        `shared` ones are as `swap_in` has them, at places of those that come.
         """
     @property
     def pages_needed(self) -> int: ...

@@ -4,6 +4,7 @@
 
 #include "fault_blocks.h"
 #include "fault_runner.h"
+#include "fault_shared.h"
 
 namespace gpupool {
 namespace {
@@ -36,56 +37,6 @@ void swap_in_cancelled_at(World& w) {
   } catch (const Cancelled&) {
     CHECK_EQ(asking.copies, copies_before);
   }
-}
-// Two models with the same weights, the first of which has them on the device.
-void sealed(World& w, std::optional<Model>& first) {
-  for (auto* const model : {&w.a, &w.b}) {
-    Model& it = **model;
-    it.load(0, 300);
-    std::memcpy(it.regions[0]->image(), w.a->regions[0]->image(), it.regions[0]->bytes());
-    it.expected[0] = w.a->expected[0];
-    it.memory.adopt_image(*it.regions[0]);
-    it.memory.seal(*it.regions[0]);
-  }
-  first->swap_in();
-}
-void swap_in_shared(World& w, std::optional<Model>& from, std::optional<Model>& to) {
-  const SharedPage shared{0, from->memory.mapped_pages(*from->regions[0])[0]};
-  const std::vector<PageId> owned = w.pool->owned(from->owner);
-  const auto id = std::find_if(owned.begin(), owned.end(),
-                               [&](PageId one) { return w.pool->page(one) == shared.page; });
-  try {
-    w.pool->share(to->owner, {&*id, 1});
-    to->memory.swap_in(w.acquire(to->owner, to->memory.pages_needed() - 1), 0, {}, {&shared, 1});
-  } catch (...) {
-    if (!to->memory.torn()) to->give_back();
-    throw;
-  }
-}
-void both_have_it(World& w) {
-  sealed(w, w.a);
-  swap_in_shared(w, w.a, w.b);
-}
-// Whoever is there has what it should, and can be changed once it is unsealed.
-void unsealed(World& w, bool) {
-  for (auto* const model : {&w.a, &w.b}) {
-    Model& it = **model;
-    if (it.memory.torn()) it.swap_out();
-    if (it.memory.resident()) {
-      it.check_content();
-      it.swap_out();
-    }
-    it.cool(it.memory.warm_pages());
-    it.memory.unseal(*it.regions[0]);
-  }
-}
-void replace_image(World& w) {
-  const std::size_t bytes = w.a->regions[0]->image_bytes();
-  const Fd fd{memfd_create("image", MFD_CLOEXEC)};
-  CHECK_EQ(ftruncate(fd.fd, static_cast<off_t>(bytes)), 0);
-  CHECK_EQ(pwrite(fd.fd, w.a->regions[0]->image(), bytes, 0), static_cast<ssize_t>(bytes));
-  const Extent extents[] = {{fd.fd, 0, mib}, {fd.fd, mib, bytes - mib}};
-  w.a->memory.replace_image(*w.a->regions[0], extents, true);
 }
 
 // Two regions whose images a scenario has copies of.
@@ -226,7 +177,12 @@ const Scenario scenarios[] = {
      unsealed},
     {"a model comes in on a page of another's",
      [](World& w) { sealed(w, w.b); },
-     [](World& w) { swap_in_shared(w, w.b, w.a); },
+     [](World& w) { come_shared(w, w.b, w.a, false); },
+     {},
+     unsealed},
+    {"pages come ahead beside one of another's",
+     [](World& w) { sealed(w, w.b); },
+     [](World& w) { come_shared(w, w.b, w.a, true); },
      {},
      unsealed},
     {"who had a page first leaves it to the other",

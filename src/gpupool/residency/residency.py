@@ -11,13 +11,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 
 from gpupool._core import ModelMemory, Region, SwapReport, Tag, Verify
 from gpupool.errors import DaemonUnavailableError, DamagedMemoryError, GpupoolError, UsageError
 from gpupool.host_images import give_back
 from gpupool.keeper import Keeper
-from gpupool.residency.ahead import Ahead, counted
+from gpupool.residency.ahead import Ahead, arrive
 from gpupool.residency.closed import NO_MEMORY
 from gpupool.residency.damage import told
 from gpupool.residency.early import EarlyArrival
@@ -233,12 +232,8 @@ class Residency:
             if count > 0:
                 report += self.kept.swap_in(grant.pages[:count], min(grant.clean, count))
             if self.saved.pages_needed > 0:
-                rest, clean = grant.pages[count:], max(0, grant.clean - count)
-                if ahead is not None and not grant.shared:
-                    came, rest, clean = ahead.warm(self.saved, rest, clean, self._session)
-                    report += came
-                arrive = partial(self.saved.swap_in, rest, clean, shared=list(grant.shared))
-                report += counted(ahead, arrive)
+                rest = PageGrant(grant.pages[count:], max(0, grant.clean - count), grant.shared)
+                report += arrive(self.saved, rest, ahead, self._session)
             for keeper in self.keepers:
                 keeper.arrived()
             return report

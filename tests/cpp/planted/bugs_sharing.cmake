@@ -63,6 +63,14 @@ plant(pages_that_are_not_sealed_are_shared swap/sharing.cpp
   [[i < regions_.size() && regions_[i]->sealed_]]
   [[i < regions_.size()]]
   sharing)
+plant(a_shared_page_comes_with_pages_that_are_not_its_own swap/sharing.cpp
+  [[at < until[i]]]
+  [[true]]
+  sharing BY crash)
+plant(a_shared_page_is_taken_for_clean swap/sharing.cpp
+  [[clean > pages.size()]]
+  [[false]]
+  sharing)
 plant(a_shared_page_is_not_verified swap/loads.cpp
   [[join(loads, *region, piece, is_there, most);]]
   [[if (!is_shared) join(loads, *region, piece, is_there, most);]]
