@@ -64,7 +64,7 @@ plant(pages_that_are_not_sealed_are_shared swap/sharing.cpp
   [[i < regions_.size()]]
   sharing)
 plant(a_shared_page_comes_with_pages_that_are_not_its_own swap/sharing.cpp
-  [[at < until[i]]]
+  [[at < until[i] ]]
   [[true]]
   sharing BY crash)
 plant(a_shared_page_is_taken_for_clean swap/sharing.cpp
