@@ -19,48 +19,10 @@
 #include "memory/memory.h"
 #include "swap/placement.h"
 #include "swap/region.h"
+#include "swap/report.h"
 #include "transfer/lanes.h"
 
 namespace gpupool {
-
-// Which copies of a swap-in are held against the digests made when the image was.
-enum class Verify {
-  off,
-  sample,  // one in so many, each in turn
-  always,
-};
-
-inline constexpr std::size_t sampled_one_in = 16;
-
-// An image does not have the bytes that it had when it was saved, or copies of it do not arrive; or
-// pages that other models may have as well do not have them: those of which the driver's handles
-// are named.
-class DamagedImage final : public std::runtime_error {
- public:
-  explicit DamagedImage(const std::string& what, std::vector<PageHandle> pages = {})
-      : std::runtime_error(what), pages_(std::move(pages)) {}
-  [[nodiscard]] const std::vector<PageHandle>& pages() const noexcept { return pages_; }
-
- private:
-  std::vector<PageHandle> pages_;
-};
-
-struct SwapReport {
-  std::int64_t map_ns = 0;     // mapping and setting access, or unmapping
-  std::int64_t copy_ns = 0;    // copies and fills, from the first enqueued to all complete
-  std::int64_t moving_ns = 0;  // of those the part in which bytes went over the link
-  std::int64_t total_ns = 0;
-  std::size_t copied_bytes = 0;
-  std::size_t filled_bytes = 0;
-  std::size_t verified_bytes = 0;  // found to be what they should be, copied or there already
-  std::size_t recopied_bytes = 0;  // that were not at first, and were at a second attempt
-  std::size_t shared_bytes = 0;    // on pages that others have as well
-  std::size_t audited_bytes = 0;   // that nobody said were written, and a swap-out looked at
-  std::size_t unmarked_bytes = 0;  // of those, in pieces that were written all the same
-  std::size_t pages = 0;
-  std::size_t ahead_bytes = 0;  // of the copied, what nobody waited for
-  std::int64_t ahead_ns = 0;    // of moving_ns, what that took
-};
 
 // A page with the bytes that a model's image has for one of its pages, of which it is the `index`th
 // of those that can be warm. Others have it mapped too.

@@ -28,8 +28,8 @@ plant(what_comes_ahead_is_zeroed_at_the_start swap/arrivals.cpp
   [[]]
   warm)
 plant(what_is_there_is_verified_ahead_of_use swap/arrivals.cpp
-  [[arrive(until, pages, clean, stop, {}, true)]]
-  [[arrive(until, pages, clean, stop, {}, false)]]
+  [[arrive(until, pages, clean, stop, shares, true)]]
+  [[arrive(until, pages, clean, stop, shares, false)]]
   warm)
 plant(pages_beyond_those_with_an_image_come_ahead swap/arrivals.cpp
   [[std::accumulate(until.begin(), until.end(), std::size_t{0}) < count]]
