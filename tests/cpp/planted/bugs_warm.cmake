@@ -29,7 +29,7 @@ plant(what_comes_ahead_is_zeroed_at_the_start swap/arrivals.cpp
   warm)
 plant(what_is_there_is_verified_ahead_of_use swap/arrivals.cpp
   [[arrive(until, pages, clean, stop, shares, true)]]
-  [[arrive(until, pages, clean, stop, shares, false)]]
+  [[arrive(until, pages, clean, stop, shares, !true)]]
   warm)
 plant(pages_beyond_those_with_an_image_come_ahead swap/arrivals.cpp
   [[std::accumulate(until.begin(), until.end(), std::size_t{0}) < count]]
@@ -41,7 +41,7 @@ plant(a_piece_that_is_half_there_is_not_copied swap/loads.cpp
   warm)
 plant(what_stayed_is_not_verified swap/arrivals.cpp
   [[arrive(until, pages, clean, stop, shares, false)]]
-  [[arrive(until, pages, clean, stop, shares, true)]]
+  [[arrive(until, pages, clean, stop, shares, !false)]]
   warm)
 plant(what_came_ahead_is_taken_for_verified swap/loads.cpp
   [[verify_ == Verify::off || is_ahead]]
