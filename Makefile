@@ -22,7 +22,7 @@ CPP_SOURCES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-cpp gpu-check gpu-sanitize test-python newer-vllm kernels faults planted kills soak engine-swaps sanitize coverage lint tidy format typecheck stubs clean
+.PHONY: help install demo test test-cpp gpu-check gpu-sanitize gpu-there gpu-programs test-python newer-vllm kernels faults planted kills soak engine-swaps sanitize coverage lint tidy format typecheck stubs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,17 +66,31 @@ engine-swaps: $(STAMPS)/package ## Three vLLM engines over 500 swaps, on each of
 	$(ENGINE_SWAPS) --runner v1 --parameters 2e7 --json build/swaps-v1.json
 	$(ENGINE_SWAPS) --runner v2 --parameters 3e6 --kv-mib 16 --json build/swaps-v2.json
 
-# Needs a GPU and a Python with CUDA builds of torch and CuPy, and this package, installed in it.
+# Needs a GPU and a Python with CUDA builds of torch and CuPy. gpupool is installed there, with what
+# of its requirements is not there yet. CMake and ninja are those of the machine where it has them:
+# where all of this is there nothing is downloaded, and no network is needed.
 GPU_PYTHON ?= $(BIN)/python
-gpu-check: $(STAMPS)/build-tools ## All checks for a GPU but those asked for by name: eight minutes and a build
-	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
-	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
+GPU_PATH = PATH="$(abspath $(dir $(shell command -v $(GPU_PYTHON) || echo $(GPU_PYTHON)))):$$PATH"
+GPU_PIP = $(GPU_PYTHON) -m pip --disable-pip-version-check --quiet install
+GPU_MISSING = { echo "$(GPU_PYTHON) is to have what pip names above, or a network to get it from: \
+	name another Python with GPU_PYTHON=." >&2; exit 1; }
+gpu-check: gpu-there gpu-programs ## All checks for a GPU but those asked for by name: eight minutes and a build
 	$(GPU_PYTHON) -m gpupool.check --build build/cpp --out build/gpu-check
 
-gpu-sanitize: $(STAMPS)/build-tools ## compute-sanitizer over the core and the kernels; needs a GPU too
-	cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
-	cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
+gpu-sanitize: gpu-there gpu-programs ## compute-sanitizer over the core and the kernels; needs a GPU too
 	$(GPU_PYTHON) -m gpupool.check --parts sanitizer --build build/cpp --out build/gpu-sanitize
+
+gpu-there: # before anything is built
+	@$(PYTHON) benchmarks/find_gpu.py
+
+gpu-programs: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMPS)/environment)
+	{ $(PYTHON) tools/requirements.py build run; \
+		for tool in cmake ninja; do $(GPU_PATH) command -v $$tool >/dev/null || echo $$tool; done; } \
+		| $(GPU_PIP) -r /dev/stdin || $(GPU_MISSING)
+	$(GPU_PATH) cmake -S . -B build/cpp -G Ninja
+	$(GPU_PATH) cmake --build build/cpp --parallel $(JOBS) --target gpu_programs
+	$(GPU_PATH) CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+		$(GPU_PIP) --no-deps --no-build-isolation --force-reinstall .
 
 test-python: $(STAMPS)/package $(STAMPS)/test ## The Python tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
