@@ -1,9 +1,8 @@
 """Which way of moving blocks is the quickest, by what was measured on the device.
 
-The rate of each way depends on how long the pieces are and how many go at once, and not smoothly:
-one driver call for many copies is several times as fast from some piece size on (28 KiB was seen
-on an H100). So nothing is computed from a formula; a few sizes and counts are measured, and what
-lies between is interpolated in their logarithms.
+The rate of each way depends on how long the pieces are and how many go at once, and is not known
+to be smooth in either. So nothing is computed from a formula: a few sizes and counts are measured
+(`gpupool tune`), and what lies between is interpolated in their logarithms.
 """
 
 from __future__ import annotations
