@@ -4,6 +4,8 @@
     python benchmarks/probe_gpu.py --json probe.json        the figures too; - is stdout
     python benchmarks/probe_gpu.py --parts device,overlap   some parts alone
 
+The file of figures is written after each part, whole, with "complete": false until the last.
+
 Every part runs in a process of its own with a limit of time, so that one that crashes or hangs
 leaves "failed: ..." and the others their answers. Parts with two processes start the second
 themselves. Exits with 0 if no part failed, 1 if one did, 2 where there is no driver or no device.
@@ -34,7 +36,7 @@ from typing import Any
 from gpu_probe.device import MIB, Settings
 from gpu_probe.driver import Driver, MissingError
 from gpu_probe.parts import PARTS
-from gpu_probe.report import readable
+from gpu_probe.report import readable, write_json
 from gpu_probe.runner import FAILED, answer_here, run_parts
 
 SCRIPT = Path(__file__).resolve()
@@ -45,7 +47,8 @@ def main() -> int:
     options = _options()
     if options.run_part is not None:
         order = json.loads(options.run_part)
-        answer_here(order["part"], Settings(**order["settings"]), Path(order["into"]))
+        settings = Settings(**order["settings"])
+        answer_here(order["part"], settings, Path(order["into"]), order["asked_by"])
         return 0
     try:
         driver = Driver(options.driver)
@@ -58,20 +61,28 @@ def main() -> int:
     said = sys.stderr if options.json == "-" else sys.stdout
     report: dict[str, Any] = {
         "is_gpu": not driver.is_stand_in,
+        "complete": False,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": options.commit or _commit(),
         "library": options.driver,
         "mib": options.mib,
         "seconds": options.seconds,
-        "parts": run_parts(
-            options.parts, SCRIPT, settings, options.limit_s, lambda line: print(line, file=said)
-        ),
     }
-    print(readable(report), file=said)
+
+    def keep(outcomes: dict[str, Any]) -> None:
+        report["parts"] = outcomes
+        if options.json not in (None, "-"):
+            write_json(Path(options.json), report)
+
+    def say(line: str) -> None:
+        print(line, file=said, flush=True)
+
+    run_parts(options.parts, SCRIPT, settings, options.limit_s, say, keep)
+    report["complete"] = True
+    keep(report["parts"])
+    say(readable(report))
     if options.json == "-":
         print(json.dumps(report, indent=1))
-    elif options.json is not None:
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     return int(any(outcome["status"] == FAILED for outcome in report["parts"].values()))
 
 
@@ -117,6 +128,7 @@ def _options() -> argparse.Namespace:
     add("--parts", type=_parts, default=list(PARTS), help="names, with commas between; else all")
     add("--json", help="write the figures there; - is stdout, the summary then goes to stderr")
     add("--library", dest="driver", default="libcuda.so.1", help="the CUDA driver (%(default)s)")
+    add("--commit", help="what to call the sources, where the tree has no git")
     add("--ordinal", type=int, default=0, help="which device (%(default)s)")
     add("--mib", type=_mib, default=1024, help="how much a part may map or pin (%(default)s)")
     add("--seconds", type=_positive, default=0.7, help="how long a rate is measured (%(default)s)")

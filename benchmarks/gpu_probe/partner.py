@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -12,6 +15,7 @@ from typing import Any
 
 from gpu_probe.device import Settings
 
+PR_SET_PDEATHSIG = 1
 Conversation = Callable[[Connection, Settings], None]
 
 
@@ -69,7 +73,15 @@ def received(connection: Connection) -> int:
     return recv_handle(connection)
 
 
+def end_with(parent: int) -> None:
+    """Have this process killed as the one that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # before that was said
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _converse(conversation: Conversation, connection: Connection, settings: Settings) -> None:
+    end_with(multiprocessing.parent_process().pid)  # type: ignore[union-attr,arg-type]
     try:
         conversation(connection, settings)
     except EOFError:

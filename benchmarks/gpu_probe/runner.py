@@ -17,14 +17,16 @@ from typing import Any
 
 from gpu_probe.device import Settings
 from gpu_probe.driver import MissingError
-from gpu_probe.mps import mps_daemon
+from gpu_probe.mps import end_s, mps_daemon
+from gpu_probe.partner import end_with
 from gpu_probe.parts import PARTS, Part
 
 ANSWERED, FAILED, NOT_ANSWERED = "answered", "failed", "not answered"
 
 
-def answer_here(name: str, settings: Settings, into: Path) -> None:
+def answer_here(name: str, settings: Settings, into: Path, asked_by: int) -> None:
     """In the process of a part: ask, and leave what came of it in a file."""
+    end_with(asked_by)  # whoever ends the probe would leave this session of its own at work
     try:
         outcome = {"status": ANSWERED, "answer": PARTS[name].answer(settings)}
     except MissingError as error:
@@ -35,9 +37,17 @@ def answer_here(name: str, settings: Settings, into: Path) -> None:
 
 
 def run_parts(
-    names: list[str], script: Path, settings: Settings, limit_s: float, say: Callable[[str], None]
+    names: list[str],
+    script: Path,
+    settings: Settings,
+    limit_s: float,
+    say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Ask them in turn; what has no time left is not answered, and says so."""
+    """Ask them in turn; what has no time left is not answered, and says so.
+
+    What was answered so far is kept after each, for who is cut off.
+    """
     deadline = time.monotonic() + limit_s
     outcomes: dict[str, Any] = {}
     for name in names:
@@ -46,21 +56,32 @@ def run_parts(
         if left_s < 1:
             outcome = {"status": NOT_ANSWERED, "why": f"the {limit_s:.0f} s of all parts are over"}
         else:
-            outcome = _run(part, script, settings, left_s)
+            try:
+                outcome = _run(part, script, settings, left_s)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                outcome = {"status": FAILED, "why": f"{type(error).__name__}: {error}"}
         took_s = time.monotonic() - began
         outcomes[name] = {"question": part.question, "took_s": round(took_s, 2)} | outcome
+        keep(outcomes)
         say(f"{name}: {outcome['status']} in {took_s:.1f} s")
     return outcomes
 
 
 def _run(part: Part, script: Path, settings: Settings, limit_s: float) -> dict[str, Any]:
+    ends_s = time.monotonic() + limit_s
     with tempfile.TemporaryDirectory(prefix="gpupool-probe-") as folder:
         into = Path(folder) / "outcome.json"
-        order = {"part": part.name, "settings": asdict(settings), "into": str(into)}
+        order = {
+            "part": part.name,
+            "settings": asdict(settings),
+            "into": str(into),
+            "asked_by": os.getpid(),
+        }
         command = [sys.executable, str(script), "--run-part", json.dumps(order)]
         try:
-            with mps_daemon(part.mps) as environment:
-                ended, said = _run_process(command, os.environ | environment, limit_s)
+            with mps_daemon(limit_s) if part.mps else contextlib.nullcontext({}) as environment:
+                left_s = ends_s - time.monotonic() - (end_s(limit_s) if part.mps else 0)
+                ended, said = _run_process(command, os.environ | environment, left_s)
         except MissingError as error:
             return {"status": NOT_ANSWERED, "why": str(error)}
         if into.exists():
