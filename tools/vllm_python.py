@@ -1,6 +1,7 @@
 """Lay the Python of another vLLM over the compiled libraries of the CPU build that is installed.
 
     python tools/vllm_python.py VERSION FOLDER
+    python tools/vllm_python.py --tests VERSION FOLDER      its own tests alone, of the sources
 
 There is no CPU build of every version. What a version changes in Python can still be run, as long
 as it asks the libraries for nothing new: FOLDER then has its package `vllm` with links to them, and
@@ -23,9 +24,10 @@ from pathlib import Path
 
 def main() -> int:
     """Fetch what is not there yet; 1 if it cannot be had."""
-    version, folder = sys.argv[1], Path(sys.argv[2]).resolve()
-    spec = find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
+    tests_alone = sys.argv[1] == "--tests"  # for another machine
+    version, folder = sys.argv[-2], Path(sys.argv[-1]).resolve()
+    installed = None if tests_alone else _installed()
+    if installed is None and not tests_alone:
         print("vLLM's CPU build is not installed: run make install")
         return 1
     if not (folder / "tests").is_dir():
@@ -35,14 +37,22 @@ def main() -> int:
             if sources is None:
                 print(f"the sources of vLLM {version} could not be fetched: see pip's output above")
                 return 1
-            shutil.rmtree(folder / "vllm", ignore_errors=True)
-            (sources / "vllm").rename(folder / "vllm")
+            if not tests_alone:
+                shutil.rmtree(folder / "vllm", ignore_errors=True)
+                (sources / "vllm").rename(folder / "vllm")
             (sources / "tests").rename(folder / "tests")  # last: all is there then
-    for library in Path(spec.submodule_search_locations[0]).glob("*.so"):
+    for library in installed.glob("*.so") if installed else ():
         link = folder / "vllm" / library.name
         link.unlink(missing_ok=True)
         link.symlink_to(library)
     return 0
+
+
+def _installed() -> Path | None:
+    """The folder of vLLM."""
+    spec = find_spec("vllm")
+    found = spec.submodule_search_locations if spec else None
+    return Path(found[0]) if found else None
 
 
 def fetched(version: str, scratch: Path) -> Path | None:

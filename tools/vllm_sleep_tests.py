@@ -1,10 +1,11 @@
 """Run vLLM's own tests of sleep mode and its allocator with every engine in a pool of gpupool.
 
-    python tools/vllm_sleep_tests.py [--tree FOLDER] [--model FOLDER] [-- OPTIONS OF PYTEST]
+    python tools/vllm_sleep_tests.py [--tree FOLDER] [--model FOLDER | --made] [-- OF PYTEST]
 
 They are those of the version that is installed, whose sources are fetched once, and are never part
-of this tree; --tree names sources that are there, for a machine without network. The tests name
-models of the network: --model has all of them use one checkpoint that is here. Their utilities
+of this tree; --tree names sources that are there, for a machine without network (its tests will do:
+tools/vllm_python.py --tests fetches them). The tests name models of the network: --model has all of
+them use one checkpoint that is here, --made a small one with a tokenizer that is made up. Utilities
 import anthropic, openai, requests, httpx and cloudpickle.
 
 Each engine gets gpupool's worker, a pool of its own in its process, and a size for its KV cache,
@@ -26,10 +27,12 @@ from typing import Any
 # Its engine runs in the process that has the pool. Before vLLM is imported, and whatever a test
 # starts has it too.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # compiled, or fetched, when it is first used
 
 import pytest
 from vllm_python import fetched
 
+ROOT = Path(__file__).resolve().parents[1]
 ANYWHERE = "v1/worker/test_sleep_mode_backend.py"  # needs no GPU
 SLEEP = ("basic_correctness/memory/sleep_mode/test_sleep_mode.py", "basic_correctness/test_mem.py")
 ALLOCATOR = "basic_correctness/memory/cumem/test_cumem.py"  # of 0.26 they are in test_mem.py
@@ -102,12 +105,16 @@ def main() -> int:
     """As pytest ends; 2 where there are no such tests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tree", type=Path, help="sources of vLLM, with its folder tests")
-    parser.add_argument("--model", type=Path, help="a checkpoint in place of all that are named")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", type=Path, help="a checkpoint in place of all that are named")
+    which.add_argument("--made", action="store_true", help="one that is made up in their place")
     parser.add_argument("--device", help="of the pool (default: cuda, or host for vLLM on a CPU)")
     parser.add_argument("--budget-mib", type=int, default=4096, help="(default: 4096)")
     parser.add_argument("--kv-mib", type=int, default=512, help="(default: 512)")
     parser.add_argument("pytest", nargs="*", help="passed on to pytest, behind --")
     given = parser.parse_args()
+    if given.model or given.made:  # before vLLM is imported: nothing is to be looked for elsewhere
+        os.environ["HF_HUB_OFFLINE"] = "1"
     from vllm import __version__
     from vllm.platforms import current_platform
 
@@ -128,12 +135,23 @@ def main() -> int:
             "device": given.device or ("cuda" if current_platform.is_cuda() else "host"),
             "budget_bytes": given.budget_mib << 20,
         }
-        model = None if given.model is None else str(given.model.resolve())
+        checkpoint = _made(Path(scratch, "model")) if given.made else given.model
+        model = None if checkpoint is None else str(checkpoint.resolve())
         alone = ["--noconftest", "-p", "no:cacheprovider", "-c", os.devnull, "-rs"]
         return pytest.main(
             [*alone, "--rootdir", str(tests.parent), *given.pytest, *files],
             plugins=[Pooled(additional, given.kv_mib << 20, model)],
         )
+
+
+def _made(path: Path) -> Path:
+    """A Llama with random weights, of 64 elements a head as GPUs' kernels want, and a tokenizer."""
+    sys.path.append(str(ROOT))
+    from demo.checkpoints import DEMO_SPECS, write_checkpoint
+
+    sys.path.remove(str(ROOT))  # it has a folder `tests` too
+    write_checkpoint(path, DEMO_SPECS["llama-small"])
+    return path
 
 
 if __name__ == "__main__":

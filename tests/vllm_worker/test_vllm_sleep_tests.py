@@ -62,7 +62,10 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_engines_are_pooled_and_what_does_not_apply_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_made", [False, True])
+def test_engines_are_pooled_and_what_does_not_apply_is_left_out(
+    is_made: bool, tmp_path: Path
+) -> None:
     tree = tmp_path / "tree"
     written = {
         "v1/worker/test_sleep_mode_backend.py": ANYWHERE,
@@ -81,9 +84,13 @@ def test_engines_are_pooled_and_what_does_not_apply_is_left_out(tmp_path: Path) 
     # As in sources of vLLM: these must not be taken for the one that is installed.
     (tree / "vllm").mkdir()
     (tree / "vllm" / "__init__.py").write_text("raise ImportError('the sources')")
-    model = write_plain(tmp_path / "plain")
+    if is_made:  # what is made up has a tokenizer, and other layers
+        text = ANYWHERE.replace('{"prompt_token_ids": [3, 4]}', '"a word"')
+        text = text.replace('regions("kv_cache")) == 8', 'regions("kv_cache")) <= 8')
+        (tree / "tests/v1/worker/test_sleep_mode_backend.py").write_text(text)
+    model = ("--made",) if is_made else ("--model", str(write_plain(tmp_path / "plain")))
     sizes = ("--budget-mib", "512", "--kv-mib", "8", "--device", "host")
-    done = _run("--tree", str(tree), "--model", str(model), *sizes, "--", "--maxfail=9")
+    done = _run("--tree", str(tree), *model, *sizes, "--", "--maxfail=9")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "3 passed, 2 skipped, 4 deselected" in done.stdout
     assert "it needs a GPU" in done.stdout
