@@ -44,6 +44,7 @@ import click  # noqa: E402
 from benchmarks.engine_process import EngineError  # noqa: E402
 from benchmarks.engine_rounds import BLOCKS, Bench  # noqa: E402
 from benchmarks.engine_setup import NO_TURNS, VERSIONS, engine_options, set_up  # noqa: E402
+from benchmarks.figures_file import keep  # noqa: E402
 from benchmarks.pool_process import daemon  # noqa: E402
 from gpupool.errors import GpupoolError  # noqa: E402
 
@@ -194,10 +195,10 @@ def main(**given: Any) -> None:
         found, path = {}, given["json_path"]
         try:
             for found in measure(given, folder):
-                if path not in (None, "-"):  # now, for who is cut off
-                    Path(path).write_text(json.dumps(found, indent=1) + "\n")
+                keep(path, found, complete=False)
         except (EngineError, GpupoolError, RuntimeError, OSError) as error:
             raise click.ClickException(str(error)) from error
+    found = keep(path, found, complete=True)
     print(table(found), file=sys.stderr if path == "-" else sys.stdout)
     if path == "-":
         print(json.dumps(found, indent=1))

@@ -17,11 +17,11 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from figures_file import keep
 
 from gpupool.kv.bench import DIRECTIONS, Bench, open_bench
 from gpupool.kv.blocks import Blocks, Words
@@ -212,10 +212,8 @@ def main(
         limit_mib = 512 if device == "host" else 12_800
     found: dict[str, Any] = {}
     for found in measure(device, sorted(sizes_kib), sorted(counts), limit_mib, runs):
-        if json_path not in (None, "-"):  # now, for who is cut off
-            unfinished = Path(f"{json_path}.part")
-            unfinished.write_text(json.dumps(found, indent=1) + "\n")
-            unfinished.replace(str(json_path))
+        keep(json_path, found, complete=False)
+    found = keep(json_path, found, complete=True)
     if json_path == "-":
         print(json.dumps(found, indent=1))
     if json_path != "-":

@@ -11,8 +11,9 @@ verify_overhead (how much longer the copies of a swap-in take when all is verifi
 what they take when nothing is), clean_swap_out_bytes (what a swap-out of weights nobody wrote to
 copies), resident95_bytes_fraction (what of a model is copied that left for one that needs a
 twentieth of its room), prefetched_visible_fraction (of three models in turn and room for two, how
-long one waits for a model that was prefetched, over how long for one that was not), and of each
-kind of swap-in map_ms, copy_ms and swap_in_total_ms.
+long one waits for a model that was prefetched, over how long for one that was not), of each kind of
+swap-in map_ms, copy_ms and swap_in_total_ms, and complete: false in a file that is written after
+each round, if that is not all.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from figures_file import keep
 from plain_copies import plain_copies
 from pool_process import daemon
 
@@ -110,10 +113,12 @@ def visible(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
     }
 
 
-def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[str, Any]:
-    """All of it ``runs`` times, after a first round that counts for nothing."""
+def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> Iterator[dict[str, Any]]:
+    """All of it ``runs`` times, as far as it is; a first round counts for nothing."""
     subjects = {how: Subject(device, size_bytes, page_bytes, how) for how in VERIFIES}
     plain = plain_copies(device, subjects["off"].image)
+    of_all = {"device": device, "bytes": size_bytes, "page_bytes": page_bytes}
+    found: dict[str, Any] = {}
     taken: defaultdict[str, list[float]] = defaultdict(list)
     clean_bytes = 0
     for round_ in range(runs + 1):
@@ -132,23 +137,28 @@ def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> dict[st
             clean_bytes = max(clean_bytes, went.copied_bytes)
             assert came.copied_bytes == size_bytes
             assert came.verified_bytes == (size_bytes if how == "always" else 0)
+        if round_ > 0:
+            found = of_all | {"runs": round_, "clean_swap_out_bytes": clean_bytes}
+            found |= of_swaps(taken, list(plain), size_bytes)
+            yield found
+    found |= {"resident95_bytes_fraction": resident95(device, size_bytes, page_bytes)}
+    yield found
+    waits = visible(device, size_bytes // 2, page_bytes, runs)
+    found |= {"visible_ms": waits}
+    found |= {"prefetched_visible_fraction": waits["prefetched"] / waits["not_prefetched"]}
+    yield found
+
+
+def of_swaps(
+    taken: Mapping[str, Sequence[float]], plain: Sequence[str], size_bytes: int
+) -> dict[str, Any]:
+    """Medians of the rounds so far."""
     middle = {name: statistics.median(times) for name, times in taken.items()}
-    best_s = min(middle[name] for name in plain)
     found: dict[str, Any] = {
-        "device": device,
-        "bytes": size_bytes,
-        "page_bytes": page_bytes,
-        "runs": runs,
-        "swap_in_ratio_to_memcpy": best_s / middle["off copy"],
+        "swap_in_ratio_to_memcpy": min(middle[name] for name in plain) / middle["off copy"],
         "verify_overhead": middle["always copy"] / middle["off copy"] - 1,
-        "clean_swap_out_bytes": clean_bytes,
         "gbps": {name: size_bytes / middle[name] / 1e9 for name in plain},
     }
-    found["resident95_bytes_fraction"] = resident95(device, size_bytes, page_bytes)
-    found["visible_ms"] = visible(device, size_bytes // 2, page_bytes, runs)
-    found["prefetched_visible_fraction"] = (
-        found["visible_ms"]["prefetched"] / found["visible_ms"]["not_prefetched"]
-    )
     for how in VERIFIES:
         found[f"verify_{how}"] = {
             "map_ms": 1e3 * middle[f"{how} map"],
@@ -193,12 +203,12 @@ def main(
     """Run and report."""
     if plot_path is not None and importlib.util.find_spec("matplotlib") is None:
         raise click.UsageError("--plot needs matplotlib: pip install 'gpupool[bench]'")
-    found = measure(device, mib * MIB, page_mib * MIB, runs)
-    text = json.dumps(found, indent=2)
-    if json_path is not None and json_path != "-":
-        Path(json_path).write_text(text + "\n")
-    else:
-        sys.stdout.write(text + "\n")
+    found: dict[str, Any] = {}
+    for found in measure(device, mib * MIB, page_mib * MIB, runs):
+        keep(json_path, found, complete=False)
+    found = keep(json_path, found, complete=True)
+    if json_path is None or json_path == "-":
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
     if plot_path is not None:
         plot(found, Path(plot_path))
 

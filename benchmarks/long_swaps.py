@@ -29,11 +29,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 from device_memory import PIECE_BYTES, DeviceMemory, device_memory
+from figures_file import keep
 from pool_process import daemon
 from process_figures import TOLERANCES, named, of_drivers, of_process
 from steadiness import judged
@@ -170,14 +170,32 @@ def behind_daemon(plan: Plan) -> Iterator[Place]:
         yield Place(join, figures)
 
 
-def swap_for_long(plan: Plan, memory: DeviceMemory, say: Callable[[str], None]) -> dict[str, Any]:
-    """Do all of it. Raises WrongError for what is not as it should be, but for what grew."""
+def swap_for_long(
+    plan: Plan, memory: DeviceMemory, reached: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Do all of it, and now and then say what was reached, which is judged at the end alone.
+
+    Raises WrongError for what is not as it should be, but for what grew.
+    """
     samples: list[dict[str, int]] = []
     # Always after the second model came in, so that figures are of the same state.
     sample_every = max(1, plan.swaps // SAMPLES // 2) * 2
     check_every = (plan.swaps // CHECKS) | 1
     checks = writes = 0
     began = time.monotonic()
+
+    def so_far(swap: int) -> dict[str, Any]:
+        return {
+            "is_gpu": memory.is_gpu,
+            **asdict(plan),
+            "done": swap,
+            "took_s": round(time.monotonic() - began, 2),
+            "writes": writes,
+            "checks": checks,
+            "sample_every": sample_every,
+            "samples": samples,
+        }
+
     with (behind_daemon if plan.has_daemon else embedded)(plan) as place:
         subjects = [Subject(place.join(name), memory, plan, seed) for seed, name in enumerate("ab")]
         drivers = {id(each.model.driver): each.model.driver for each in subjects}.values()
@@ -198,19 +216,11 @@ def swap_for_long(plan: Plan, memory: DeviceMemory, say: Callable[[str], None]) 
                     | place.figures()
                 )
             if swap % -(-plan.swaps // LINES) == 0:
-                say(f"{swap} of {plan.swaps} swaps in {time.monotonic() - began:.0f} s")
-    took_s = time.monotonic() - began
+                reached(so_far(swap))
+        found = so_far(plan.swaps)
     verdicts = judged(samples, TOLERANCES)
-    return {
-        "is_gpu": memory.is_gpu,
-        **asdict(plan),
-        "took_s": round(took_s, 2),
-        "writes": writes,
-        "checks": checks,
-        "figures": {name: asdict(each) | {"grew": each.grew} for name, each in verdicts.items()},
-        "sample_every": sample_every,
-        "samples": samples,
-    }
+    found["figures"] = {name: asdict(each) | {"grew": each.grew} for name, each in verdicts.items()}
+    return found
 
 
 def sentence(found: dict[str, Any]) -> str:
@@ -266,19 +276,20 @@ def main(
     except (GpupoolError, RuntimeError) as error:
         print(f"there is no such device: {error}", file=sys.stderr)
         sys.exit(2)
+
+    def reached(found: dict[str, Any]) -> None:
+        keep(json_path, found, complete=False)
+        line = f"{found['done']} of {swaps} swaps in {found['took_s']:.0f} s"
+        print(line, file=sys.stderr, flush=True)
+
     try:
-        found = swap_for_long(plan, memory, lambda line: print(line, file=sys.stderr, flush=True))
+        found = swap_for_long(plan, memory, reached)
         wrong = sentence(found)
     except (GpupoolError, WrongError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
-    text = json.dumps(found)
-    if json_path == "-":
-        print(text)
-    else:
-        print(table(found))
-        if json_path is not None:
-            Path(json_path).write_text(text + "\n")
+    found = keep(json_path, found, complete=True)
+    print(json.dumps(found) if json_path == "-" else table(found))
     if wrong:
         print(wrong, file=sys.stderr)
         sys.exit(1)

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import missing
@@ -30,20 +32,35 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def test_answers_over_swaps(device: str, tmp_path: Path) -> None:
-    done = subprocess.run(
+    into, said, so_far = tmp_path / "found.json", list[str](), list[dict[str, Any]]()
+    process = subprocess.Popen(
         [
             *(sys.executable, str(SCRIPT), "--device", device, "--together", "--eager"),
             *("--engines", "2", "--swaps", str(SWAPS), "--parameters", "3e6", "--kv-mib", "16"),
             *("--page-mib", "2"),  # of larger ones it would have too few
-            *("--folder", str(tmp_path), "--json", "-"),
+            *("--folder", str(tmp_path), "--json", str(into)),
         ],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=280 if device == "host" else 180,  # of the part's, where that is limited
     )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    # Within the limit of the part, where that is limited.
+    late = threading.Timer(280 if device == "host" else 180, process.kill)
+    late.start()
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("turn ") and not line.startswith("turn 0 "):  # so many are done
+                so_far.append(json.loads(into.read_text()))
+    late.cancel()
+    assert process.returncode == 0, "".join(said)[-3000:]
+    assert len(so_far) >= 2
+    for before in so_far:
+        assert before["complete"] is False and before["swaps"] >= 10 and "wrong" not in before
+    found = json.loads(into.read_text())
+    assert found["complete"] is True
     assert found["wrong"] == [] and found["differing"] == 0
     assert found["requests"] >= 12 and found["tokens"] > 400
     assert found["swaps"] >= found["swaps_inside_answers"] >= SWAPS - 10

@@ -11,7 +11,8 @@ were. Exits with 1 where that is not so, or there were fewer swaps than asked fo
 Keys: swaps (swap-ins after the start), swaps_inside_answers (of engines with answers that had begun
 and were not done), requests, tokens, differing (requests), first_difference, graphs_captured (by
 the end of the start, of each process) and graphs_captured_later, swap_in_ms (median and largest),
-copied_bytes (of all swap-ins), wrong (why the exit status is 1).
+copied_bytes (of all swap-ins), wrong (why the exit status is 1). The file is written every twenty
+turns too, with complete: false and the swaps so far: answers are compared when all are there.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ import click  # noqa: E402
 from benchmarks.engine_process import EngineError, EngineProcess, EngineSpec  # noqa: E402
 from benchmarks.engine_setup import NO_TURNS, VERSIONS, engine_options, set_up  # noqa: E402
 from benchmarks.engine_traffic import CONTEXT_TOKENS  # noqa: E402
+from benchmarks.figures_file import keep  # noqa: E402
 from benchmarks.pool_process import daemon  # noqa: E402
 from benchmarks.swap_plan import STEPS, differences, swapped, turns, wrong  # noqa: E402
 from gpupool.errors import GpupoolError  # noqa: E402
 
 FOR_GOOD = 1 << 30
+KEEP_EVERY = 20  # turns
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Run:
 def taking_turns(run: Run, plan: list[tuple[int, int]], seed: int) -> Iterator[dict[str, Any]]:
     """The same of pooled engines, in turn; what each turn came to."""
     for done, (index, steps) in enumerate(plan):
-        if done % 100 == 0:
+        if done % KEEP_EVERY == 0:
             say(f"turn {done} of {len(plan)}")
         yield run.engines[index].ask("turn", steps, True)
     random, busy = Random(seed + 1), list(run.engines)
@@ -164,12 +167,15 @@ def compare(given: dict[str, Any], folder: Path) -> dict[str, Any]:
         pooled.start(in_pool(specs, pool), at_once=False)
         facts = [engine.ask("facts") for engine in pooled.engines]
         setup.check_holds_one([each["footprint_bytes"] for each in facts])
-        took = list(taking_turns(pooled, plan, given["seed"]))
+        of_all = setup.facts() | {key: given[key] for key in ("engines", "together", "seed")}
+        of_all |= {key: facts[0][key] for key in VERSIONS} | {"graphs_captured": pooled.captured}
+        took: list[dict[str, Any]] = []
+        for turn in taking_turns(pooled, plan, given["seed"]):
+            took.append(turn)
+            if len(took) % KEEP_EVERY == 0:
+                keep(given["json_path"], of_all | swapped(took), complete=False)
         answers, captured = pooled.answers(), pooled.graphs()
-    found = setup.facts() | {key: given[key] for key in ("engines", "together", "seed")}
-    found |= {key: facts[0][key] for key in VERSIONS}
-    found |= differences(alone, answers) | swapped(took)
-    found["graphs_captured"] = pooled.captured
+    found = of_all | differences(alone, answers) | swapped(took)
     found["graphs_captured_later"] = sum(captured) - sum(pooled.captured)
     found["took_s"] = round(time.monotonic() - begun_s, 1)
     found["wrong"] = wrong(found, given["swaps"])
@@ -200,10 +206,8 @@ def main(**given: Any) -> None:
             found = compare(given, folder)
         except (EngineError, GpupoolError, RuntimeError, OSError) as error:
             raise click.ClickException(str(error)) from error
-    written = json.dumps(found, indent=1) + "\n"
-    if given["json_path"] not in (None, "-"):
-        Path(given["json_path"]).write_text(written)
-    sys.stdout.write(written)
+    found = keep(given["json_path"], found, complete=True)
+    print(json.dumps(found, indent=1))
     for fault in found["wrong"]:
         say(f"WRONG: {fault}")
     sys.exit(int(bool(found["wrong"])))

@@ -57,7 +57,8 @@ def bench_kv(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(torch.cuda, "stream", Stream.entered)
     operators = SimpleNamespace(swap_blocks_batch=Stream.swap_blocks_batch)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(_custom_ops=operators))
-    return importlib.import_module("benchmarks.bench_kv")
+    monkeypatch.syspath_prepend(BENCH_KV.parent)
+    return importlib.import_module("bench_kv")
 
 
 @pytest.mark.parametrize("block_bytes", [4096, 28 << 10])
@@ -101,5 +102,7 @@ def test_the_figures_are_there_after_each_case(tmp_path: Path) -> None:
                 found = json.loads(path.read_text())
                 done = {row["block_bytes"] >> 10 for row in found["results"]}
                 assert done >= {*sorted(sizes)[:number]} and found["cases"] == 3
+                assert found["complete"] is False
     assert process.wait(60) == 0
-    assert len(json.loads(path.read_text())["results"]) == 3 * 2 * 3
+    found = json.loads(path.read_text())
+    assert len(found["results"]) == 3 * 2 * 3 and found["complete"] is True
