@@ -48,16 +48,21 @@ def test_what_each_part_may_take() -> None:
     assert max(PARTS[name][1] for name in DEFAULT) <= TOGETHER_S
     assert all(limit_s <= 600 for _, limit_s in PARTS.values())
     assert set(PARTS) - set(DEFAULT) == set(BY_NAME_ALONE)
+    assert "core" in BY_NAME_ALONE  # it needs no GPU
 
 
 def test_the_calls_for_a_gpu_that_is_there_for_minutes_run_every_part() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text()
-    heading = "## In seven calls"
+    heading = "## In eight calls"
     section = text.split(heading)[1].split("\n## ")[0]
-    calls = re.findall(r"-m gpupool\.check --parts (\S+) --out", section)
-    assert len(calls) == 7 and "](#in-seven-calls)" in text and text.count("(#in-") == 1
+    asked = r"-m gpupool\.check --parts (\S+) --commit \"\$\(cat COMMIT\)\" --out build/gpu-(\d)\n"
+    calls, numbers = zip(*re.findall(asked, section), strict=True)
+    assert numbers == tuple("1234567") and section.count("gpupool.check --parts") == 7
+    assert re.findall(r"\n    # (\d)\. ", section) == list("12345678")
+    assert "](#in-eight-calls)" in text and text.count("(#in-") == 1
     named = [call.split(",") for call in calls]
-    assert sorted(name for names in named for name in names) == sorted(PARTS)
+    assert sorted(name for names in named for name in names) == sorted({*PARTS} - {"core"})
+    assert sum(PARTS[name][1] for names in named[:4] for name in names) <= 1800  # half an hour
     for names in named:  # what is installed before takes a minute
         assert sum(PARTS[name][1] for name in names) <= 540
     assert all(f"`{name}`" in text for name in BY_NAME_ALONE)
@@ -165,3 +170,25 @@ def test_parts_are_run_where_there_is_a_device(broken: str | None, tmp_path: Pat
         assert done.returncode == 1 and part["status"] == "failed"
         assert part["why"].endswith(f"{broken}_test ended with 1")
         assert f"cuda {broken}" in log and "cuda arena_slots" in log
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_nothing_that_ran_is_no_success(asked: bool, tmp_path: Path) -> None:
+    if not STAND_IN.exists():
+        pytest.skip(f"no stand-in driver at {STAND_IN}: make test-cpp builds it")
+    out = tmp_path / "out"
+    # A tree of something else, with nothing built.
+    arguments = ("--tree", str(tmp_path), "--out", str(out), "--commit", "abc")
+    named = ("--parts", "conformance,core") if asked else ()
+    done = command(*arguments, *named, LD_LIBRARY_PATH=str(STAND_IN.parent))
+    report = json.loads((out / "report.json").read_text())
+    assert {part["status"] for part in report["parts"].values()} == {"skipped"}
+    assert done.returncode == 3 and "with 3" in " ".join(command("--help").stdout.split())
+
+
+def test_the_probe_is_told_what_the_sources_are(tmp_path: Path) -> None:
+    (part,) = planned(("probe",), Places(ROOT, tmp_path, tmp_path, "abc"))
+    (words,) = part.commands
+    assert words[words.index("--commit") + 1] == "abc"
+    (part,) = planned(("probe",), Places(ROOT, tmp_path, tmp_path))
+    assert "--commit" not in part.commands[0]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpupool.check import checking
-from gpupool.check.checking import check, failed, readable
+from gpupool.check.checking import check, exit_status, readable
 from gpupool.check.parts import Part
 from gpupool.check.running import FAILED, PASSED, SKIPPED, Outcome
 
@@ -66,7 +66,14 @@ def test_each_part_is_in_the_report_as_it_came_out(
         assert (entry["status"], entry["why"]) == (expected.status, expected.why)
         assert line in text and expected.status in line and expected.why in line
     statuses = [entry["status"] for entry in report["parts"].values()]
-    assert failed(report) == (FAILED in statuses)
+    for by_name in (True, False):
+        code = exit_status(report, by_name)
+        assert (code == 1) == (FAILED in statuses)
+        if by_name:
+            assert (code == 0) == ({*statuses} == {PASSED})
+        else:
+            assert (code == 3) == ({*statuses} == {SKIPPED})
+        assert code in (0, 1, 3)
     assert f"{statuses.count(FAILED)} failed" in text
 
 
@@ -86,4 +93,4 @@ def test_all_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert limits_s == [40.0, 20.0]
     assert report["parts"]["c"]["why"] == "the 60 s for all are over: ask for it by name"
     assert report["parts"]["d"]["why"] == "there is none"
-    assert not failed(report)
+    assert exit_status(report, by_name=False) == 0

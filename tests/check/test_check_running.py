@@ -121,3 +121,30 @@ def test_figures_that_are_not_there_or_cannot_be_taken_in(tmp_path: Path) -> Non
         "large": f"300000 bytes, in {large}",
     }
     assert outcome.figures["half"].startswith(f"{half} cannot be read: ")
+
+
+@pytest.mark.parametrize("complete", [True, False, None])
+@pytest.mark.parametrize("code", [0, 1])
+def test_figures_that_are_not_whole_are_no_success(
+    complete: bool | None, code: int, tmp_path: Path
+) -> None:
+    into = tmp_path / "swaps.json"
+    told = {} if complete is None else {"complete": complete}
+    script = f"echo '{json.dumps(told | {'swaps': 7})}' >\"$1\"; exit {code}"
+    command = ("sh", "-c", script, "--json", str(into))
+    part = Part("engine_swaps", "what", 60.0, (command,))
+    outcome = run_part(part, tmp_path, tmp_path / "log")
+    assert outcome.figures["swaps"]["swaps"] == 7
+    assert (outcome.status == PASSED) == (code == 0 and complete is not False)
+    assert ("the figures of swaps are not whole" in outcome.why) == (complete is False)
+
+
+def test_what_was_reached_at_the_limit_is_reported_as_not_whole(tmp_path: Path) -> None:
+    written = json.dumps({"complete": False, "swaps": 7})
+    script = f"echo '{written}' >\"$1\"; sleep 600"
+    command = ("sh", "-c", script, "--json", str(tmp_path / "swaps.json"))
+    part = Part("engine_swaps", "what", 2.0, (command,))
+    outcome = run_part(part, tmp_path, tmp_path / "log")
+    assert outcome.status == FAILED and outcome.why.startswith("over its 2 s")
+    assert outcome.why.endswith("the figures of swaps are not whole")
+    assert outcome.figures["swaps"] == {"complete": False, "swaps": 7}

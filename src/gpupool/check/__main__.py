@@ -9,14 +9,18 @@ from pathlib import Path
 
 import click
 
-from gpupool.check.checking import check, failed, readable
+from gpupool.check.checking import check, exit_status, readable
 from gpupool.check.machine import described, find_gpu, is_stand_in
 from gpupool.check.parts import BY_NAME_ALONE, DEFAULT, PARTS, TOGETHER_S, Places, planned
 from gpupool.check.running import run_part
 from gpupool.errors import GpupoolError
 
 
-def _names(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def _names(
+    _: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     names = tuple(value.split(","))
     for name in names:
         if name not in PARTS:
@@ -40,7 +44,6 @@ _EPILOG = "\b\nParts and their limits:\n" + "\n".join(
 @click.option(
     "--parts",
     "names",
-    default=",".join(DEFAULT),
     callback=_names,
     metavar="NAMES",
     help=f"Which, with commas between.  [default: all but {', '.join(BY_NAME_ALONE)}]",
@@ -68,7 +71,7 @@ _EPILOG = "\b\nParts and their limits:\n" + "\n".join(
 )
 @click.option("--commit", help="What to call the sources, where the tree has no git.")
 def main(
-    names: tuple[str, ...],
+    names: tuple[str, ...] | None,
     tree: Path,
     build: Path | None,
     out: Path | None,
@@ -79,7 +82,8 @@ def main(
 
     Builds nothing: gpupool is the one that is installed, and the C++ tests are taken where they
     were built. Each part passes, fails, or is skipped with a reason, and has a limit of time of its
-    own. Exits with 0 if none failed, with 1 if one did, and with 2 where there is no GPU.
+    own. Exits with 0 if none failed, with 1 if one did, with 2 where there is no GPU, and with 3
+    if none failed but one that --parts names was skipped, or nothing was run at all.
     """
     try:
         page_bytes = find_gpu("cuda")
@@ -90,16 +94,17 @@ def main(
         out = Path(tempfile.mkdtemp(prefix="gpupool-check-"))
     out.mkdir(parents=True, exist_ok=True)
     machine = described(tree, commit) | {"smallest_page_bytes": str(page_bytes)}
-    parts = planned(names, Places(tree, build or tree / "build" / "cpp", out))
+    places = Places(tree, build or tree / "build" / "cpp", out, commit)
+    parts = planned(DEFAULT if names is None else names, places)
     if limit_s is None:
-        limit_s = TOGETHER_S if names == DEFAULT else math.inf
+        limit_s = TOGETHER_S if names is None else math.inf
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     report = check(parts, not is_stand_in(), machine, tree, out, run_part, say, limit_s)
     print(readable(report, out))
-    sys.exit(int(failed(report)))
+    sys.exit(exit_status(report, by_name=names is not None))
 
 
 main()

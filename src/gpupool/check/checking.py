@@ -55,9 +55,12 @@ def check(
     return report
 
 
-def failed(report: dict[str, Any]) -> bool:
-    """Whether some part did."""
-    return any(part["status"] == FAILED for part in report["parts"].values())
+def exit_status(report: dict[str, Any], by_name: bool) -> int:
+    """1 if a part failed; 3 if one was asked for ``by_name`` and skipped, or nothing was run."""
+    statuses = {part["status"] for part in report["parts"].values()}
+    if FAILED in statuses:
+        return 1
+    return 3 if PASSED not in statuses or (by_name and SKIPPED in statuses) else 0
 
 
 def readable(report: dict[str, Any], out: Path) -> str:

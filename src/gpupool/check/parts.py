@@ -50,11 +50,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the sources, the built C++ tests and the results are."""
+    """Where the sources, the built C++ tests and the results are, and what to call the sources."""
 
     tree: Path
     build: Path
     out: Path
+    commit: str | None = None
 
 
 #: With their limits, which are for a slow machine: see TOGETHER_S.
@@ -63,9 +64,9 @@ PARTS = {
     "gpu": ("tests/gpu: torch and CuPy over regions, CUDA graphs, KV blocks", 80.0),
     "embedded": ("torch models that take turns in a pool", 40.0),
     "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
-    "core": ("tests/core, on the host device", 75.0),
     "vllm": ("vLLM's hooks, and engines that take turns in a pool", 240.0),
     "benchmarks": ("swaps, KV blocks and mappings on cuda, calls from Python", 150.0),
+    "core": ("tests/core, on the host device: needs no GPU; asked for by name", 180.0),
     "probe": ("benchmarks/probe_gpu.py; asked for by name", 180.0),
     "long_swaps": ("10,000 swaps, in one process and behind a daemon; asked for by name", 530.0),
     "sanitizer": ("compute-sanitizer on the core and the kernels; asked for by name", 480.0),
@@ -74,7 +75,7 @@ PARTS = {
     "inductor": ("vLLM engines as it compiles them, over 60 swaps; asked for by name", 300.0),
     "large_swaps": ("swaps of 16 GiB beside plain copies; asked for by name", 240.0),
 }
-DEFAULT = ("conformance", "gpu", "embedded", "kernels", "vllm", "benchmarks", "core")
+DEFAULT = ("conformance", "gpu", "embedded", "kernels", "vllm", "benchmarks")
 TOGETHER_S = 480.0  # of those, unless told otherwise
 BY_NAME_ALONE = tuple(name for name in PARTS if name not in DEFAULT)
 
@@ -197,7 +198,8 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         return (python, "tests/gpu/vllm_swaps.py", *asked)
 
     if name == "probe":
-        return (benchmark("probe_gpu.py"),)
+        commit = () if places.commit is None else ("--commit", places.commit)
+        return (benchmark("probe_gpu.py", *commit),)
     if name == "long_swaps":
         long_swaps = ("long_swaps.py", "--device", "cuda")
         behind_daemon = benchmark(*long_swaps, "--daemon", into="long_swaps_daemon")

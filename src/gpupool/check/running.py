@@ -55,9 +55,12 @@ def run_part(part: Part, tree: Path, log: Path) -> Outcome:
                 failures.append(why)
         output.seek(max(0, output.tell() - SAID_BYTES))
         said = output.read().decode(errors="replace")
+    figures = {path.stem: _figures(path) for path in written if path.exists()}
+    for name, found in figures.items():
+        if isinstance(found, dict) and found.get("complete") is False:
+            failures.append(f"the figures of {name} are not whole")
     status = FAILED if failures else PASSED
     why = "; ".join([*failures, *filter(None, [part.note])])
-    figures = {path.stem: _figures(path) for path in written if path.exists()}
     return Outcome(status, why, round(time.monotonic() - began, 2), said, figures)
 
 
