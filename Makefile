@@ -3,6 +3,7 @@
 #
 #   PYTHON               the Python that .venv is made with (3.11 or newer)
 #   TEST_PROCESSES       how many processes share the Python tests (2)
+#   COMMIT               what the checks of a GPU call the sources, where they have no git
 #   GPUPOOL_TORCH_INDEX  where the CPU build of torch comes from, if not from pip's own index
 
 TEST_PROCESSES ?= 2
@@ -72,13 +73,14 @@ engine-swaps: $(STAMPS)/package ## Three vLLM engines over 500 swaps, on each of
 GPU_PYTHON ?= $(BIN)/python
 GPU_PATH = PATH="$(abspath $(dir $(shell command -v $(GPU_PYTHON) || echo $(GPU_PYTHON)))):$$PATH"
 GPU_PIP = $(GPU_PYTHON) -m pip --disable-pip-version-check --quiet install
+GPU_CHECK = $(GPU_PYTHON) -m gpupool.check $(if $(COMMIT),--commit "$(COMMIT)") --build build/cpp
 GPU_MISSING = { echo "$(GPU_PYTHON) is to have what pip names above, or a network to get it from: \
 	name another Python with GPU_PYTHON=." >&2; exit 1; }
 gpu-check: gpu-there gpu-programs ## All checks for a GPU but those asked for by name: eight minutes and a build
-	$(GPU_PYTHON) -m gpupool.check --build build/cpp --out build/gpu-check
+	$(GPU_CHECK) --out build/gpu-check
 
 gpu-sanitize: gpu-there gpu-programs ## compute-sanitizer over the core and the kernels; needs a GPU too
-	$(GPU_PYTHON) -m gpupool.check --parts sanitizer --build build/cpp --out build/gpu-sanitize
+	$(GPU_CHECK) --parts sanitizer --out build/gpu-sanitize
 
 gpu-there: # before anything is built
 	@$(PYTHON) benchmarks/find_gpu.py

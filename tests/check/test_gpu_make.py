@@ -59,7 +59,7 @@ def test_gpupool_is_installed_with_the_tools_that_are_there(
 ) -> None:
     if not STAND_IN.exists():
         pytest.skip(f"no stand-in driver at {STAND_IN}: make test-cpp builds it")
-    library = {"LD_LIBRARY_PATH": str(STAND_IN.parent)}
+    library = {"LD_LIBRARY_PATH": str(STAND_IN.parent), "COMMIT": "abc"}
     done, asked = make(target, tmp_path / "bin", *there, **library)
     requirements = {line.removeprefix("asked for ") for line in asked if "asked for" in line}
     missing = {"cmake", "ninja"} - set(there)
@@ -75,7 +75,8 @@ def test_gpupool_is_installed_with_the_tools_that_are_there(
     assert steps[1].startswith("cmake -S . -B build/cpp")
     assert steps[2].startswith("cmake --build build/cpp") and "gpu_programs" in steps[2]
     assert "--no-deps --no-build-isolation" in steps[3] and steps[3].endswith(" .")
-    assert "-m gpupool.check" in steps[4] and ("sanitizer" in steps[4]) == (target[4:] != "check")
+    assert "-m gpupool.check --commit abc --build build/cpp" in steps[4]
+    assert ("sanitizer" in steps[4]) == (target[4:] != "check")
     assert len(steps) == 5
 
 

@@ -41,6 +41,7 @@ def test_what_it_measures(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
+    assert found["complete"] is True
     swap, out = found["swap_in"], found["swap_out_clean"]
     # A pool that holds one engine: what came for the other is all but what was spared.
     assert found["footprint_bytes"] <= found["budget_bytes"] < 2 * found["footprint_bytes"]
