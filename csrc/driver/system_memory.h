@@ -24,11 +24,12 @@ inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 // if the system does not.
 [[nodiscard]] bool map_nothing(std::byte* at, std::size_t bytes) noexcept;
 
-// Has the system put huge pages behind the memfd `fd`, whose first `bytes` are mapped at `view`;
-// what is in them stays. To map them elsewhere then takes a hundredth of the time. It is quick
-// where nothing was touched yet. What does not fill a whole one is left as it is; so is everything
-// where the system gives none (before Linux 6.1, say). Of much memory a few threads do a part each,
-// which have ended when this returns; fewer where they cannot be started.
+// Has the system put memory behind the memfd `fd`, whose first `bytes` are mapped at `view`, in
+// huge pages where it gives them, which also makes it a hundredth of the time to map them
+// elsewhere; else in small ones (before Linux 6.1, say, or with transparent huge pages off). What
+// is in them stays. It is quick where nothing was touched yet. What does not fill a huge page is
+// left as it is; so is the rest once the system has no more memory for it. Of much memory a few
+// threads do a part each, which have ended when this returns; fewer where they cannot be started.
 void put_huge_pages(int fd, const std::byte* view, std::size_t bytes) noexcept;
 
 }  // namespace gpupool

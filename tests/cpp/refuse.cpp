@@ -19,7 +19,7 @@ std::atomic<int> left{0};  // 0: none fails
 std::atomic<int> errno_of{0};
 std::atomic<int> refused{0};
 std::function<void()> act_before_mmap;  // of a test with one thread
-std::function<int(std::byte*)> madvise_answer;
+std::function<std::optional<int>(std::byte*, int)> madvise_answer;
 
 bool refuses(Call call) {
   if (left.load() == 0 || chosen.load() != call || --left > 0) return false;
@@ -40,7 +40,9 @@ void nth(Call call, int nth, int error) {
 
 void before_mmap(std::function<void()> act) { act_before_mmap = std::move(act); }
 
-void answer_madvise(std::function<int(std::byte*)> answer) { madvise_answer = std::move(answer); }
+void answer_madvise(std::function<std::optional<int>(std::byte*, int)> answer) {
+  madvise_answer = std::move(answer);
+}
 
 int done() {
   left = 0;
@@ -75,8 +77,12 @@ void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int fd, off
 }
 int __real_madvise(void* at, size_t bytes, int advice);
 int __wrap_madvise(void* at, size_t bytes, int advice) {
-  const auto& answer = gpupool::refuse::madvise_answer;
-  return answer ? answer(static_cast<std::byte*>(at)) : __real_madvise(at, bytes, advice);
+  const auto& ask = gpupool::refuse::madvise_answer;
+  const auto answer = ask ? ask(static_cast<std::byte*>(at), advice) : std::nullopt;
+  if (!answer) return __real_madvise(at, bytes, advice);
+  if (*answer == 0) return 0;
+  errno = *answer;
+  return -1;
 }
 int __real_mprotect(void* at, size_t bytes, int protection);
 int __wrap_mprotect(void* at, size_t bytes, int protection) {

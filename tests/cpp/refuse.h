@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 
 namespace gpupool::refuse {
 
@@ -13,8 +14,9 @@ void nth(Call call, int nth, int error);
 // Runs `act` just before the next mmap(2), which is then made as ever: what another thread may do
 // at that moment.
 void before_mmap(std::function<void()> act);
-// Answers every madvise(2) from now, on any thread, in the system's stead; null: the system does.
-void answer_madvise(std::function<int(std::byte* at)> answer);
+// Answers every madvise(2) from now, on any thread, in the system's stead: with an errno, or 0 for
+// success. Without an answer the system does, and always where this is null.
+void answer_madvise(std::function<std::optional<int>(std::byte* at, int advice)> answer);
 // How many did since the last nth(), which this ends.
 int done();
 

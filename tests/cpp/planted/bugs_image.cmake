@@ -132,8 +132,20 @@ plant(what_a_copy_in_flight_touches_is_unpinned image/host_memory.cpp
   [[]]
   in_flight@host/stepped)
 plant(others_go_on_when_the_system_refuses_huge_pages driver/system_memory.cpp
-  [[next = pages;]]
-  [[]]
+  [[if (!put(const_cast<std::byte*>(view + at), at)) next = pages;]]
+  [[put(const_cast<std::byte*>(view + at), at);]]
+  huge_pages)
+plant(nothing_is_put_where_there_are_no_huge_pages driver/system_memory.cpp
+  [[return put_small_pages(fd, memory, at);]]
+  [[return false;]]
+  huge_pages)
+plant(huge_pages_are_asked_for_where_none_can_lie driver/system_memory.cpp
+  [[huge{reinterpret_cast<std::uintptr_t>(view) % huge_page_bytes == 0};]]
+  [[huge{true};]]
+  huge_pages)
+plant(small_pages_are_touched_that_cannot_be_had driver/system_memory.cpp
+  [[errno != EINVAL || fallocate(fd, 0, static_cast<off_t>(at), huge_page_bytes) != 0]]
+  [[errno != EINVAL]]
   huge_pages)
 plant(the_last_huge_page_is_left_out driver/system_memory.cpp
   [[bytes / huge_page_bytes]]
