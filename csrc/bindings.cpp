@@ -646,23 +646,7 @@ void bind_swap(py::module_& m) {
       .def_property_readonly("total_s",
                              [](const SwapReport& r) { return 1e-9 * double(r.total_ns); })
       .def(
-          "__add__",
-          [](const SwapReport& a, const SwapReport& b) {
-            return SwapReport{a.map_ns + b.map_ns,
-                              a.copy_ns + b.copy_ns,
-                              a.moving_ns + b.moving_ns,
-                              a.total_ns + b.total_ns,
-                              a.copied_bytes + b.copied_bytes,
-                              a.filled_bytes + b.filled_bytes,
-                              a.verified_bytes + b.verified_bytes,
-                              a.recopied_bytes + b.recopied_bytes,
-                              a.shared_bytes + b.shared_bytes,
-                              a.audited_bytes + b.audited_bytes,
-                              a.unmarked_bytes + b.unmarked_bytes,
-                              a.pages + b.pages,
-                              a.ahead_bytes + b.ahead_bytes,
-                              a.ahead_ns + b.ahead_ns};
-          },
+          "__add__", [](const SwapReport& a, const SwapReport& b) { return a + b; },
           "Of one after the other.")
       .def_readonly("copied_bytes", &SwapReport::copied_bytes)
       .def_readonly("filled_bytes", &SwapReport::filled_bytes)
@@ -902,7 +886,7 @@ void bind_swap(py::module_& m) {
           py::cpp_function([](const Memory& self) { return self.memory->resident(); }, NoGil()))
       .def_property_readonly(
           "torn", py::cpp_function([](const Memory& self) { return self.memory->torn(); }, NoGil()),
-          "Pages are still mapped after a failure; swap_out unmaps them.")
+          "Pages are still mapped after a failure or a drain; swap_out unmaps them.")
       .def(
           "swap_in",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
@@ -952,7 +936,19 @@ void bind_swap(py::module_& m) {
           "swap_out",
           [](const Memory& self, std::size_t keep) { return self.memory->swap_out(keep); },
           py::arg("keep") = 0, NoGil(),
-          "Saves what the images lack and unmaps all but the first `keep` warmable pages.");
+          "Saves what the images lack and unmaps all but the first `keep` warmable pages.")
+      .def(
+          "drain",
+          [](const Memory& self, std::size_t keep) {
+            const std::vector<PagePtr> gone = self.memory->drain(keep);
+            std::vector<PageHandle> handles;
+            for (const PagePtr& page : gone) handles.push_back(page->handle());
+            return handles;
+          },
+          py::arg("keep") = 0, NoGil(),
+          "The next part of a swap-out: the handles of the pages that went, which swap_out "
+          "ends.\n\n"
+          "None once all that is left goes together. The model is torn from the first part on.");
 }
 
 // A region cut into blocks by the functions that another library calls.

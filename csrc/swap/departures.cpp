@@ -74,29 +74,64 @@ std::vector<PagePtr> ModelMemory::cool(std::size_t count) {
   return gone;
 }
 
+// What has nothing to be saved goes once it has been audited, and another region once it is saved.
+std::vector<PagePtr> ModelMemory::drain(std::size_t keep) {
+  std::lock_guard lock(mutex_);
+  if (state_ == State::torn) return {};
+  const bool first = state_ == State::resident;
+  if (state_ != State::leaving) require(State::resident, "drain needs a resident model");
+  const std::vector<Region*> left = unsaved();
+  const Counts mapped = mapped_counts();
+  const Counts stay = among_first(first ? keep : std::min(keep, drained_keep_));
+  Counts until = mapped;
+  std::vector<Region*> saves;
+  if (!first && left.size() > 1) saves.push_back(left.front());
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    Region* const region = regions_[i].get();
+    const bool goes = first ? std::count(left.begin(), left.end(), region) == 0
+                            : !saves.empty() && region == saves.front();
+    if (goes) until[i] = std::min(mapped[i], stay[i]);
+  }
+  if (left.empty() || until == mapped) return {};
+  const std::int64_t start = driver_->now_ns();
+  // Kernels of others, torch's among them, may still use what is about to go.
+  GPUPOOL_CALL(driver_, context_synchronize);
+  SwapReport part;
+  const Place audit_next = save(saves, part, first);
+  part.copy_ns = driver_->now_ns() - start;
+  // Also should what follows fail half way.
+  drained_ = first ? part : drained_ + part;
+  drains_ = true;
+  std::vector<PagePtr> gone = unmap_or_undo(until);
+  state_ = State::leaving;
+  audit_from_ = audit_next;
+  drained_keep_ = first ? keep : std::min(keep, drained_keep_);
+  drained_.pages += gone.size();
+  const std::int64_t took = driver_->now_ns() - start;
+  drained_.total_ns += took;
+  drained_.map_ns += took - part.copy_ns;
+  return gone;
+}
+
 SwapReport ModelMemory::swap_out(std::size_t keep) {
   std::lock_guard lock(mutex_);
-  if (state_ != State::torn) require(State::resident, "swap_out needs a resident model");
+  const bool whole = state_ == State::resident;
+  if (!whole && state_ != State::leaving && state_ != State::torn) {
+    require(State::resident, "swap_out needs a resident model");
+  }
+  if (whole) drained_ = {};
+  if (state_ == State::leaving) keep = std::min(keep, drained_keep_);
   SwapReport report;
   Place audit_next = audit_from_;
   const std::int64_t start = driver_->now_ns();
-  if (state_ == State::resident) {
+  if (state_ != State::torn || drains_) {
     // Kernels of others, torch's among them, may still write what is about to be saved.
     GPUPOOL_CALL(driver_, context_synchronize);
-    try {
-      audit_next = save(report);
-    } catch (...) {
-      try {
-        out_.synchronize();
-      } catch (...) {
-        // Reported by the first error already; the next swap-out waits for the device first.
-      }
-      throw;
-    }
+    audit_next = save(unsaved(), report, whole);
   }
   const std::int64_t saved = driver_->now_ns();
   report.pages = pages_mapped();
-  if (state_ == State::resident) {
+  if (state_ != State::torn) {
     unmap_or_undo(among_first(keep));
   } else {
     unmap_until(Counts(regions_.size(), 0));
@@ -106,11 +141,13 @@ SwapReport ModelMemory::swap_out(std::size_t keep) {
   state_ = State::out;
   // Not before: what a swap-out that failed has found the next one finds too, and reports.
   audit_from_ = audit_next;
-  report.unmarked_bytes += std::exchange(strayed_bytes_, 0);
-  distrusted_ = distrusted_ || report.unmarked_bytes > 0;
   report.total_ns = driver_->now_ns() - start;
   report.copy_ns = saved - start;
   report.map_ns = report.total_ns - report.copy_ns;
+  report = std::exchange(drained_, {}) + report;
+  drains_ = false;
+  report.unmarked_bytes += std::exchange(strayed_bytes_, 0);
+  distrusted_ = distrusted_ || report.unmarked_bytes > 0;
   return report;
 }
 

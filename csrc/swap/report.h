@@ -51,4 +51,22 @@ struct SwapReport {
   std::int64_t ahead_ns = 0;    // of moving_ns, what that took
 };
 
+// Of one after the other.
+[[nodiscard]] inline SwapReport operator+(const SwapReport& a, const SwapReport& b) {
+  return SwapReport{a.map_ns + b.map_ns,
+                    a.copy_ns + b.copy_ns,
+                    a.moving_ns + b.moving_ns,
+                    a.total_ns + b.total_ns,
+                    a.copied_bytes + b.copied_bytes,
+                    a.filled_bytes + b.filled_bytes,
+                    a.verified_bytes + b.verified_bytes,
+                    a.recopied_bytes + b.recopied_bytes,
+                    a.shared_bytes + b.shared_bytes,
+                    a.audited_bytes + b.audited_bytes,
+                    a.unmarked_bytes + b.unmarked_bytes,
+                    a.pages + b.pages,
+                    a.ahead_bytes + b.ahead_bytes,
+                    a.ahead_ns + b.ahead_ns};
+}
+
 }  // namespace gpupool

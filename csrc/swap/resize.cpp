@@ -77,7 +77,7 @@ std::vector<PagePtr> ModelMemory::resize(Region& region, std::size_t bytes,
   std::lock_guard lock(mutex_);
   require_own(region);
   require_unsealed(region);
-  if (state_ == State::torn || state_ == State::closed) {
+  if (state_ != State::out && state_ != State::resident) {
     require(State::resident, "a region cannot be resized");
   }
   if (state_ == State::out) require_cold("a region cannot be resized");

@@ -6,21 +6,41 @@
 
 namespace gpupool {
 
-ModelMemory::Place ModelMemory::save(SwapReport& report) {
+// The regions of a model that leaves, or may, of which something is to be looked at.
+std::vector<Region*> ModelMemory::unsaved() {
+  std::vector<Region*> regions;
   for (const RegionPtr& region : regions_) {
-    if (region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph) {
-      region->written_.add({0, region->bytes()});
-    }
+    const bool always = region->tag_ == Tag::runtime || region->tag_ == Tag::cudagraph;
+    // Once it leaves what is marked no more is saved, and may be unmapped.
+    if (always && state_ == State::resident) region->written_.add({0, region->bytes()});
+    if (!region->written_.empty()) regions.push_back(region.get());
   }
-  if (verify_ != Verify::off) return save_changed(report);
-  save_written(report);
-  return audit_from_;
+  return regions;
 }
 
-void ModelMemory::save_written(SwapReport& report) {
+// Where it audits as well, where the next audit goes on.
+ModelMemory::Place ModelMemory::save(const std::vector<Region*>& regions, SwapReport& report,
+                                     bool audits) {
+  try {
+    if (verify_ != Verify::off) {
+      return save_changed(regions, audits ? plan_audit() : Audit{{}, 0, audit_from_}, report);
+    }
+    save_written(regions, report);
+    return audit_from_;
+  } catch (...) {
+    try {
+      out_.synchronize();
+    } catch (...) {
+      // Reported by the first error already; the next swap-out waits for the device first.
+    }
+    throw;
+  }
+}
+
+void ModelMemory::save_written(const std::vector<Region*>& regions, SwapReport& report) {
   const std::int64_t start = driver_->now_ns();
-  for (const RegionPtr& region : regions_) {
-    if (!region->written_.empty()) ++region->image_changes_;
+  for (Region* const region : regions) {
+    ++region->image_changes_;
     for (const Run& written : region->written_.runs()) {
       for (const Run& run : region->image_->cut(written)) {
         out_.to_host(region->image_->data() + run.begin, region->address() + run.begin,
@@ -31,20 +51,19 @@ void ModelMemory::save_written(SwapReport& report) {
   }
   out_.synchronize();
   if (report.copied_bytes > 0) report.moving_ns = driver_->now_ns() - start;
-  for (const RegionPtr& region : regions_) {
+  for (Region* const region : regions) {
     region->saved_.add(region->written_);
     region->written_.clear();
   }
 }
 
 // The digests are of what the device has: a copy that goes wrong is found, whichever way it went.
-ModelMemory::Place ModelMemory::save_changed(SwapReport& report) {
+ModelMemory::Place ModelMemory::save_changed(const std::vector<Region*>& regions, Audit audit,
+                                             SwapReport& report) {
   std::vector<Save> saves;
-  Audit audit = plan_audit();
   std::size_t count = audit.pieces;
-  for (const RegionPtr& region : regions_) {
-    if (region->written_.empty()) continue;
-    Save save{region.get(), region->saved_, region->digests_, {}, {}};
+  for (Region* const region : regions) {
+    Save save{region, region->saved_, region->digests_, {}, {}};
     save.saved.add(region->written_);
     const std::vector<Run> written = region->written_.runs();
     const std::vector<Run> pieces = pieces_of(*region, save.saved);

@@ -47,8 +47,8 @@ ModelMemory::~ModelMemory() {
 
 // Whether nothing that touches the regions is in flight, for who cannot wait again later.
 bool ModelMemory::ended() noexcept {
-  // A resident model is touched by kernels of others too, a torn one by copies in alone.
-  return state_ == State::resident ? device_ended(*driver_) : in_.ended();
+  // A resident model is touched by kernels of others too, one that is torn by copies alone.
+  return state_ == State::resident ? device_ended(*driver_) : in_.ended() && out_.ended();
 }
 
 void ModelMemory::require(State state, const char* what) const {
@@ -168,6 +168,9 @@ std::vector<std::pair<Run, std::uint64_t>> ModelMemory::known_digests(const Regi
 // Without the lock, which is held for as long as a swap takes.
 bool ModelMemory::resident() const { return state_ == State::resident; }
 
-bool ModelMemory::torn() const { return state_ == State::torn; }
+bool ModelMemory::torn() const {
+  const State state = state_;
+  return state == State::torn || state == State::leaving;
+}
 
 }  // namespace gpupool

@@ -127,9 +127,14 @@ class ModelMemory {
   // of those: where it verifies, of what was written only pieces that are not what they were, and
   // it audits some of the others, in turn. What is another there is reported and not saved: the
   // next arrivals verify all that stayed. No step may be running. On an error the model is resident
-  // as before, or torn if the driver does not let it go back. Of a torn model it unmaps everything;
-  // on an error that stays torn.
+  // as before, or torn if the driver does not let it go back. Of a torn model it saves what a drain
+  // has left and unmaps everything; on an error that stays torn.
   SwapReport swap_out(std::size_t keep = 0);
+  // The next part of such a swap-out, for who fills its pages meanwhile: what of them goes. First
+  // what has nothing to be saved, where something else has; then one region more, saved, until one
+  // is left. Without any more parts nothing goes: swap_out does the rest, and reports it all. The
+  // model is torn from the first part on; on an error what has gone is gone.
+  std::vector<PagePtr> drain(std::size_t keep = 0);
 
   // The device bytes [begin, end) of a resident region are newer than its image.
   void mark_written(Region& region, const std::vector<Run>& runs);
@@ -159,14 +164,14 @@ class ModelMemory {
   [[nodiscard]] std::vector<std::pair<Run, std::uint64_t>> known_digests(
       const Region& region) const;
   [[nodiscard]] bool resident() const;
-  // The images have everything, but pages are still mapped or copies in flight: only swap_out, to
-  // finish, is allowed, and until then the pages must not go to anyone else.
+  // Pages are still mapped or copies in flight, and the images have all but what a drain has left:
+  // only swap_out, to finish, or drain is allowed, and until then no page goes to anyone else.
   [[nodiscard]] bool torn() const;
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
-  enum class State { out, resident, torn, closed };
-  using Counts = std::vector<std::size_t>;  // of pages, for each region
+  enum class State { out, resident, leaving, torn, closed };  // leaving: torn by drain()
+  using Counts = std::vector<std::size_t>;                    // of pages, for each region
   void require(State state, const char* what) const;
   void require_cold(const char* what) const;
   void require_unparked(const char* what) const;
@@ -222,9 +227,10 @@ class ModelMemory {
   void verify(const std::vector<Load>& loads, SwapReport& report);
   void join(std::vector<Load>& loads, const Region& region, Run piece, bool is_there,
             std::size_t most) const;
-  Place save(SwapReport& report);
-  void save_written(SwapReport& report);
-  Place save_changed(SwapReport& report);
+  [[nodiscard]] std::vector<Region*> unsaved();
+  Place save(const std::vector<Region*>& regions, SwapReport& report, bool audits = false);
+  void save_written(const std::vector<Region*>& regions, SwapReport& report);
+  Place save_changed(const std::vector<Region*>& regions, Audit audit, SwapReport& report);
   void settle_in_part(Save& save);
   [[nodiscard]] bool is_copied(const Save& save, Run piece);
   [[nodiscard]] Audit plan_audit() const;
@@ -254,6 +260,9 @@ class ModelMemory {
   std::size_t as_left_ = 0;
   bool distrusted_ = false;  // of what stayed, all is verified: some of it was written unmarked
   Place audit_from_;
+  bool drains_ = false;            // where it is torn, some of it may be unsaved
+  SwapReport drained_;             // what the parts of a swap-out have done so far
+  std::size_t drained_keep_ = 0;   // and how many warm pages they leave at most
   std::size_t strayed_bytes_ = 0;  // unmarked, in pieces marked in part, and not reported yet
   const std::shared_ptr<std::atomic<std::size_t>> gone_image_bytes_ =
       std::make_shared<std::atomic<std::size_t>>(0);

@@ -669,6 +669,12 @@ class ModelMemory:
         """
         Unmaps the last so many warm pages; the handles of those that went.
         """
+    def drain(self, keep: typing.SupportsInt | typing.SupportsIndex = 0) -> list[int]:
+        """
+        The next part of a swap-out: the handles of the pages that went, which swap_out ends.
+
+        None once all that is left goes together. The model is torn from the first part on.
+        """
     def make_image(
         self, region: Region, fd: typing.SupportsInt | typing.SupportsIndex
     ) -> ImageBuffer:
@@ -745,7 +751,7 @@ class ModelMemory:
     @property
     def torn(self) -> bool:
         """
-        Pages are still mapped after a failure; swap_out unmaps them.
+        Pages are still mapped after a failure or a drain; swap_out unmaps them.
         """
     @property
     def warm_pages(self) -> int:

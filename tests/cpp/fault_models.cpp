@@ -98,6 +98,8 @@ const Scenario scenarios[] = {
     {"fill a fresh model", nothing, resident},
     {"swap in what was saved", saved, [](World& w) { w.a->swap_in(); }},
     {"swap out what was written", written, [](World& w) { w.a->swap_out(); }},
+    {"swap out in parts", written, [](World& w) { w.a->swap_out(0, true); }},
+    {"swap out in parts of which some stay", written, [](World& w) { w.a->swap_out(2, true); }},
     {"swap out what was not", [](World& w) { saved(w), w.a->swap_in(); },
      [](World& w) { w.a->swap_out(); }},
     {"swap out what is written beside what is saved",

@@ -54,7 +54,7 @@ class Model {
   Model(World& world, OwnerId owner);
   void add_regions();
   void swap_in(const std::stop_token& stop = {});
-  void swap_out(std::size_t keep = 0);
+  void swap_out(std::size_t keep = 0, bool in_parts = false);
   void warm(std::size_t count);
   void cool(std::size_t count);
   void give_back();  // what is not mapped
@@ -137,7 +137,8 @@ inline void Model::swap_in(const std::stop_token& stop) {
   }
 }
 
-inline void Model::swap_out(std::size_t keep) {
+inline void Model::swap_out(std::size_t keep, bool in_parts) {
+  while (in_parts && !memory.drain(keep).empty()) give_back();
   memory.swap_out(keep);
   give_back();
 }

@@ -10,7 +10,8 @@ bool RandomWorld::swap() {
       model_->write();
       return true;
     }
-    model_->swap_out(below(3) == 0 ? below(SteppedModel::pages) : 0);
+    const std::size_t keep = below(3) == 0 ? below(SteppedModel::pages) : 0;
+    model_->swap_out(keep, below(3) == 0);
     follow_model();
     return true;
   }

@@ -16,7 +16,7 @@ TEST(a_swap_out_waits_for_all_kernels) {
     SteppedModel model(machine, 1);
     model.swap_in();
     for (int i = 0; i < 5; ++i) model.write();
-    model.swap_out_at_once();
+    model.swap_out_at_once(0, seed % 2 == 0);
     model.swap_in();
     model.read();
     model.swap_out();

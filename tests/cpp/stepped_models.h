@@ -99,11 +99,12 @@ class SteppedModel {
     give_back_unmapped();
   }
   // All but the first `keep` pages go.
-  SwapReport swap_out(std::size_t keep = 0) {
+  SwapReport swap_out(std::size_t keep = 0, bool in_parts = false) {
     finish_step();
-    return swap_out_at_once(keep);
+    return swap_out_at_once(keep, in_parts);
   }
-  SwapReport swap_out_at_once(std::size_t keep = 0) {
+  SwapReport swap_out_at_once(std::size_t keep = 0, bool in_parts = false) {
+    while (in_parts && !memory_->drain(keep).empty()) give_back_unmapped();
     const SwapReport report = memory_->swap_out(keep);
     give_back_unmapped();
     content_[3].assign(content_[3].size(), 0);  // the workspace is not kept

@@ -1,8 +1,7 @@
 """How a model's memory comes and goes: what its gate asks for, all or nothing.
 
-Regions with an image and those without lie in memories of their own. So the pages of what is on the
-host already, weights above all, are given back before a keeper has saved the rest, and whoever
-waits for them can fill them meanwhile.
+The pages of what is on the host already, weights above all, go back before the rest is saved, for
+whoever waits to fill them. What keepers save goes last, and lies in a memory of its own.
 """
 
 from __future__ import annotations
@@ -261,19 +260,18 @@ class Residency:
         keeps = kept is not None and (kept.resident or kept.torn)
         report = SwapReport()
         if self.saved.resident or self.saved.torn:
-            had, parted = self._mapped(self.saved), self._parted
-            self._parted = True  # also if it is interrupted from here on
+            parted, self._parted = self._parted, True  # also if it is interrupted from here on
             try:
+                while drained := self.saved.drain(keep):
+                    self._release(drained)
+                there = set(self._mapped(self.saved))
                 report += self.saved.swap_out(keep)
             except GpupoolError:
                 self._parted = parted
                 raise
             warn_of_unmarked(self._name, report)
             if keeps or self.warm_pages > 0:
-                stay = set(self._mapped(self.saved))
-                gone = [page for page in had if page not in stay]
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.release(gone, leaving=True)
+                self._release(list(there.difference(self._mapped(self.saved))))
         else:
             self.saved.cool(self.warm_pages)
         if kept is not None and keeps:
@@ -282,13 +280,16 @@ class Residency:
             had = self._mapped(kept)
             report += kept.swap_out()
             if self.warm_pages > 0:
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.release(had, leaving=True)
+                self._release(had)
         self._parted = False
         for keeper in self.keepers:
             keeper.forsake() if for_good else keeper.left()
         return report
 
+    def _release(self, handles: list[int]) -> None:
+        """Ahead of the rest."""
+        with contextlib.suppress(DaemonUnavailableError):
+            self._session.release(handles, leaving=True)
+
     def _mapped(self, memory: ModelMemory) -> list[int]:
-        of = [region for region in self.regions if self.memory_of(region) is memory]
-        return [page for region in of for page in region.page_handles]
+        return [p for r in self.regions if self.memory_of(r) is memory for p in r.page_handles]

@@ -1,11 +1,12 @@
 # swap/: what a swap-out looks at although nobody said that it was written.
 plant(the_audit_begins_anew_each_time swap/departures.cpp
-  [[audit_from_ = audit_next;]]
+  [[// Not before: what a swap-out that failed has found the next one finds too, and reports.
+  audit_from_ = audit_next;]]
   [[]]
   audit)
 plant(what_a_failed_swap_out_found_is_passed_over swap/departures.cpp
-  [[audit_next = save(report);]]
-  [[audit_next = audit_from_ = save(report);]]
+  [[audit_next = save(unsaved(), report, whole);]]
+  [[audit_next = audit_from_ = save(unsaved(), report, whole);]]
   audit)
 plant(a_swap_out_audits_everything swap/audits.cpp
   [[++audit.pieces == most]]

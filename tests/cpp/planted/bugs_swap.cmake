@@ -142,8 +142,37 @@ plant(a_torn_state_is_forgotten swap/arrivals.cpp
   [[state_ = State::out;
       unmap_until(before);]]
   faults)
+plant(what_is_to_be_saved_goes_with_the_rest swap/departures.cpp
+  [[std::count(left.begin(), left.end(), region) == 0]]
+  [[true]]
+  drain)
+plant(what_has_gone_is_marked_again swap/saves.cpp
+  [[always && state_ == State::resident]]
+  [[always]]
+  drain)
+plant(what_a_drain_has_left_is_not_saved swap/departures.cpp
+  [[state_ != State::torn || drains_]]
+  [[state_ == State::resident]]
+  drain)
+plant(a_torn_model_is_not_saved_from swap/departures.cpp
+  [[state_ != State::torn || drains_]]
+  [[state_ != State::torn]]
+  drain)
+plant(what_has_gone_is_kept swap/departures.cpp
+  [[keep = std::min(keep, drained_keep_);]]
+  [[]]
+  drain)
+plant(what_was_drained_is_not_reported swap/departures.cpp
+  [[report = std::exchange(drained_, {}) + report;]]
+  [[]]
+  drain)
+plant(what_goes_may_be_in_use swap/departures.cpp
+  [[GPUPOOL_CALL(driver_, context_synchronize);
+  SwapReport part;]]
+  [[SwapReport part;]]
+  schedules@host/stepped)
 plant(a_torn_model_is_called_out swap/swap.cpp
-  [[return state_ == State::torn;]]
+  [[return state == State::torn || state == State::leaving;]]
   [[return false;]]
   faults)
 
@@ -212,7 +241,7 @@ plant(a_model_goes_before_its_copies swap/swap.cpp
   [[true]]
   in_flight@host/stepped)
 plant(a_model_goes_before_the_kernels_of_others swap/swap.cpp
-  [[state_ == State::resident ? device_ended(*driver_) : in_.ended()]]
+  [[state_ == State::resident ? device_ended(*driver_) : in_.ended() && out_.ended()]]
   [[in_.ended() && out_.ended()]]
   in_flight@host/stepped)
 plant(the_image_of_a_copy_in_flight_goes swap/swap.cpp
