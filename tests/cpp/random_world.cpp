@@ -55,6 +55,10 @@ bool RandomWorld::attempt() {
   }
   if (fail) injected += machine_.plan->injected();
   machine_.plan->disarm();
+  if (model_->memory().torn()) {  // it failed to leave after a part of it had gone
+    model_->swap_out();
+    follow_model();
+  }
   if (scrub_failed_) settle_scrubber();
   if (effective) ++done[kind];
   CHECK_EQ(machine_.wrong, std::string());
