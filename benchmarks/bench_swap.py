@@ -12,7 +12,8 @@ what they take when nothing is), clean_swap_out_bytes (what a swap-out of weight
 copies), resident95_bytes_fraction (what of a model is copied that left for one that needs a
 twentieth of its room), prefetched_visible_fraction (of three models in turn and room for two, how
 long one waits for a model that was prefetched, over how long for one that was not), of each kind of
-swap-in map_ms, copy_ms and swap_in_total_ms, and complete: false in a file that is written after
+swap map_ms, copy_ms, swap_in_total_ms, swap_out_clean_ms and swap_out_written_ms (of weights in
+which every byte is another), and complete: false in a file that is written after
 each round, if that is not all.
 """
 
@@ -47,10 +48,10 @@ class Subject:
     def __init__(self, device: str, size_bytes: int, page_bytes: int, verify: str) -> None:
         self.pool = gpupool.Pool(device=device, budget_bytes=size_bytes, page_bytes=page_bytes)
         self.model = self.pool.model("bench", verify=verify)
-        region = self.model.region("weights", size_bytes)
-        self.image = torch.frombuffer(region.image(), dtype=torch.uint8)
+        self.region = self.model.region("weights", size_bytes)
+        self.image = torch.frombuffer(self.region.image(), dtype=torch.uint8)
         self.image.random_(generator=torch.Generator().manual_seed(1))
-        region.adopt_image()
+        self.region.adopt_image()
 
     def swap(self) -> tuple[Any, Any]:
         """In and out, and what is reported of it."""
@@ -58,6 +59,15 @@ class Subject:
             pass
         self.model.swap_out()
         return self.model.last_swap_in, self.model.last_swap_out
+
+    def save(self) -> Any:
+        """Of a swap-out of which every byte is another, what is reported."""
+        with self.model.resident(writes=True):
+            torch.from_dlpack(self.region).add_(1)
+            if self.model.device_kind == "cuda":
+                torch.cuda.synchronize()
+        self.model.swap_out()
+        return self.model.last_swap_out
 
 
 def load(model: gpupool.Model, size_bytes: int) -> gpupool.Model:
@@ -134,6 +144,9 @@ def measure(device: str, size_bytes: int, page_bytes: int, runs: int) -> Iterato
             taken[f"{how} copy"].append(came.copy_s)
             taken[f"{how} total"].append(came.total_s)
             taken[f"{how} out"].append(went.total_s)
+            saved = subject.save()
+            taken[f"{how} save"].append(saved.total_s)
+            assert saved.copied_bytes == size_bytes
             clean_bytes = max(clean_bytes, went.copied_bytes)
             assert came.copied_bytes == size_bytes
             assert came.verified_bytes == (size_bytes if how == "always" else 0)
@@ -165,6 +178,7 @@ def of_swaps(
             "copy_ms": 1e3 * middle[f"{how} copy"],
             "swap_in_total_ms": 1e3 * middle[f"{how} total"],
             "swap_out_clean_ms": 1e3 * middle[f"{how} out"],
+            "swap_out_written_ms": 1e3 * middle[f"{how} save"],
         }
     return found
 
