@@ -56,6 +56,7 @@ void ModelMemory::require(State state, const char* what) const {
   const char* is = state_ == State::out        ? "out"
                    : state_ == State::resident ? "resident"
                    : state_ == State::closed   ? "closed"
+                   : state_ == State::leaving  ? "leaving, and must be swapped out first"
                                                : "torn by an earlier fault";
   throw UsageError(std::string(what) + ": the model is " + is);
 }
