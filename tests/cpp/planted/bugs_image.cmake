@@ -140,8 +140,8 @@ plant(nothing_is_put_where_there_are_no_huge_pages driver/system_memory.cpp
   [[return false;]]
   huge_pages)
 plant(huge_pages_are_asked_for_where_none_can_lie driver/system_memory.cpp
-  [[huge{reinterpret_cast<std::uintptr_t>(view) % huge_page_bytes == 0};]]
-  [[huge{true};]]
+  [[reinterpret_cast<std::uintptr_t>(view) % huge_page_bytes == 0]]
+  [[true]]
   huge_pages)
 plant(small_pages_are_touched_that_cannot_be_had driver/system_memory.cpp
   [[errno != EINVAL || fallocate(fd, 0, static_cast<off_t>(at), huge_page_bytes) != 0]]

@@ -167,9 +167,9 @@ plant(what_was_drained_is_not_reported swap/departures.cpp
   [[]]
   drain)
 plant(what_goes_may_be_in_use swap/departures.cpp
-  [[GPUPOOL_CALL(driver_, context_synchronize);
-  SwapReport part;]]
-  [[SwapReport part;]]
+  [[// Kernels of others, torch's among them, may still use what is about to go.
+  GPUPOOL_CALL(driver_, context_synchronize);]]
+  [[]]
   schedules@host/stepped)
 plant(a_torn_model_is_called_out swap/swap.cpp
   [[return state == State::torn || state == State::leaving;]]
