@@ -55,6 +55,29 @@ TEST(a_model_whose_swap_out_failed_keeps_what_its_copies_touch) {
   scene.check_kept(2);
 }
 
+// Of which a part has gone, so that nothing but its own copies is in flight.
+TEST(a_model_that_failed_to_leave_in_parts_keeps_what_its_copies_touch) {
+  Standstill scene;
+  std::optional<Loaded> model(scene);
+  const RegionPtr written = model->memory->add_region(Tag::runtime, 2 * page_bytes, -1);
+  scene.held_stream = 1;  // the one that copies out
+  model->memory->swap_in(scene.acquire(1, 4));
+  model->memory->mark_written(*written, {{0, 2 * page_bytes}});
+  CHECK_EQ(model->memory->drain(0).size(), 2);
+  const RegionPtr gone = model->region;  // whose image may go, and stays for what is counted here
+  scene.hold_at = DriverCall::digest;
+  scene.plan->arm_call(DriverCall::stream_synchronize, 1, FaultPlan::every_call, Status::unknown);
+  CHECK_THROWS(DriverError, model->memory->swap_out());
+  CHECK(model->memory->torn());
+  scene.plan->disarm();
+  scene.refuse_to_wait();
+  // The stream that copies in answers, which nothing is in flight on.
+  scene.plan->arm_call(DriverCall::stream_synchronize, 2, FaultPlan::every_call, Status::unknown);
+  model.reset();
+  scene.pool->give_back_all(1);
+  scene.check_kept(2);
+}
+
 // That its own streams have ended says nothing about them.
 TEST(a_resident_model_keeps_what_kernels_of_others_touch) {
   for (const bool streams_answer : {false, true}) {

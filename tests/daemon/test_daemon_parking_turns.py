@@ -15,10 +15,10 @@ from parking_bench import HELD_BYTES, IMAGE_BYTES, Member, Members
 
 from gpupool.daemon import queries
 from gpupool.errors import (
-    DaemonUnavailableError,
     LeaseTimeoutError,
     RefusedError,
     SwapCancelledError,
+    UsageError,
 )
 from gpupool.residency.parked_file import ParkedFile, Part
 
@@ -250,7 +250,7 @@ def test_a_model_that_closes_ends_the_wait_of_who_looks_at_its_images(members: M
     looks = Running(look)
     until(lambda: waits(a))
     a.model.close()
-    assert isinstance(looks.done(), DaemonUnavailableError)
+    assert isinstance(looks.done(), UsageError)
     for member in (b, c):
         member.model.gate.set_idle(True)
 
