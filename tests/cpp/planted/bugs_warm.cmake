@@ -31,10 +31,6 @@ plant(what_is_there_is_verified_ahead_of_use swap/arrivals.cpp
   [[arrive(until, pages, clean, stop, shares, true)]]
   [[arrive(until, pages, clean, stop, shares, !true)]]
   warm)
-plant(pages_beyond_those_with_an_image_come_ahead swap/arrivals.cpp
-  [[std::accumulate(until.begin(), until.end(), std::size_t{0}) < count]]
-  [[false]]
-  warm)
 plant(a_piece_that_is_half_there_is_not_copied swap/loads.cpp
   [[piece.end <= region->pages_mapped() * page_bytes_]]
   [[piece.begin < mapped_counts()[i] * page_bytes_]]
