@@ -23,7 +23,7 @@ from gpupool.images.reading import THREADS
 
 WINDOW_BYTES = 128 << 20
 """So much is read ahead, or one tensor."""
-_READ_BYTES = 8 << 20  # by one thread at a time
+_READ_BYTES = 2 << 20  # by one thread at a time
 _HEADER_BYTES_MAX = 100 << 20  # as the format's own library has it
 
 _KINDS = {
