@@ -21,8 +21,9 @@ checkpoint: as gpupool reads a checkpoint that has no image yet, each tensor cop
 is there, as vLLM's loaders do. vllm and vllm_threads, where vLLM is installed: the same from its
 own readers, by itself and with as many threads (enable_multithread_load).
 
-Keys: read_ratio_to_direct and load_ratio_to_direct (rate over that of the faster direct_N), gbps of
-each of the above, after_cached (bytes of the file in the page cache after load).
+Keys: read_ratio_to_direct and load_ratio_to_direct (rate over that of the faster direct_N), gbps
+and cpu_s_per_gb (of all threads together) of each of the above, after_cached (bytes of the file in
+the page cache after load).
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ class Subjects:
 def measure(folder: Path, size_bytes: int, runs: int) -> dict[str, Any]:
     """All of it ``runs`` times, after a first round that counts for nothing."""
     taken: defaultdict[str, list[float]] = defaultdict(list)
+    cpu: defaultdict[str, list[float]] = defaultdict(list)
     pool = gpupool.Pool(device="host", budget_bytes=16 * MIB, page_bytes=2 * MIB)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench_image_load-") as scratch:
         path = Path(scratch) / "image.safetensors"
@@ -213,11 +215,13 @@ def measure(folder: Path, size_bytes: int, runs: int) -> dict[str, Any]:
         for round_ in range(runs + 1):
             if round_ == 1:
                 taken.clear()
+                cpu.clear()
             for name, way in subjects.ways.items():
                 before_cached = max(before_cached, drop(path))
-                begun_s = time.perf_counter()
+                begun_s, cpu_begun_s = time.perf_counter(), time.process_time()
                 way()
                 taken[name].append(time.perf_counter() - begun_s)
+                cpu[name].append(time.process_time() - cpu_begun_s)
                 if name == "load":
                     after_cached = max(after_cached, cached_bytes(path))
     gbps = {name: size_bytes / statistics.median(times) / 1e9 for name, times in taken.items()}
@@ -233,6 +237,7 @@ def measure(folder: Path, size_bytes: int, runs: int) -> dict[str, Any]:
         "read_ratio_to_direct": gbps["read"] / disk,
         "load_ratio_to_direct": gbps["load"] / disk,
         "gbps": gbps,
+        "cpu_s_per_gb": {name: statistics.median(s) * 1e9 / size_bytes for name, s in cpu.items()},
     }
 
 
@@ -249,10 +254,11 @@ def main(mib: int, folder: str, runs: int, json_path: str | None) -> None:
         return
     if json_path is not None:
         Path(json_path).write_text(json.dumps(found, indent=2) + "\n")
-    click.echo(f"{'':16}{'GB/s':>8}{'of disk':>9}")
+    click.echo(f"{'':16}{'GB/s':>8}{'of disk':>9}{'CPU s/GB':>10}")
     disk = found["gbps"]["read"] / found["read_ratio_to_direct"]
     for name, rate in found["gbps"].items():
-        click.echo(f"{name:16}{rate:8.2f}{rate / disk:9.2f}")
+        used = found["cpu_s_per_gb"][name]
+        click.echo(f"{name:16}{rate:8.2f}{rate / disk:9.2f}{used:10.2f}")
     if not found["is_direct"]:
         click.echo("This file system refuses direct reads: all went through the page cache.")
 

@@ -33,10 +33,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import figures_file
 from gpu_probe.device import MIB, Settings
 from gpu_probe.driver import Driver, MissingError
 from gpu_probe.parts import PARTS
-from gpu_probe.report import readable, write_json
+from gpu_probe.report import readable
 from gpu_probe.runner import FAILED, answer_here, run_parts
 
 SCRIPT = Path(__file__).resolve()
@@ -59,9 +60,8 @@ def main() -> int:
         return 2
     settings = Settings(options.driver, options.mib * MIB, options.seconds, options.ordinal)
     said = sys.stderr if options.json == "-" else sys.stdout
-    report: dict[str, Any] = {
+    about: dict[str, Any] = {
         "is_gpu": not driver.is_stand_in,
-        "complete": False,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": options.commit or _commit(),
         "library": options.driver,
@@ -69,17 +69,13 @@ def main() -> int:
         "seconds": options.seconds,
     }
 
-    def keep(outcomes: dict[str, Any]) -> None:
-        report["parts"] = outcomes
-        if options.json not in (None, "-"):
-            write_json(Path(options.json), report)
-
     def say(line: str) -> None:
         print(line, file=said, flush=True)
 
-    run_parts(options.parts, SCRIPT, settings, options.limit_s, say, keep)
-    report["complete"] = True
-    keep(report["parts"])
+    def keep(outcomes: dict[str, Any], complete: bool = False) -> dict[str, Any]:
+        return figures_file.keep(options.json, {**about, "parts": outcomes}, complete=complete)
+
+    report = keep(run_parts(options.parts, SCRIPT, settings, options.limit_s, say, keep), True)
     say(readable(report))
     if options.json == "-":
         print(json.dumps(report, indent=1))

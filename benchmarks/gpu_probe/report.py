@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gpu_probe.runner import ANSWERED
@@ -13,13 +11,6 @@ NOT_A_GPU = (
     "NOT A GPU: this is the stand-in library of gpupool's tests. "
     "These figures say nothing about any GPU."
 )
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """All of it, or what was there before: who is cut off leaves no half of a file."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(path)
 
 
 def readable(report: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def run_parts(
     settings: Settings,
     limit_s: float,
     say: Callable[[str], None],
-    keep: Callable[[dict[str, Any]], None],
+    keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
     """Ask them in turn; what has no time left is not answered, and says so.
 

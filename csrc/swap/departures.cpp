@@ -94,8 +94,10 @@ std::vector<PagePtr> ModelMemory::drain(std::size_t keep) {
   }
   if (left.empty() || until == mapped) return {};
   const std::int64_t start = driver_->now_ns();
-  // Kernels of others, torch's among them, may still use what is about to go.
-  GPUPOOL_CALL(driver_, context_synchronize);
+  if (first) {
+    // Kernels of others, torch's among them, may still use what is about to go.
+    GPUPOOL_CALL(driver_, context_synchronize);
+  }
   SwapReport part;
   const Place audit_next = save(saves, part, first);
   part.copy_ns = driver_->now_ns() - start;
@@ -124,11 +126,12 @@ SwapReport ModelMemory::swap_out(std::size_t keep) {
   SwapReport report;
   Place audit_next = audit_from_;
   const std::int64_t start = driver_->now_ns();
-  if (state_ != State::torn || drains_) {
+  const bool saves = state_ != State::torn || drains_;
+  if (saves && state_ != State::leaving) {
     // Kernels of others, torch's among them, may still write what is about to be saved.
     GPUPOOL_CALL(driver_, context_synchronize);
-    audit_next = save(unsaved(), report, whole);
   }
+  if (saves) audit_next = save(unsaved(), report, whole);
   const std::int64_t saved = driver_->now_ns();
   report.pages = pages_mapped();
   if (state_ != State::torn) {

@@ -33,6 +33,8 @@ ModelMemory::Place ModelMemory::save(const std::vector<Region*>& regions, SwapRe
     } catch (...) {
       // Reported by the first error already; the next swap-out waits for the device first.
     }
+    // One that leaves would not wait.
+    if (state_ == State::leaving) state_ = State::torn;
     throw;
   }
 }

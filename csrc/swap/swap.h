@@ -170,8 +170,9 @@ class ModelMemory {
   [[nodiscard]] std::size_t page_bytes() const noexcept { return page_bytes_; }
 
  private:
-  enum class State { out, resident, leaving, torn, closed };  // leaving: torn by drain()
-  using Counts = std::vector<std::size_t>;                    // of pages, for each region
+  // leaving: torn by drain() alone, with nothing in flight
+  enum class State { out, resident, leaving, torn, closed };
+  using Counts = std::vector<std::size_t>;  // of pages, for each region
   void require(State state, const char* what) const;
   void require_cold(const char* what) const;
   void require_unparked(const char* what) const;

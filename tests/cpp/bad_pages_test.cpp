@@ -9,16 +9,10 @@ using namespace gpupool;
 
 namespace {
 
-// A model that is out: three pages of weights, one of runtime, two of a KV cache, a workspace.
+// A model that is out.
 struct Scene {
   explicit Scene(Verify verify) : model(machine, 1, verify) {
-    model.add(Tag::weights, 2 * page_bytes + 5000);
-    model.add(Tag::runtime, 100'000);
-    model.add(Tag::kv_cache, 2 * page_bytes);
-    model.add(Tag::workspace, page_bytes);
-    machine.soil(0xC5);
-    model.swap_in();
-    model.write_all(1);
+    model.come_on_seven_pages();
     model.swap_out();
     machine.soil(0x77);
   }

@@ -65,6 +65,17 @@ class Subject {
     add(Tag::kv_cache, 2 * page_bytes);
     add(Tag::workspace, page_bytes);
   }
+  // In, on seven pages that had been somebody's: six that can be warm, three of them weights, and a
+  // workspace.
+  void come_on_seven_pages() {
+    add(Tag::weights, 2 * page_bytes + 5000);
+    add(Tag::runtime, 100'000);
+    add(Tag::kv_cache, 2 * page_bytes);
+    add(Tag::workspace, page_bytes);
+    machine_.soil(0xC5);
+    swap_in();
+    write_all(1);
+  }
   SwapReport swap_in() {
     auto pages = machine_.acquire(owner_, memory.pages_needed() - memory.warm_pages());
     try {

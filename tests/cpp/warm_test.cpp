@@ -9,18 +9,11 @@ using namespace gpupool;
 
 namespace {
 
-// Weights of three pages, a runtime of one, a KV cache of two, and a workspace that is never warm.
 constexpr std::size_t warmable = 6, all_pages = 7;
 
 struct Scene {
   explicit Scene(Verify verify = Verify::always) : model(machine, 1, verify) {
-    model.add(Tag::weights, 2 * page_bytes + 5000);
-    model.add(Tag::runtime, 100'000);
-    model.add(Tag::kv_cache, 2 * page_bytes);
-    model.add(Tag::workspace, page_bytes);
-    machine.soil(0xC5);
-    model.swap_in();
-    model.write_all(1);
+    model.come_on_seven_pages();
   }
   // Whatever the model gave back is somebody else's.
   void out(std::size_t keep) {

@@ -20,7 +20,7 @@ class Due:
     @property
     def longer_s(self) -> float:
         """How much later than it would be if there were no long steps."""
-        return max(0.0, self.at_s - self._first_s)
+        return self.at_s - self._first_s
 
     def lasts(self, step_s: float, now_s: float) -> None:
         """Steps may take so long from now on; 0 if no longer than those of others."""

@@ -17,29 +17,14 @@ import msgspec
 import torch
 
 from gpupool.errors import UsageError
+from gpupool.images import format as f
 from gpupool.images.direct import DirectFile
-from gpupool.images.format import ALIGNMENT_BYTES
 from gpupool.images.reading import THREADS
 
 WINDOW_BYTES = 128 << 20
 """So much is read ahead, or one tensor."""
-_READ_BYTES = 2 << 20  # by one thread at a time
-_HEADER_BYTES_MAX = 100 << 20  # as the format's own library has it
-
-_KINDS = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
+_READ_BYTES = f.CHUNK_BYTES  # by one thread at a time
+_KINDS = {said: getattr(torch, name) for name, said in f.DTYPES.items()}
 
 
 class _Said(msgspec.Struct):
@@ -155,7 +140,7 @@ class _Coming:
     def __init__(self, entry: Entry, memories: _Memories, threads: ThreadPoolExecutor) -> None:
         self.entry = entry
         # Direct reads begin at multiples: what is before the tensor comes along.
-        self._before = entry.offset % ALIGNMENT_BYTES
+        self._before = entry.offset % f.ALIGNMENT_BYTES
         self._memory = memories.of(self._before + entry.size_bytes)
         length = self._before + entry.size_bytes
         self._reads: list[Future[None]] = [
@@ -191,7 +176,7 @@ def _entries(file: DirectFile) -> list[Entry]:
     """In the order of the file."""
     file_bytes = file.path.stat().st_size
     length = int.from_bytes(file.read(0, 8), "little")
-    if not 0 < length <= min(_HEADER_BYTES_MAX, file_bytes - 8):
+    if not 0 < length <= min(f.HEADER_BYTES_MAX, file_bytes - 8):
         raise UsageError(f"{file.path} does not begin as a safetensors file does")
     try:
         header = msgspec.json.decode(file.read(0, 8 + length)[8:], type=dict[str, msgspec.Raw])

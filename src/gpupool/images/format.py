@@ -26,7 +26,7 @@ CHUNK_BYTES = DIGEST_PIECE_BYTES  # that a digest is of
 HEADER_BYTES_MAX = 100 << 20  # that readers of safetensors put up with
 _LENGTH = struct.Struct("<Q")
 _NO_DIGEST = "0" * 64
-_DTYPES = {
+DTYPES = {  # torch's names, and those of safetensors
     "bool": "BOOL",
     "uint8": "U8",
     "int8": "I8",
@@ -204,7 +204,7 @@ def _entries(prefix: str, begin: int, end: int, places: Iterable[Place]) -> dict
         if begin + run[0].offset > at:
             add(f"{prefix}.{at - begin}", "U8", [begin + run[0].offset - at], begin + run[0].offset)
         until = begin + max(place.offset + place.extent_bytes for place in run)
-        known = _DTYPES.get(run[0].dtype)
+        known = DTYPES.get(run[0].dtype)
         if len(run) == 1 and known is not None and _is_contiguous(run[0]):
             add(run[0].name, known, run[0].shape, until)
         else:

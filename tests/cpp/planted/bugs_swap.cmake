@@ -168,9 +168,13 @@ plant(what_was_drained_is_not_reported swap/departures.cpp
   drain)
 plant(what_goes_may_be_in_use swap/departures.cpp
   [[// Kernels of others, torch's among them, may still use what is about to go.
-  GPUPOOL_CALL(driver_, context_synchronize);]]
+    GPUPOOL_CALL(driver_, context_synchronize);]]
   [[]]
   schedules@host/stepped)
+plant(what_failed_as_it_left_may_be_in_flight swap/saves.cpp
+  [[if (state_ == State::leaving) state_ = State::torn;]]
+  [[]]
+  drain)
 plant(a_torn_model_is_called_out swap/swap.cpp
   [[return state == State::torn || state == State::leaving;]]
   [[return false;]]
