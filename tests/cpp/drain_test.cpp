@@ -166,8 +166,8 @@ TEST(what_an_audit_found_is_reported_after_a_failure_too) {
 
 // Resident as before, or what is left goes at the next attempt: never with a byte lost.
 TEST(a_drain_fails_at_every_call) {
-  for (const Verify verify : verifies) {
-    for (const std::size_t keep : {0, 2, 6}) {
+  for (const Verify verify : {Verify::off, Verify::always}) {
+    for (const std::size_t keep : {0, 6}) {
       for (const bool persistent : {false, true}) {
         for (std::uint64_t nth = 1;; ++nth) {
           CHECK(nth < 200);
