@@ -12,6 +12,7 @@ its own tests. The sources come from the package index, once, and are never part
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -24,8 +25,12 @@ from pathlib import Path
 
 def main() -> int:
     """Fetch what is not there yet; 1 if it cannot be had."""
-    tests_alone = sys.argv[1] == "--tests"  # for another machine
-    version, folder = sys.argv[-2], Path(sys.argv[-1]).resolve()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("version", metavar="VERSION", help="of vLLM")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="which gets it")
+    parser.add_argument("--tests", action="store_true", help="its own tests alone, for elsewhere")
+    given = parser.parse_args()
+    tests_alone, version, folder = given.tests, given.version, given.folder.resolve()
     installed = None if tests_alone else _installed()
     if installed is None and not tests_alone:
         print("vLLM's CPU build is not installed: run make install")

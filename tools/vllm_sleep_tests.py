@@ -10,7 +10,7 @@ import anthropic, openai, requests, httpx and cloudpickle.
 
 Each engine gets gpupool's worker, a pool of its own in its process, and a size for its KV cache,
 whatever else the test asks for. Tests that ask for what a pooled engine has not are left out, with
-the reason. Without a GPU only those run that need none.
+the reason. Without a GPU only those run that need none, and none with GPUPOOL_REQUIRE_GPU=1.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Pooled:
 
 
 def main() -> int:
-    """As pytest ends; 2 where there are no such tests."""
+    """As pytest ends; 2 where there are no such tests, or no GPU is there that must be."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tree", type=Path, help="sources of vLLM, with its folder tests")
     which = parser.add_mutually_exclusive_group()
@@ -118,6 +118,9 @@ def main() -> int:
     from vllm import __version__
     from vllm.platforms import current_platform
 
+    if os.environ.get("GPUPOOL_REQUIRE_GPU") == "1" and not current_platform.is_cuda():
+        print(f"this vLLM runs on {current_platform.device_type or 'nothing here'}: no GPU")
+        return 2
     with tempfile.TemporaryDirectory() as scratch:
         tree = given.tree or fetched(__version__.partition("+")[0], Path(scratch))
         if tree is None:

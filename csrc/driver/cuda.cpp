@@ -230,7 +230,7 @@ class CudaDriver final : public Driver {
 
   // Runs `call` so that it does not break the capture of a CUDA graph in another thread, as even a
   // look at an event does in a thread's own mode (see cuThreadExchangeStreamCaptureMode in cuda.h).
-  // Nothing of ours is ever part of a capture.
+  // Nothing of ours is ever part of a capture. No mode helps where the whole context is waited for.
   template <typename Call>
   Status relaxed(Call call) noexcept {
     int mode = capture_mode_relaxed;

@@ -53,16 +53,20 @@ def test_what_each_part_may_take() -> None:
 
 def test_the_calls_for_a_gpu_that_is_there_for_minutes_run_every_part() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text()
-    heading = "## In eight calls"
+    heading = "## In nine calls"
     section = text.split(heading)[1].split("\n## ")[0]
-    asked = r"-m gpupool\.check --parts (\S+) --commit \"\$\(cat COMMIT\)\" --out build/gpu-(\d)\n"
+    asked = (
+        r"-m gpupool\.check --parts (\S+)(?: --vllm-sources \.\./vllm-0\.26\.0 \\\n *)?"
+        r" --commit \"\$\(cat COMMIT\)\" --out build/gpu-(\d)\n"
+    )
     calls, numbers = zip(*re.findall(asked, section), strict=True)
-    assert numbers == tuple("1234567") and section.count("gpupool.check --parts") == 7
-    assert re.findall(r"\n    # (\d)\. ", section) == list("12345678")
-    assert "](#in-eight-calls)" in text and text.count("(#in-") == 1
+    assert numbers == tuple("123456789") and section.count("gpupool.check --parts") == 9
+    assert re.findall(r"\n    # (\d)\. ", section) == list("123456789")
+    assert "](#in-nine-calls)" in text and text.count("(#in-") == 1
     named = [call.split(",") for call in calls]
     assert sorted(name for names in named for name in names) == sorted({*PARTS} - {"core"})
-    assert sum(PARTS[name][1] for names in named[:4] for name in names) <= 1800  # half an hour
+    # In half an hour, with what is built and brought there.
+    assert sum(PARTS[name][1] for at in (0, 2, 3) for name in named[at]) <= 1320
     for names in named:  # what is installed before takes a minute
         assert sum(PARTS[name][1] for name in names) <= 540
     assert all(f"`{name}`" in text for name in BY_NAME_ALONE)
@@ -107,9 +111,11 @@ def test_every_file_that_a_part_names_is_there(tmp_path: Path) -> None:
     for subject in SUBJECTS:
         (programs / f"{subject}_test").touch()
     named: set[str] = set()
-    for part in planned(tuple(PARTS), Places(ROOT, tmp_path, tmp_path)):
+    for part in planned(tuple(PARTS), Places(ROOT, tmp_path, tmp_path, vllm_sources=tmp_path)):
         for words in part.commands:
-            named.update(word for word in words if word.startswith(("tests/", "benchmarks/")))
+            named.update(
+                word for word in words if word.startswith(("tests/", "benchmarks/", "tools/"))
+            )
     assert all((ROOT / name).exists() for name in named), named
     # No test for a GPU is left out.
     files = {f"tests/gpu/{path.name}" for path in (ROOT / "tests/gpu").glob("test_*.py")}
@@ -184,6 +190,19 @@ def test_nothing_that_ran_is_no_success(asked: bool, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert {part["status"] for part in report["parts"].values()} == {"skipped"}
     assert done.returncode == 3 and "with 3" in " ".join(command("--help").stdout.split())
+
+
+def test_vllms_own_tests_are_those_of_the_sources_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpupool.check.parts.find_spec", lambda name: name)
+    (part,) = planned(("sleep_tests",), Places(ROOT, tmp_path, tmp_path))
+    assert part.commands == () and "--vllm-sources" in part.skip
+    (part,) = planned(("sleep_tests",), Places(ROOT, tmp_path, tmp_path, vllm_sources=tmp_path))
+    (words,) = part.commands
+    assert words[1:5] == ("tools/vllm_sleep_tests.py", "--tree", str(tmp_path), "--made")
+    # There is a folder `tests` in both.
+    assert str(ROOT) not in part.environment["PYTHONPATH"].split(os.pathsep)
 
 
 def test_the_probe_is_told_what_the_sources_are(tmp_path: Path) -> None:

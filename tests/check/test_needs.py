@@ -48,7 +48,7 @@ def programs(name: str, folder: Path) -> list[tuple[str, ...]]:
         path = folder / "tests" / "cpp" / f"{subject}_test"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (part,) = planned((name,), Places(ROOT, folder, folder))
+    (part,) = planned((name,), Places(ROOT, folder, folder, vllm_sources=folder))
     found: list[tuple[str, ...]] = []
     for command in part.commands:
         if command[1:3] == ("-m", "pytest"):

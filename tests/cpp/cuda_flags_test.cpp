@@ -8,6 +8,8 @@ using namespace gpupool;
 
 namespace {
 
+constexpr auto capture_unsupported = static_cast<Status>(900);
+
 // The mode of this thread, which stays what it is.
 int capture_mode() {
   const auto exchange = library_call<int (*)(int*)>("cuThreadExchangeStreamCaptureMode");
@@ -33,9 +35,18 @@ TEST(flags_are_those_that_are_meant) {
 TEST(a_capture_of_another_thread_goes_on) {
   const DriverPtr driver = open_cuda_driver(0);
   control().begin_capture();
-  const auto answers = call_everything(*driver);
+  const auto answers = call_everything(*driver, false);
   CHECK(control().end_capture());
   for (const Answer& answer : answers) CHECK_OK(answer.status);
+}
+
+// Whoever has models leave while others capture learns of it.
+TEST(the_whole_context_is_not_waited_for_while_a_graph_is_captured) {
+  const DriverPtr driver = open_cuda_driver(0);
+  control().begin_capture();
+  CHECK_EQ(driver->context_synchronize(), capture_unsupported);
+  CHECK(!control().end_capture());
+  CHECK_OK(driver->context_synchronize());
 }
 
 TEST(the_mode_of_the_thread_is_as_it_was) {

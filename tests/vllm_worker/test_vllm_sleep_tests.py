@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,10 +57,19 @@ def {name}(mode):
 """
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=200
+        [sys.executable, str(TOOL), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
+
+
+def test_a_check_of_a_gpu_wants_one(tmp_path: Path) -> None:
+    done = _run("--tree", str(tmp_path), GPUPOOL_REQUIRE_GPU="1")
+    assert done.returncode == 2 and done.stdout.splitlines()[-1].startswith("this vLLM runs on cpu")
 
 
 @pytest.mark.parametrize("is_made", [False, True])

@@ -69,6 +69,11 @@ _EPILOG = "\b\nParts and their limits:\n" + "\n".join(
     type=click.FloatRange(min=1),
     help=f"For all parts together.  [default: {TOGETHER_S:.0f} without --parts, else none]",
 )
+@click.option(
+    "--vllm-sources",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="The sources, or the tests alone, of the vLLM that is installed: for sleep_tests.",
+)
 @click.option("--commit", help="What to call the sources, where the tree has no git.")
 def main(
     names: tuple[str, ...] | None,
@@ -76,6 +81,7 @@ def main(
     build: Path | None,
     out: Path | None,
     limit_s: float | None,
+    vllm_sources: Path | None,
     commit: str | None,
 ) -> None:
     """Check gpupool on a machine with a GPU, in at most eight minutes; nothing is downloaded.
@@ -94,7 +100,7 @@ def main(
         out = Path(tempfile.mkdtemp(prefix="gpupool-check-"))
     out.mkdir(parents=True, exist_ok=True)
     machine = described(tree, commit) | {"smallest_page_bytes": str(page_bytes)}
-    places = Places(tree, build or tree / "build" / "cpp", out, commit)
+    places = Places(tree, build or tree / "build" / "cpp", out, commit, vllm_sources)
     parts = planned(DEFAULT if names is None else names, places)
     if limit_s is None:
         limit_s = TOGETHER_S if names is None else math.inf

@@ -50,17 +50,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the sources, the built C++ tests and the results are, and what to call the sources."""
+    """Where sources, the built C++ tests and the results are, and what to call the sources."""
 
     tree: Path
     build: Path
     out: Path
     commit: str | None = None
+    vllm_sources: Path | None = None
 
 
 #: With their limits, which are for a slow machine: see TOGETHER_S.
 PARTS = {
-    "conformance": ("the seam's contract and the C++ tests of the core, on cuda", 75.0),
+    "conformance": ("the seam's contract and the C++ tests of the core, on cuda", 120.0),
     "gpu": ("tests/gpu: torch and CuPy over regions, CUDA graphs, KV blocks", 80.0),
     "embedded": ("torch models that take turns in a pool", 40.0),
     "kernels": ("the Triton kernels: compiled, and on the GPU", 60.0),
@@ -74,6 +75,7 @@ PARTS = {
     "bench_engine": ("benchmarks/bench_engine.py; asked for by name", 480.0),
     "inductor": ("vLLM engines as it compiles them, over 60 swaps; asked for by name", 300.0),
     "large_swaps": ("swaps of 16 GiB beside plain copies; asked for by name", 240.0),
+    "sleep_tests": ("vLLM's own of sleep mode, of --vllm-sources; asked for by name", 530.0),
 }
 DEFAULT = ("conformance", "gpu", "embedded", "kernels", "vllm", "benchmarks")
 TOGETHER_S = 480.0  # of those, unless told otherwise
@@ -95,6 +97,7 @@ NEEDS = {
     "bench_engine": _ENGINES,
     "inductor": _ENGINES,
     "large_swaps": ("torch", "click", "msgspec"),
+    "sleep_tests": ("pytest", *_ENGINES, "anthropic", "openai", "requests", "httpx", "cloudpickle"),
 }
 
 _BLOCKS = ("--count", "256", "--count", "4096", "--limit-mib", "1024")
@@ -126,7 +129,9 @@ def _planned(name: str, places: Places) -> Part:
     if not skip and name != "conformance":
         # Tests and benchmarks import from the tree; gpupool itself is the one that runs this.
         own = str(Path(__file__).resolve().parents[2])
-        paths = [own, str(places.tree), os.environ.get("PYTHONPATH", "")]
+        # vLLM's tests are in a folder of the same name as those of the tree.
+        tree = "" if name == "sleep_tests" else str(places.tree)
+        paths = [own, tree, os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(each for each in paths if each)
     note = _left_out(name, places)
     part = Part(name, what, limit_s, commands, environment, skip, note=note)
@@ -159,7 +164,11 @@ def _why_not(name: str, places: Places) -> str:
     if not (places.tree / "tests" / "gpu").is_dir():
         return f"{places.tree} is not gpupool's source tree: name it with --tree"
     missing = [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if name == "sleep_tests" and places.vllm_sources is None:
+        return "name the sources of this vLLM: --vllm-sources; tools/vllm_python.py fetches them"
+    return ""
 
 
 def _left_out(name: str, places: Places) -> str:
@@ -188,6 +197,10 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
     if name == "vllm":
         tests = ("tests/gpu/test_gpu_loading.py", "tests/gpu/test_gpu_vllm.py")
         return ((python, "-m", "gpupool.vllm.hooks"), (*_PYTEST, *tests))
+
+    if name == "sleep_tests":
+        asked = ("--tree", str(places.vllm_sources), "--made", "--", "-v", "-rfEs")
+        return ((python, "tools/vllm_sleep_tests.py", *asked),)
 
     def benchmark(script: str, *arguments: str, into: str = "") -> tuple[str, ...]:
         path = places.out / f"{into or Path(script).stem}.json"

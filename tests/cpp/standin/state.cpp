@@ -19,7 +19,7 @@ thread_local int capture_mode = cuda::capture_mode_global;
 // where cuda.h says of a few calls that they are unsafe.
 bool unsafe(std::string_view call) {
   return call.starts_with("cuMem") || call.starts_with("cuStream") || call.starts_with("cuEvent") ||
-         call == "cuCtxSynchronize" || call == "cuDevicePrimaryCtxRetain";
+         call == "cuDevicePrimaryCtxRetain";
 }
 
 constexpr int code(Status status) { return static_cast<int>(status); }
@@ -51,7 +51,9 @@ int State::enter(const char* call, bool needs_context) {
   const std::string_view name = call;
   if (name == "cuInit" || name == "cuGetErrorName") return 0;
   if (!initialized_) return code(Status::not_initialized);
-  if (capturing_ && capture_mode == cuda::capture_mode_global && unsafe(name)) {
+  // A wait for the context is one for the stream that captures: no mode allows it.
+  const bool unsafe_here = capture_mode == cuda::capture_mode_global && unsafe(name);
+  if (capturing_ && (unsafe_here || name == "cuCtxSynchronize")) {
     capture_broken_ = true;
     return capture_unsupported;
   }
