@@ -199,8 +199,8 @@ def _commands(name: str, places: Places) -> tuple[tuple[str, ...], ...]:
         return ((python, "-m", "gpupool.vllm.hooks"), (*_PYTEST, *tests))
 
     if name == "sleep_tests":
-        asked = ("--tree", str(places.vllm_sources), "--made", "--", "-v", "-rfEs")
-        return ((python, "tools/vllm_sleep_tests.py", *asked),)
+        of = ("--tree", str(places.vllm_sources), "--made", "--", "-v", "-rfEs")
+        return ((python, "tools/vllm_sleep_tests.py", *of),)
 
     def benchmark(script: str, *arguments: str, into: str = "") -> tuple[str, ...]:
         path = places.out / f"{into or Path(script).stem}.json"
