@@ -59,6 +59,7 @@ def vllm_config(gpupool: dict[str, Any]) -> SimpleNamespace:
             enable_eplb=False,
         ),
         instance_id="an engine",
+        model_config=SimpleNamespace(enable_sleep_mode=True),
         cache_config=SimpleNamespace(kv_cache_memory_bytes=1 << 20, enable_prefix_caching=True),
         compilation_config=SimpleNamespace(static_forward_context={}),
         kv_transfer_config=None,

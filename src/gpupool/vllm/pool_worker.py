@@ -77,7 +77,7 @@ class PoolWorker(PoolDoors, PoolSteps):
         self._pool_room = partial(room, given, self.pool_model, vllm_config)
         self._pool_kv_cache_config: Any = None
         self._pool_tables = BlockTables([], 0)
-        self._pool_reporter = settings.reporter(given, joined.session)
+        self._pool_reporting = settings.reporter(given, joined.session)  # once it is ready
 
     # Start-up.
 
@@ -99,7 +99,11 @@ class PoolWorker(PoolDoors, PoolSteps):
         if self._pool_cudagraph_bytes is not None:
             self._pool_graphs = GraphMemory(self.pool_model, self._pool_cudagraph_bytes)
         with self._pool_room() as loading:
-            with loading_into(self.pool_model, self._pool_images, loading), self._pool_capturing():
+            with (
+                loading_into(self.pool_model, self._pool_images, loading),
+                self._pool_capturing(),
+                compat.without_sleep_mode(self.vllm_config),
+            ):
                 super().load_model(**kwargs)  # type: ignore[misc]
             # All, or what --load-format gpupool has left.
             adopted = adopt(self.model_runner.get_model(), self.pool_model, rest=True)
@@ -142,7 +146,9 @@ class PoolWorker(PoolDoors, PoolSteps):
                     logger.info("gpupool: %d bytes of CUDA graphs in the pool", left_bytes)
                 else:
                     logger.warning("gpupool: no CUDA graph is in the pool: omit 'cudagraph_bytes'")
+        self._pool_forget_kv()  # requests of a warm-up, which nobody made
         self.pool_model.swap_out()
+        self._pool_reporter = self._pool_reporting
         if self._pool_shares:  # nothing writes to the weights by itself any more
             self.pool_model.share()
         self._pool_starting.close()

@@ -43,6 +43,7 @@ from gpupool.vllm.compat.weights import (
     not_for_images,
     process_again,
     safetensors_read_by,
+    without_sleep_mode,
 )
 
 __all__ = [
@@ -76,4 +77,5 @@ __all__ = [
     "wait_for_device",
     "waive_free_memory_check",
     "weight_factors",
+    "without_sleep_mode",
 ]

@@ -112,3 +112,18 @@ class KnownLayers:
         self._config.static_forward_context.update(self._layers)
         self._config.static_all_moe_layers[:] = self._experts
         forget_shared_tensors()
+
+
+@contextmanager
+def without_sleep_mode(vllm_config: Any) -> Iterator[None]:
+    """While a model is loaded: nothing of it is to be in memory of vLLM's own sleep mode.
+
+    0.33 would make LoRA's slots there, which are then moved to the pool, and never let it go.
+    """
+    model = vllm_config.model_config
+    before = model.enable_sleep_mode
+    model.enable_sleep_mode = False
+    try:
+        yield
+    finally:
+        model.enable_sleep_mode = before

@@ -61,6 +61,7 @@ NEEDS: tuple[Need, ...] = (
                     "kv_cache_memory_bytes enable_prefix_caching gpu_memory_utilization",
                     of="CacheConfig",
                 ),
+                *names_of("vllm.config.model", "enable_sleep_mode", of="ModelConfig"),
                 *names_of("vllm.config.scheduler", "async_scheduling", of="SchedulerConfig"),
                 *names_of("vllm.config.offload", "uva prefetch", of="OffloadConfig"),
                 *names_of(
