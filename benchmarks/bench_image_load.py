@@ -93,7 +93,7 @@ def write(path: Path, pool: gpupool.Pool, size_bytes: int) -> None:
     module, model = Weights(size_bytes), pool.model("written")
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
-        parameter.random_(generator=generator)
+        parameter.view(torch.int64).random_(generator=generator)
     adopt(module, model)
     save_image(path, module, model, KEY)
     model.close()

@@ -50,7 +50,7 @@ class Subject:
         self.model = self.pool.model("bench", verify=verify)
         self.region = self.model.region("weights", size_bytes)
         self.image = torch.frombuffer(self.region.image(), dtype=torch.uint8)
-        self.image.random_(generator=torch.Generator().manual_seed(1))
+        self.image.view(torch.int64).random_(generator=torch.Generator().manual_seed(1))
         self.region.adopt_image()
 
     def swap(self) -> tuple[Any, Any]:

@@ -148,6 +148,50 @@ def test_every_driver_call_of_a_swap_fails_once(lasting: bool, method: str) -> N
     assert {"digest_runs", "event_record"} <= refused
 
 
+class Clock:
+    """A second passes from one look to the next."""
+
+    now_s = 0
+
+    def __call__(self) -> float:
+        self.now_s += 1
+        return self.now_s
+
+
+@pytest.mark.parametrize("method", ["batch", "each"])
+@pytest.mark.parametrize("written", [[], [4, 5, 6, 7, 8]])
+def test_what_a_failed_save_left_takes_no_time_until_it_is_tried_again(
+    written: list[int], method: str
+) -> None:
+    """A fault at every driver call of a save, with blocks coming back meanwhile."""
+    nth, met, failed = 0, True, 0
+    while met:
+        nth += 1
+        world = World(nth % 7, method=method, verify=Verify.always)
+        clock = world.cache._moves._clock = Clock()
+        world.swap_in()
+        world.write([0, 1, 2, 3])
+        world.swap_out()
+        world.swap_in()
+        world.write(written)
+        world.plan.arm(nth, 999)
+        for action in (world.cache.save, world.cache.drain):
+            try:
+                action()
+            except DriverError:
+                failed += 1
+                clock.now_s += 1_000_000  # until the model is asked to leave again
+                action()
+        met = world.plan.injected > 0
+        world.plan.disarm()
+        world.unsaved.clear()
+        of = world.cache.statistics()
+        assert 0 < of.saving_s < 1000
+        assert 0 < of.restoring_s < 1000
+        world.finish()
+    assert failed > (5 if written else 0)
+
+
 def test_only_what_was_written_is_moved() -> None:
     chooser = random.Random(5)
     world = World(5)

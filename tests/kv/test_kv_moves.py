@@ -27,7 +27,7 @@ class Arrives(Mark):
     st.lists(
         st.tuples(
             st.integers(1, 5),
-            st.sampled_from(["to_host", "to_device", "arrives", "poll", "fails", "ends"]),
+            st.sampled_from(["to_host", "to_device", "arrives", "poll", "fails", "ends", "error"]),
         ),
         max_size=40,
     )
@@ -39,14 +39,15 @@ def test_time_counts_once_while_anything_of_a_direction_is_seen_in_flight(
     moves = MoveList(lambda _: None, lambda _: None, clock=lambda: now_s)
     marks: list[Arrives] = []
     in_flight: dict[int, bool] = {}
+    seen: dict[int, bool] = {}  # of these, those begun since the last error
     counted = {False: 0.0, True: 0.0}
     for later_s, what in said:
         for to_device in counted:
-            counted[to_device] += later_s * (to_device in in_flight.values())
+            counted[to_device] += later_s * (to_device in seen.values())
         now_s += later_s
         if what in ("to_host", "to_device", "fails"):
             move = moves.begin(np.arange(2), to_device=what == "to_device")
-            in_flight[move.number] = move.to_device
+            in_flight[move.number] = seen[move.number] = move.to_device
             if what != "fails":  # else an error has left it without a mark
                 marks.append(Arrives())
                 move.mark = marks[-1]
@@ -56,10 +57,14 @@ def test_time_counts_once_while_anything_of_a_direction_is_seen_in_flight(
             moves.poll()
         elif what == "ends":
             moves.end(moves.last)
+        elif what == "error":
+            moves.uncount()
+            seen.clear()
         in_flight = {number: way for number, way in in_flight.items() if number > moves.done}
+        seen = {number: way for number, way in seen.items() if number > moves.done}
     assert len(moves) == len(in_flight)
     # What is in flight still is counted once it has ended.
-    open_ways = set(in_flight.values())
+    open_ways = set(seen.values())
     for to_device, way in ((True, moves.to_device), (False, moves.to_host)):
         if to_device not in open_ways:
             assert way.seconds == counted[to_device]

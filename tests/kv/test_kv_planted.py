@@ -44,7 +44,7 @@ BUGS: dict[str, tuple[ModuleType, str, str]] = {
         "            number = self._moves.last\n        self._wait(number)",
         "            number = self._moves.last\n        self._moves._moves.clear()",
     ),
-    "a wait ends too much": (cache, "else move.number", "else self._moves.last"),
+    "a wait ends too much": (moves, "return move.mark, move.number", "return move.mark, self.last"),
     # (c) nothing arrives late
     "a late restore meets a write": (cache, "        self.require(wanted)\n", ""),
     "rows are freed while a move touches them": (

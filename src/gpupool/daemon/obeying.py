@@ -96,8 +96,8 @@ class Obeying:
                 left = False
                 left = self._leave(self.holder, order, stale)
             except Exception as error:
-                # Resident as before. Unless it has its reasons, because of what would be lost with
-                # it or not begun, the daemon keeps its deadline and ends this process at it.
+                # Resident as before, or torn. Unless it has its reasons, because of what would be
+                # lost with it or not begun, the daemon keeps its deadline and ends this process.
                 stays = isinstance(error, KvStoreFullError | NotBegunError)
                 kept = p.Kept(p.one_line(str(error)), stays)
                 with contextlib.suppress(DaemonUnavailableError):

@@ -149,7 +149,7 @@ class Damaged(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True)
 
 
 class Kept(msgspec.Struct, tag=True, frozen=True, forbid_unknown_fields=True):
-    """A revoke could not be obeyed; the model is resident as before.
+    """A revoke could not be obeyed; the model is resident as before, or torn.
 
     Its deadline stands, unless it ``stays``: because its KV cache cannot be saved, so that to end
     it would lose what its requests have computed, or since it is a rank of an engine that is about

@@ -130,7 +130,7 @@ class Gate(Moves):
             if self._state is State.CLOSED:
                 raise UsageError("a closed model cannot be used")
             if self._state is State.TORN:
-                raise UsageError("a model torn by a failure must be swapped out first")
+                raise UsageError("a model torn by a failed swap must be swapped out again first")
             if out:
                 yield False
                 return

@@ -24,7 +24,10 @@ class Moves:
 
     @property
     def is_resident(self) -> bool:
-        """Whether the memory is in place. True may be outdated at once."""
+        """Whether the memory is in place; unless it is, it may be out, torn, or on its way.
+
+        True may be outdated at once. Who needs it out asks ``Gate.steady``.
+        """
         return self._state is State.RESIDENT
 
     def distrust(self) -> None:

@@ -110,18 +110,19 @@ def save_image(
 ) -> int:
     """Write what an adopted module's regions have on the host; returns the file's size in bytes.
 
-    The model must be out, and nobody may bring it in meanwhile. ``key`` is what the file is looked
-    up by and must be equal when it is loaded. ``before`` is what the module was when it had just
-    been made (``gpupool.images.state.made``), if loading and processing its weights changed more
-    than what its tensors hold; tensors that are in containers and objects of the module alone
-    must be what they were then. ``room`` is called before anything is written, and may raise.
-    What the model is verified by, each byte is held against before. Raises UsageError, also for a
-    module with tensors outside of the regions or a region that was never saved, ImageWriteError,
-    and DamagedMemoryError, of which the pool hears, for an image that is not what was saved;
-    whatever was at ``path`` is there still then.
+    The model must be out, not torn, and nobody may bring it in meanwhile. ``key`` is what the file
+    is looked up by and must be equal when it is loaded. ``before`` is what the module was when it
+    had just been made (``gpupool.images.state.made``), if loading and processing its weights
+    changed more than what its tensors hold; tensors that are in containers and objects of the
+    module alone must be what they were then. ``room`` is called before anything is written, and may
+    raise. What the model is verified by, each byte is held against before. Raises UsageError, also
+    for a module with tensors outside of the regions or a region that was never saved,
+    ImageWriteError, and DamagedMemoryError, of which the pool hears, for an image that is not what
+    was saved; whatever was at ``path`` is there still then.
     """
-    if model.gate.is_resident:
-        raise UsageError("an image is written while its model is out")
+    with model.gate.steady() as resident:  # neither does it leave in parts
+        if resident:
+            raise UsageError("an image is written while its model is out")
     places = places_in(module, model)  # which leaves nothing in containers that was adopted
     if before is not None and (name := state.filled_elsewhere(module, before)) is not None:
         raise UsageError(

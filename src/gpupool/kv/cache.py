@@ -50,14 +50,11 @@ class KvCache:
         if mover.row_bytes != identity.layout.row_bytes or store.identity != identity:
             raise UsageError("the store, the mover and the cache must be for the same blocks")
         self._mover = mover  # goes before the others do: it waits for what is in flight
-        self._digests = digests
-        self._store = store
-        self._identity = identity
+        self._digests, self._store, self._identity = digests, store, identity
         self._blocks = identity.layout.blocks
         self._chunk = max(1, chunk_bytes // identity.layout.row_bytes)
         self._window = max(1, window_bytes // identity.layout.row_bytes)
-        self._lock = threading.Lock()
-        self._saving = threading.Lock()
+        self._lock, self._saving = threading.Lock(), threading.Lock()
         self._here = False
         self._state = np.full(self._blocks, State.UNKNOWN, np.uint8)
         self._arrives = np.zeros(self._blocks, np.int64)  # the last move to the block
@@ -158,6 +155,7 @@ class KvCache:
             except BaseException:
                 with self._lock:
                     self._state[self._state == State.SAVING] = State.WRITTEN
+                    self._moves.uncount()
                 raise
             return len(blocks)
 
@@ -175,8 +173,7 @@ class KvCache:
         with self._lock:
             if len(self._moves) > 0:
                 raise UsageError("KV blocks are in flight: drain before the device memory goes")
-            unsaved = int(np.count_nonzero(self._state == State.WRITTEN))
-            if unsaved > 0:
+            if (unsaved := int(np.count_nonzero(self._state == State.WRITTEN))) > 0:
                 raise UsageError(f"{unsaved} KV blocks are not saved: save them first")
             self._state[self._state == State.SAVED] = State.AWAY
             self._queue = NO_BLOCKS
@@ -207,10 +204,9 @@ class KvCache:
         with self._lock:
             self._moves.poll()
             while (room := self._window - self._moves.blocks_to_device) > 0 and len(self._queue):
-                size = min(self._chunk, room)
-                chunk = self._queue[:size]
+                chunk = self._queue[: min(self._chunk, room)]
                 self._bring(self._digests.sound(chunk[self._state[chunk] == State.AWAY]))
-                self._queue = self._queue[size:]
+                self._queue = self._queue[len(chunk) :]
 
     @property
     def settled(self) -> bool:
@@ -292,9 +288,13 @@ class KvCache:
         with self._lock:
             if self._moves.done >= number:
                 return
-            move = self._moves.mark_at(number)
-            reached = self._moves.last if move is None else move.number
-        wait = self._mover.synchronize if move is None or move.mark is None else move.mark.wait
-        wait()
+            mark, reached = self._moves.until(number)
+        wait = self._mover.synchronize if mark is None else mark.wait
+        try:
+            wait()
+        except BaseException:
+            with self._lock:
+                self._moves.uncount()
+            raise
         with self._lock:
             self._moves.end(reached)

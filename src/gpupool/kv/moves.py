@@ -22,6 +22,7 @@ class Move:
     to_device: bool
     digesting: Digesting | None = None  # none of its blocks
     mark: Mark | None = None  # none for what an error left in flight, in part or whole
+    counts: bool = True  # as time under way
 
 
 class MoveList:
@@ -76,9 +77,20 @@ class MoveList:
         """The move with which the last of the held rows is free; 0 if there are none."""
         return max((number for number, _ in self._waiting), default=0)
 
-    def mark_at(self, number: int) -> Move | None:
-        """The first move from ``number`` on that can be waited for by itself."""
-        return next((m for m in self._moves if m.number >= number and m.mark is not None), None)
+    def until(self, number: int) -> tuple[Mark | None, int]:
+        """What to wait for, so that all moves up to ``number`` have ended, and the last of those.
+
+        Without a mark the mover itself is to be waited for.
+        """
+        for move in self._moves:
+            if move.number >= number and move.mark is not None:
+                return move.mark, move.number
+        return None, self.last
+
+    def uncount(self) -> None:
+        """After an error nobody looks for a while: what is in flight is under way no longer."""
+        for move in self._moves:
+            self._stop(move)
 
     def poll(self) -> None:
         """Find out what has arrived. Raises DriverError; what arrived before is noted."""
@@ -98,7 +110,7 @@ class MoveList:
         while self._moves and self._moves[0].number <= number:
             move = self._moves.popleft()
             self.done = move.number
-            self._way(move).ended(self._clock())
+            self._stop(move)
             if move.mark is not None:
                 self._arrived(move)
         for _ in range(len(self._waiting)):
@@ -107,6 +119,11 @@ class MoveList:
                 self._free(rows)
             else:
                 self._waiting.append((last, rows))
+
+    def _stop(self, move: Move) -> None:
+        if move.counts:
+            self._way(move).ended(self._clock())
+            move.counts = False
 
     def _way(self, move: Move) -> UnderWay:
         return self.to_device if move.to_device else self.to_host

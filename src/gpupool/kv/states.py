@@ -40,7 +40,7 @@ class MovedBytes:
 class UnderWay:
     """How long moves of one direction were in flight, from the first to when none was seen to be.
 
-    Who looks late sees it late: the time is that or less.
+    Who looks late sees it late: the time is that or less. An error ends it: nobody looks then.
     """
 
     seconds: float = 0.0
