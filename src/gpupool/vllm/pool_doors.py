@@ -9,21 +9,29 @@ from typing import Any
 
 from gpupool.errors import BehindGateError
 from gpupool.model import Model
-from gpupool.vllm import waiting
+from gpupool.vllm import compat, waiting
 from gpupool.vllm.kv_keeping import KvKeeping
 from gpupool.vllm.sleep_backend import PoolBackend
 
 
 class Inside(threading.local):
-    """Whether this thread has come through a method of the worker; nests."""
+    """Whether this thread has come through a method of the worker; nests.
+
+    There vLLM's layers find the worker's scratch memory, and none of another's.
+    """
 
     depth = 0
 
+    def __init__(self, workspaces: compat.OwnWorkspaces) -> None:
+        self._workspaces = workspaces
+
     def __enter__(self) -> None:
+        self._workspaces.__enter__()
         self.depth += 1
 
     def __exit__(self, *_: object) -> None:
         self.depth -= 1
+        self._workspaces.__exit__()
 
 
 class PoolDoors:

@@ -50,7 +50,7 @@ class PoolWorker(PoolDoors, PoolSteps):
         given = settings.parse(vllm_config.additional_config)
         settings.check_ranks(given, compat.place(vllm_config).ranks)
         compat.prepare_process(vllm_config)
-        self._pool_inside = Inside()
+        self._pool_inside = Inside(compat.OwnWorkspaces())
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         place = compat.place(vllm_config)  # the rank is known only now
         joined = settings.join(given, place.rank, place.engine)

@@ -45,10 +45,12 @@ from gpupool.vllm.compat.weights import (
     safetensors_read_by,
     without_sleep_mode,
 )
+from gpupool.vllm.compat.workspaces import OwnWorkspaces
 
 __all__ = [
     "KnownLayers",
     "KvAllocations",
+    "OwnWorkspaces",
     "block_layout",
     "block_tokens",
     "caches_prefixes",

@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 from gpupool.errors import UsageError
+from gpupool.vllm.compat.workspaces import keep_workspaces_apart
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
 
@@ -38,6 +39,8 @@ def prepare_process(vllm_config: Any) -> None:
         os.environ["NCCL_GRAPH_REGISTER"] = "0"
         os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
         os.environ["VLLM_USE_NCCL_SYMM_MEM"] = "0"
+    if current_platform.is_cuda():
+        keep_workspaces_apart()
     if current_platform.is_cpu():
         # With oneDNN every linear weight is repacked into an opaque handle that cannot be moved;
         # without, torch multiplies by the parameter itself.

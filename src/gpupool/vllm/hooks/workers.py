@@ -33,6 +33,7 @@ def _worker(module: str, name: str, runner: Hook) -> tuple[Hook, ...]:
 
 # What a GPU takes by default, for nearly all models or those without experts.
 _V2 = "vllm.v1.worker.gpu.model_runner"
+_WORKSPACE = "vllm.v1.worker.workspace"
 
 WORKER_NEEDS: tuple[Need, ...] = (
     Need(
@@ -95,5 +96,24 @@ WORKER_NEEDS: tuple[Need, ...] = (
             )
         },
         without="their memory may be outside of the pool",
+    ),
+    Need(
+        "scratch memory of layers, of which each engine of a process has its own",
+        {
+            "": (
+                *names_of(_WORKSPACE, "WorkspaceManager _manager init_workspace_manager"),
+                Hook(_WORKSPACE, "current_workspace_manager", says=("_manager",)),
+                Hook(_WORKSPACE, "lock_workspace", says=("current_workspace_manager",)),
+                Hook(_WORKSPACE, "reset_workspace_manager"),
+                *names_of(WORKERS[1][0], "init_workspace_manager"),
+                *(
+                    Hook(module, name, says=("reset_workspace_manager",))
+                    for module, name in (
+                        ("vllm.v1.worker.gpu.shutdown", "free_before_shutdown"),
+                        ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.shutdown"),
+                    )
+                ),
+            )
+        },
     ),
 )
