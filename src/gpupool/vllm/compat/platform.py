@@ -17,6 +17,13 @@ from gpupool.vllm.compat.workspaces import keep_workspaces_apart
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, so that it is shown
 
+_OTHER_ALL_REDUCES = (
+    "VLLM_ALLREDUCE_USE_SYMM_MEM",
+    "VLLM_USE_NCCL_SYMM_MEM",
+    "VLLM_ALLREDUCE_USE_FLASHINFER",
+    "VLLM_ALLREDUCE_USE_FLASHINFER_PCIE_IPC",  # not in 0.26
+)
+
 
 def platform_worker() -> type[Any]:
     """The worker class that vLLM itself would use here. Raises UsageError off CUDA and CPU."""
@@ -34,11 +41,7 @@ def prepare_process(vllm_config: Any) -> None:
     """Before any model is loaded in this process."""
     parallel = vllm_config.parallel_config
     if parallel.world_size > 1 and current_platform.is_cuda():
-        # These would take up addresses of memory that comes and goes, which nobody has tried.
-        parallel.disable_custom_all_reduce = True
-        os.environ["NCCL_GRAPH_REGISTER"] = "0"
-        os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
-        os.environ["VLLM_USE_NCCL_SYMM_MEM"] = "0"
+        _reduce_by_nccl_alone(vllm_config)
     if current_platform.is_cuda():
         keep_workspaces_apart()
     if current_platform.is_cpu():
@@ -48,6 +51,26 @@ def prepare_process(vllm_config: Any) -> None:
 
         custom_ops._supports_onednn = False
         custom_ops.create_onednn_scaled_mm = _refuse_packed
+
+
+def _reduce_by_nccl_alone(vllm_config: Any) -> None:
+    # The others would take up addresses of memory that comes and goes, which nobody has tried;
+    # those of FlashInfer have no fixed order either.
+    import vllm.envs as envs
+    from vllm.distributed.device_communicators import flashinfer_all_reduce
+
+    vllm_config.parallel_config.disable_custom_all_reduce = True
+    vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
+    # Some models call the fused one themselves, where there is a workspace for it.
+    flashinfer_all_reduce.get_fi_ar_workspace = _no_workspace
+    os.environ["NCCL_GRAPH_REGISTER"] = "0"
+    for name in _OTHER_ALL_REDUCES:
+        if name in envs.environment_variables:
+            os.environ[name] = "0"
+
+
+def _no_workspace(*args: Any, **kwargs: Any) -> None:
+    return None
 
 
 def _refuse_packed(*args: Any, **kwargs: Any) -> Any:

@@ -33,6 +33,7 @@ def _worker(module: str, name: str, runner: Hook) -> tuple[Hook, ...]:
 
 # What a GPU takes by default, for nearly all models or those without experts.
 _V2 = "vllm.v1.worker.gpu.model_runner"
+_COMMUNICATORS = "vllm.distributed.device_communicators"
 _WORKSPACE = "vllm.v1.worker.workspace"
 
 WORKER_NEEDS: tuple[Need, ...] = (
@@ -96,6 +97,34 @@ WORKER_NEEDS: tuple[Need, ...] = (
             )
         },
         without="their memory may be outside of the pool",
+    ),
+    Need(
+        "all-reduces of several GPUs by NCCL alone",
+        {
+            "": (
+                *names_of(
+                    "vllm.envs",
+                    "VLLM_ALLREDUCE_USE_SYMM_MEM VLLM_USE_NCCL_SYMM_MEM "
+                    "VLLM_ALLREDUCE_USE_FLASHINFER",
+                    of="environment_variables",
+                ),
+                Hook(
+                    f"{_COMMUNICATORS}.cuda_communicator",
+                    "CudaCommunicator.__init__",
+                    says=("VLLM_ALLREDUCE_USE_SYMM_MEM", "VLLM_ALLREDUCE_USE_FLASHINFER"),
+                ),
+                Hook(f"{_COMMUNICATORS}.flashinfer_all_reduce", "get_fi_ar_workspace"),
+                Hook(
+                    "vllm.model_executor.layers.fused_allreduce_gemma_rms_norm",
+                    "_can_use_flashinfer",
+                    says=("get_fi_ar_workspace",),
+                ),
+                *names_of(
+                    "vllm.config.compilation",
+                    "CompilationConfig.pass_config PassConfig.fuse_allreduce_rms",
+                ),
+            )
+        },
     ),
     Need(
         "scratch memory of layers, of which each engine of a process has its own",
