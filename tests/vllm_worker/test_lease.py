@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,11 +173,17 @@ def _offload(config: Any, **given: Any) -> None:
     config.offload_config = OffloadConfig(**given)
 
 
+def _model(config: Any, **given: Any) -> None:
+    config.model_config = SimpleNamespace(**given)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: _offload(c, uva=UVAOffloadConfig(cpu_offload_gb=0.5)), "--cpu-offload-gb"),
         (lambda c: _offload(c, prefetch=PrefetchOffloadConfig(offload_group_size=2)), "-group-"),
+        (lambda c: _model(c, sleep_mode_offload_cudagraph=True), "--sleep-mode-offload-cudagraph"),
+        (lambda c: _model(c, enable_nccl_comm_suspend=True), "--enable-nccl-comm-suspend"),
         (lambda c: setattr(c, "kv_transfer_config", object()), "KV connectors"),
         (lambda c: setattr(c.cache_config, "kv_offloading_size", 4), "KV connectors"),
         (lambda c: setattr(c.cache_config, "kv_cache_memory_bytes", None), "kv-cache-memory"),

@@ -37,6 +37,18 @@ def unsupported(vllm_config: Any) -> str | None:
         return "context parallel engines are not supported yet"
     if parallel.enable_eplb:  # which moves experts' weights inside steps, and nobody is told
         return "engines that balance their experts' load cannot be pooled: leave --enable-eplb out"
+    model = getattr(vllm_config, "model_config", None)
+    # Of vLLM's own sleep, which a pooled engine's is not; 0.26 has neither.
+    if getattr(model, "sleep_mode_offload_cudagraph", False):
+        return (
+            "CUDA graphs of a pooled engine leave with its model and not by vLLM's sleep: leave "
+            "--sleep-mode-offload-cudagraph out, and give 'cudagraph_bytes'"
+        )
+    if getattr(model, "enable_nccl_comm_suspend", False):
+        return (
+            "the communicators of a pooled engine stay while it sleeps: leave "
+            "--enable-nccl-comm-suspend out"
+        )
     offload = getattr(vllm_config, "offload_config", None)
     if offload is not None and (
         offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0

@@ -77,6 +77,17 @@ NEEDS: tuple[Need, ...] = (
         },
     ),
     Need(
+        "what vLLM's own sleep does besides, which is refused",
+        {
+            "": names_of(
+                "vllm.config.model",
+                "sleep_mode_offload_cudagraph enable_nccl_comm_suspend",
+                of="ModelConfig",
+            )
+        },
+        without="there is nothing to refuse",
+    ),
+    Need(
         "which blocks a step uses",
         {
             "": (
