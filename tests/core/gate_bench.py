@@ -16,7 +16,7 @@ PATIENCE_S = 20.0
 class FakeModel:
     """Comes and goes at once, unless told to fail or to wait."""
 
-    torn = False
+    resident = torn = False
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -31,10 +31,12 @@ class FakeModel:
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         self.ahead = ahead
         self._do("in")
+        self.resident = True
 
     def give_up(self, keep: int = 0, park_s: float | None = None) -> None:
         self.kept = keep
         self._do("out")
+        self.resident = False
 
     def hurry(self) -> None:
         self.calls.append("hurry")
@@ -44,6 +46,7 @@ class FakeModel:
 
     def leave_for_good(self) -> None:
         self._do("out")
+        self.resident = False
 
     def set_idle(self, idle: bool) -> None:
         self.idle.append(idle)

@@ -117,21 +117,82 @@ def test_warm_pages_that_the_driver_does_not_let_go_are_not_lost() -> None:
     assert torn
 
 
-def test_an_interrupt_as_pages_go_back_does_not_let_a_step_begin_without_them() -> None:
-    pool = pool_of(4)
-    a, b = loaded(pool, "a", 4), loaded(pool, "b", 2)
-    come(a)
-    session = a._session
-    release = session.release
+class Interrupted:
+    """Does as another, but for one call that is interrupted: before it, or as it returns."""
 
-    def interrupted(*_: object, **__: object) -> None:
-        session.release = release  # type: ignore[method-assign]
-        raise KeyboardInterrupt
+    def __init__(self, whole: object, call: str, nth: int, *, done: bool) -> None:
+        self._whole, self._call, self.left, self._done = whole, call, nth, done
 
-    session.release = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    def __getattr__(self, name: str) -> object:
+        does = getattr(self._whole, name)
+        if name != self._call:
+            return does
+
+        def call(*args: object, **named: object) -> object:
+            self.left -= 1
+            if self.left != 0:
+                return does(*args, **named)
+            if self._done:
+                does(*args, **named)
+            raise KeyboardInterrupt
+
+        return call
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", ["drain", "swap_out", "release", "give_back"])
+@pytest.mark.parametrize("again", ["a", "b"])
+def test_an_interrupt_as_pages_go_back_does_not_let_a_step_begin_without_them(
+    again: str, call: str, done: bool
+) -> None:
+    nth = 1
+    while leaves_interrupted(again, call, nth, done=done):
+        nth += 1
+    assert nth > {"drain": 3, "release": 2}.get(call, 1)
+
+
+def leaves_interrupted(again: str, call: str, nth: int, *, done: bool) -> bool:
+    """A model that parts with its weights first; whether there was such an interrupt."""
+    pool = pool_of(6)
+    a, b = loaded(pool, "a", 4), loaded(pool, "b", 3)
+    runtimes = [a.region("runtime", PAGE_BYTES) for _ in range(2)]
+    with a.resident():
+        for runtime in runtimes:
+            memory_of(runtime)[-3:] = b"end"
+    residency, session = a._residency, a._session
+    in_core = call in ("drain", "swap_out")
+    interrupted = Interrupted(residency.saved if in_core else session, call, nth, done=done)
+    if in_core:
+        residency.saved = interrupted  # type: ignore[assignment]
+    else:
+        setattr(session, call, getattr(interrupted, call))
+    with contextlib.suppress(KeyboardInterrupt):
         come(b)
-    come(a, b, a)
+    was_interrupted, interrupted.left = interrupted.left <= 0, 0
+    assert not a.gate.is_resident or residency.resident
+    for model in (a, b, a) if again == "a" else (b, a):
+        come(model)
+    with a.resident():
+        assert [bytes(memory_of(runtime)[-3:]) for runtime in runtimes] == [b"end"] * 2
+    pool.close()
+    assert pool.free_bytes == 6 * PAGE_BYTES
+    return was_interrupted
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interrupt_as_what_came_in_vain_goes_back_keeps_the_account(done: bool) -> None:
+    plan = FaultPlan()
+    pool = pool_of(4, plan)
+    a, b = loaded(pool, "a", 4), loaded(pool, "b", 2)
+    come(b, a)
+    a.swap_out()
+    session = a._session
+    session.give_back = Interrupted(session, "give_back", 1, done=done).give_back  # type: ignore
+    plan.arm(3, 999)
+    with pytest.raises(KeyboardInterrupt):
+        come(a)
+    plan.disarm()
+    come(b, a, b)
     pool.close()
     assert pool.free_bytes == 4 * PAGE_BYTES
 

@@ -15,6 +15,7 @@ from gpupool.errors import DriverError, GangBrokenError, LeaseTimeoutError, Usag
 from gpupool.gang import protocol as g
 from gpupool.gang.gate import GangGate
 from gpupool.gang.leader import Leader
+from gpupool.residency import State
 from tests.core.gate_bench import Clock, Longer
 
 
@@ -107,7 +108,7 @@ def test_memory_that_came_in_vain_and_does_not_go_is_not_lost(ranks: Ranks) -> N
 def test_a_gate_that_closes_is_not_waited_for(ranks: Ranks, rank: int) -> None:
     gate = ranks.gates[rank]
     step = ranks.beside(gate.open_step)  # which the other rank does not have
-    while gate._arrivals == 0:
+    while gate._state is not State.ARRIVING:
         time.sleep(0.001)
     assert ranks.beside(gate.close).result(PATIENCE_S) is True
     with pytest.raises(GangBrokenError, match="it was closed"):

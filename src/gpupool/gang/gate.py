@@ -255,12 +255,6 @@ class GangGate(Gate):
                 self._member.fail(error)
             raise
 
-    def _after_error(self, before: State) -> State:
-        after = super()._after_error(before)
-        # What came for nothing and could not be given up is there still.
-        there = after is State.OUT and self._resident.resident
-        return State.RESIDENT if there else after
-
     def _goes_on(self, turn: int) -> bool:
         if turn != self._standing.turn or self._standing.broken:
             return False

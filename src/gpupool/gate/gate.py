@@ -181,7 +181,7 @@ class Gate(Moves):
             self._resident.park(deadline_s if out else None)
         finally:
             with self._changed:
-                self._state = self._after_error(State.OUT) if out else self._state
+                self._state = self._as_found() if out else self._state
                 self._changed.notify_all()
 
     def cool(self, pages: int) -> None:

@@ -18,7 +18,7 @@ class Moves:
         self._resident, self._turn = resident, turn
         self._changed = threading.Condition()
         self._state = State.OUT
-        self._arrivals = 0
+        self._arrivals = 0  # that find nothing left of what was there before
         self._ahead: Ahead | None = None  # of what arrives now
         self._distrusted = False
 
@@ -36,16 +36,17 @@ class Moves:
 
     def _bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         """The lock is let go meanwhile."""
+        was_torn, after = self._state is State.TORN, None
         self._state, self._ahead, self._distrusted = State.ARRIVING, ahead, False
-        self._arrivals += 1
+        self._arrivals += not was_torn
         self._changed.release()
-        after = None
         try:
             self._arrive(max(0.0, timeout_s), ahead)
             after = State.RESIDENT
         finally:
             self._changed.acquire()
-            self._state, self._ahead = after or self._after_error(State.OUT), None
+            self._state, self._ahead = after or self._as_found(), None
+            self._arrivals += was_torn and self._state is not State.TORN
             self._turn.begin()
             self._changed.notify_all()
 
@@ -61,12 +62,15 @@ class Moves:
             after = then
         finally:
             self._changed.acquire()
-            self._state = after or self._after_error(State.RESIDENT)
+            self._state = after or self._as_found()
             self._changed.notify_all()
 
-    def _after_error(self, before: State) -> State:
-        return State.TORN if self._resident.torn else before
+    def _as_found(self) -> State:
+        """After an error, or an interrupt at any point."""
+        if self._resident.torn:
+            return State.TORN
+        return State.RESIDENT if self._resident.resident else State.OUT
 
     def _see_whether_torn(self) -> None:
         if self._state in (State.OUT, State.TORN):
-            self._state = self._after_error(State.OUT)
+            self._state = self._as_found()

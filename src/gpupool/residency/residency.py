@@ -130,9 +130,7 @@ class Residency:
                 report = self._arrive(grant, early, ahead)
                 values.update(figures_of(report))
         except BaseException:
-            if self._cool_all():  # else they are still mapped, and go back once they are not
-                with contextlib.suppress(DaemonUnavailableError):
-                    self._session.give_back(None)
+            self._give_back_all()
             raise
         self.swap_ins += 1
         self.last_swap_in = report
@@ -189,15 +187,18 @@ class Residency:
         """
         return self._warm.none_of(self.saved)
 
-    def _cool_all(self) -> bool:
-        """Unmap what is warm of pages that all go back; False if some stay mapped."""
+    def _give_back_all(self) -> None:
+        """What is still mapped goes back once it is not."""
         if self.torn:
-            return False
-        try:
+            return
+        self._parted = True
+        if self.resident:  # it was interrupted as it had come
+            return
+        with contextlib.suppress(GpupoolError):
             self.saved.cool(self.saved.warm_pages)
-        except GpupoolError:
-            self._parted = True
-        return not self.torn
+            with contextlib.suppress(DaemonUnavailableError):
+                self._session.give_back(None)
+            self._parted = False
 
     def close(self) -> None:
         """The model has left for good."""
@@ -241,47 +242,50 @@ class Residency:
                 self._parted = True
                 with contextlib.suppress(Exception):  # the next bring-in or give-up tries again
                     self._unmap()
+                    self._parted = False
             raise
 
     def _leave(self, keep: int = 0, *, for_good: bool = False) -> SwapReport:
         values: Values = {}
+        again = self._parted  # of what was told before it nobody knows: giving all back settles it
         with span(self._session.driver, f"swap out {self._name}", values):
-            report = self.last_swap_out = self._unmap(keep, for_good=for_good)
+            report = self.last_swap_out = self._unmap(0 if again else keep, for_good=for_good)
             values.update(figures_of_leaving(report))
         self.return_images()
         # The memory is given up all the same; the next acquire says what is wrong.
-        with contextlib.suppress(DaemonUnavailableError):
+        with contextlib.suppress(DaemonUnavailableError, *([UsageError] if again else [])):
             self._session.give_back(report, self.warm_pages)
+        self._parted = False
         return report
 
     def _unmap(self, keep: int = 0, *, for_good: bool = False) -> SwapReport:
-        """Also goes on where an attempt that failed has left off."""
+        """Also goes on where an attempt that failed has left off; it is parted then still."""
         kept = self._kept
         keeps = kept is not None and (kept.resident or kept.torn)
         report = SwapReport()
-        if self.saved.resident or self.saved.torn:
-            parted, self._parted = self._parted, True  # also if it is interrupted from here on
-            try:
+        parted, self._parted = self._parted, True  # also if it is interrupted from here on
+        try:
+            if self.saved.resident or self.saved.torn:
                 while drained := self.saved.drain(keep):
                     self._release(drained)
                 there = set(self._mapped(self.saved))
                 report += self.saved.swap_out(keep)
-            except GpupoolError:
-                self._parted = parted
-                raise
-            warn_of_unmarked(self._name, report)
-            if keeps or self.warm_pages > 0:
-                self._release(list(there.difference(self._mapped(self.saved))))
-        else:
-            self.saved.cool(self.warm_pages)
-        if kept is not None and keeps:
-            for keeper in self.keepers:
-                keeper.settle() if for_good else keeper.save()
-            had = self._mapped(kept)
-            report += kept.swap_out()
-            if self.warm_pages > 0:
-                self._release(had)
-        self._parted = False
+                parted = True
+                warn_of_unmarked(self._name, report)
+                if keeps or self.warm_pages > 0:
+                    self._release(list(there.difference(self._mapped(self.saved))))
+            else:
+                self.saved.cool(self.warm_pages)
+            if kept is not None and keeps:
+                for keeper in self.keepers:
+                    keeper.settle() if for_good else keeper.save()
+                had = self._mapped(kept)
+                report += kept.swap_out()
+                if self.warm_pages > 0:
+                    self._release(had)
+        except GpupoolError:
+            self._parted = parted
+            raise
         for keeper in self.keepers:
             keeper.forsake() if for_good else keeper.left()
         return report
