@@ -140,7 +140,7 @@ class Pooled:
 
     def engine(self, **more: Any) -> Any:
         config = vllm_config({**self.settings, "model": "a", "loading_bytes": ROOM_BYTES, **more})
-        config.model_config = SimpleNamespace()
+        config.model_config = SimpleNamespace(enable_sleep_mode=False)
         config.load_config = SimpleNamespace(load_format="as-told")
         return worker.pooled(Loading)(config, 1)
 
