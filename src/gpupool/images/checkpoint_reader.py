@@ -124,7 +124,8 @@ class _Memories:
                 return self._all[number]
         for number in reversed(free):  # of other sizes than are read now
             del self._all[number]
-        memory = mmap.mmap(-1, max(size_bytes, 1))
+        # Private: shared memory, which is the default, hardly ever gets huge pages.
+        memory = mmap.mmap(-1, max(size_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)  # fewer faults as it is read into
         self._all.append(memory)

@@ -252,7 +252,8 @@ class Residency:
             report = self.last_swap_out = self._unmap(0 if again else keep, for_good=for_good)
             values.update(figures_of_leaving(report))
         self.return_images()
-        # The memory is given up all the same; the next acquire says what is wrong.
+        # The memory is given up all the same; the next acquire says what is wrong. What was
+        # interrupted may have been told: then there is nothing to give back, which is refused.
         with contextlib.suppress(DaemonUnavailableError, *([UsageError] if again else [])):
             self._session.give_back(report, self.warm_pages)
         self._parted = False
@@ -270,7 +271,7 @@ class Residency:
                     self._release(drained)
                 there = set(self._mapped(self.saved))
                 report += self.saved.swap_out(keep)
-                parted = True
+                parted = True  # what is left cannot stay
                 warn_of_unmarked(self._name, report)
                 if keeps or self.warm_pages > 0:
                     self._release(list(there.difference(self._mapped(self.saved))))

@@ -22,7 +22,7 @@ class PoolSteps:
 
     pool_model: Model
     _pool_tables: BlockTables
-    _pool_reporter: Reporter | None = None  # nor while it starts
+    _pool_reporter: Reporter | None = None  # nobody wants to know, or it is not ready
     _pool_kv: KvKeeping | None = None
     _pool_unsampled = 0  # steps whose sample_tokens is still to come
     _pool_follows = False  # a rank behind the first

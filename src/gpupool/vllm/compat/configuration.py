@@ -37,7 +37,7 @@ def unsupported(vllm_config: Any) -> str | None:
         return "context parallel engines are not supported yet"
     if parallel.enable_eplb:  # which moves experts' weights inside steps, and nobody is told
         return "engines that balance their experts' load cannot be pooled: leave --enable-eplb out"
-    model = getattr(vllm_config, "model_config", None)
+    model = vllm_config.model_config
     # Of vLLM's own sleep, which a pooled engine's is not; 0.26 has neither.
     if getattr(model, "sleep_mode_offload_cudagraph", False):
         return (

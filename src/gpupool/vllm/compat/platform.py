@@ -39,11 +39,10 @@ def platform_worker() -> type[Any]:
 
 def prepare_process(vllm_config: Any) -> None:
     """Before any model is loaded in this process."""
-    parallel = vllm_config.parallel_config
-    if parallel.world_size > 1 and current_platform.is_cuda():
-        _reduce_by_nccl_alone(vllm_config)
     if current_platform.is_cuda():
         keep_workspaces_apart()
+        if vllm_config.parallel_config.world_size > 1:
+            _reduce_by_nccl_alone(vllm_config)
     if current_platform.is_cpu():
         # With oneDNN every linear weight is repacked into an opaque handle that cannot be moved;
         # without, torch multiplies by the parameter itself.
