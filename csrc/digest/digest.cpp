@@ -42,59 +42,69 @@ std::uint64_t run_portable(std::byte* destination, const std::byte* source, std:
 enum class Store { none, cached, streaming };
 
 // The same loop for vectors of any width: macros, since what is inlined into a function for AVX2
-// must be compiled for AVX2 itself.
-#define GPUPOOL_DIGEST_LOOP(TARGET, NAME, VECTOR, ADD, XOR, MULTIPLY, SWAP, SHIFT, LOAD, STORE,  \
+// must be compiled for AVX2 itself. The halves of z are kept apart, `low` and `high` in the lower
+// half of a lane each, whatever is above: a round is then three operations, and the halves are
+// put together once, in the sums.
+#define GPUPOOL_DIGEST_LOOP(TARGET, NAME, VECTOR, ADD, XOR, AND, MULTIPLY, SHIFT, LOAD, STORE,   \
                             STREAM, SPLAT)                                                       \
   template <Store kind>                                                                          \
   TARGET std::uint64_t NAME(std::byte* destination, const std::byte* source, std::size_t blocks, \
                             std::uint64_t first_word) noexcept {                                 \
     constexpr std::size_t lanes = sizeof(VECTOR) / word_bytes;                                   \
-    VECTOR keys[vectors_a_block], sums[vectors_a_block];                                         \
+    VECTOR keys[vectors_a_block], lows = SPLAT(0), highs = SPLAT(0);                             \
     for (std::size_t v = 0; v < vectors_a_block; ++v) {                                          \
       std::uint64_t start[lanes];                                                                \
       for (std::size_t lane = 0; lane < lanes; ++lane) {                                         \
         start[lane] = (first_word + v * lanes + lane + 1) * key_step;                            \
       }                                                                                          \
       std::memcpy(&keys[v], start, sizeof(VECTOR));                                              \
-      sums[v] = SPLAT(0);                                                                        \
     }                                                                                            \
     const VECTOR step = SPLAT(static_cast<long long>(vectors_a_block * lanes * key_step));       \
+    const VECTOR lower_half = SPLAT(0xffffffff);                                                 \
     const std::size_t total = blocks * sizeof(keys);                                             \
     for (std::size_t block = 0; block < blocks; ++block) {                                       \
-      const std::byte* const ahead =                                                             \
-          source + part_ahead<sizeof(keys)>(block * sizeof(keys), total);                        \
-      __builtin_prefetch(ahead);                                                                 \
-      if constexpr (sizeof(keys) > line_bytes) __builtin_prefetch(ahead + line_bytes);           \
+      __builtin_prefetch(source + part_ahead<sizeof(keys)>(block * sizeof(keys), total));        \
+      VECTOR low[vectors_a_block], high[vectors_a_block];                                        \
       for (std::size_t v = 0; v < vectors_a_block; ++v) {                                        \
         const std::size_t at = (block * vectors_a_block + v) * sizeof(VECTOR);                   \
-        VECTOR z = LOAD(reinterpret_cast<const VECTOR*>(source + at));                           \
+        const VECTOR words = LOAD(reinterpret_cast<const VECTOR*>(source + at));                 \
         if constexpr (kind == Store::cached) {                                                   \
-          STORE(reinterpret_cast<VECTOR*>(destination + at), z);                                 \
+          STORE(reinterpret_cast<VECTOR*>(destination + at), words);                             \
         } else if constexpr (kind == Store::streaming) {                                         \
-          STREAM(reinterpret_cast<VECTOR*>(destination + at), z);                                \
+          STREAM(reinterpret_cast<VECTOR*>(destination + at), words);                            \
         }                                                                                        \
-        z = XOR(z, keys[v]);                                                                     \
+        low[v] = XOR(words, keys[v]);                                                            \
+        high[v] = SHIFT(low[v], 32);                                                             \
         keys[v] = ADD(keys[v], step);                                                            \
-        for (const std::uint32_t m : multipliers) {                                              \
-          const VECTOR product = MULTIPLY(z, SPLAT(m));                                          \
-          z = XOR(SWAP(product, 0xb1), SHIFT(z, 32));                                            \
+      }                                                                                          \
+      for (const std::uint32_t m : multipliers) {                                                \
+        for (std::size_t v = 0; v < vectors_a_block; ++v) {                                      \
+          const VECTOR product = MULTIPLY(low[v], SPLAT(m));                                     \
+          low[v] = XOR(SHIFT(product, 32), high[v]);                                             \
+          high[v] = product;                                                                     \
         }                                                                                        \
-        sums[v] = ADD(sums[v], z);                                                               \
+      }                                                                                          \
+      for (std::size_t v = 0; v < vectors_a_block; ++v) {                                        \
+        lows = ADD(lows, AND(low[v], lower_half));                                               \
+        highs = ADD(highs, high[v]);                                                             \
       }                                                                                          \
     }                                                                                            \
-    std::uint64_t parts[lanes * vectors_a_block], sum = 0;                                       \
-    std::memcpy(parts, sums, sizeof(parts));                                                     \
-    for (const std::uint64_t part : parts) sum += part;                                          \
+    std::uint64_t low_parts[lanes], high_parts[lanes], sum = 0;                                  \
+    STORE(reinterpret_cast<VECTOR*>(low_parts), lows);                                           \
+    STORE(reinterpret_cast<VECTOR*>(high_parts), highs);                                         \
+    for (const std::uint64_t part : low_parts) sum += part;                                      \
+    for (const std::uint64_t part : high_parts) sum += part << 32;                               \
     return sum;                                                                                  \
   }
 
-constexpr std::size_t vectors_a_block = 4;
+// Of AVX2 a line; more of them take more registers than there are.
+constexpr std::size_t vectors_a_block = 2;
 
-GPUPOOL_DIGEST_LOOP(, sum_sse2, __m128i, _mm_add_epi64, _mm_xor_si128, _mm_mul_epu32,
-                    _mm_shuffle_epi32, _mm_srli_epi64, _mm_loadu_si128, _mm_storeu_si128,
-                    GPUPOOL_STREAM_128, _mm_set1_epi64x)
+GPUPOOL_DIGEST_LOOP(, sum_sse2, __m128i, _mm_add_epi64, _mm_xor_si128, _mm_and_si128, _mm_mul_epu32,
+                    _mm_srli_epi64, _mm_loadu_si128, _mm_storeu_si128, GPUPOOL_STREAM_128,
+                    _mm_set1_epi64x)
 GPUPOOL_DIGEST_LOOP(__attribute__((target("avx2"))), sum_avx2, __m256i, _mm256_add_epi64,
-                    _mm256_xor_si256, _mm256_mul_epu32, _mm256_shuffle_epi32, _mm256_srli_epi64,
+                    _mm256_xor_si256, _mm256_and_si256, _mm256_mul_epu32, _mm256_srli_epi64,
                     _mm256_loadu_si256, _mm256_storeu_si256, GPUPOOL_STREAM_256, _mm256_set1_epi64x)
 
 struct Loops {

@@ -35,8 +35,8 @@ void guest(const char* role, int fd) {
 }
 
 // A page that is handed on, as the daemon has it.
-struct Page {
-  explicit Page(const DriverPtr& driver) : driver(driver) {
+struct HandedPage {
+  explicit HandedPage(const DriverPtr& driver) : driver(driver) {
     CHECK_OK(driver->page_create(&handle, page_bytes));
     CHECK_OK(driver->page_export(&fd, handle));
   }
@@ -57,19 +57,19 @@ TEST(pages_are_made_exported_and_imported_without_a_context) {
   std::size_t granularity = 0;
   CHECK_OK(driver->page_granularity(&granularity));
   CHECK_EQ(page_bytes % granularity, 0);
-  std::vector<Page> pages;
+  std::vector<HandedPage> pages;
   for (int i = 0; i < 8; ++i) pages.emplace_back(driver);
-  for (const Page& page : pages) {
+  for (const HandedPage& page : pages) {
     PageHandle same = 0;
     CHECK_OK(driver->page_import(&same, page.fd));
     CHECK_OK(driver->page_release(same));
   }
-  for (Page& page : pages) page.give_back();
+  for (HandedPage& page : pages) page.give_back();
   CHECK(!has_primary_context());
 }
 
 TEST(a_page_is_handed_on_among_processes_without_a_context) {
-  Page page(open_test_driver());
+  HandedPage page(open_test_driver());
   guest("hand_on", page.fd);
   page.give_back();
   CHECK(!has_primary_context());
@@ -77,7 +77,7 @@ TEST(a_page_is_handed_on_among_processes_without_a_context) {
 
 // As models take turns: nobody has it mapped in between, and only the descriptor is left.
 TEST(what_one_process_writes_the_next_reads) {
-  Page page(open_test_driver());
+  HandedPage page(open_test_driver());
   CHECK_OK(page.driver->page_release(page.handle));
   guest("write", page.fd);
   guest("read", page.fd);
