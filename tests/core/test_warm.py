@@ -117,6 +117,56 @@ def test_warm_pages_that_the_driver_does_not_let_go_are_not_lost() -> None:
     assert torn
 
 
+@pytest.mark.parametrize("again", range(7))
+def test_warm_pages_that_went_by_and_by_are_all_given_back(again: int) -> None:
+    """A failure tears them, and another lets only some of them go at the next attempt."""
+    torn = 0
+    for nth in range(1, 7):
+        plan = FaultPlan()
+        pool = pool_of(6, plan)
+        a, b = pool.model("a"), loaded(pool, "b", 1)
+        for pages in (3, 1, 2):
+            a.region("runtime", pages * PAGE_BYTES)
+        with a.resident():
+            pass
+        come(b)
+        a._session.cooled = lambda: None  # type: ignore[method-assign]
+        for fails_at in (nth, again):
+            if fails_at > 0:
+                plan.arm(fails_at, 999, persistent=True, releases=True)
+            a.gate.cool(4)
+            plan.disarm()
+            torn += a._residency.torn
+        a.gate.cool(4)
+        assert pool.statistics().models[0].held_bytes == a.warm_bytes
+        for model in (a, b, a):
+            with model.resident():
+                pass
+        pool.close()
+        assert pool.free_bytes == 6 * PAGE_BYTES
+    assert torn
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("call", ["cool", "release"])
+def test_an_interrupt_as_warm_pages_go_keeps_the_account(call: str, done: bool) -> None:
+    pool = pool_of(6)
+    a, b = loaded(pool, "a", 4), loaded(pool, "b", 4)
+    come(a, b)
+    assert a.warm_bytes > 0
+    residency, session = a._residency, a._session
+    if call == "cool":
+        residency.saved = Interrupted(residency.saved, call, 1, done=done)  # type: ignore
+    else:
+        session.release = Interrupted(session, call, 1, done=done).release  # type: ignore
+    with pytest.raises(KeyboardInterrupt):
+        a.region("runtime", PAGE_BYTES)
+    assert pool.statistics().models[0].held_bytes == a.warm_bytes
+    come(a, b, a)
+    pool.close()
+    assert pool.free_bytes == 6 * PAGE_BYTES
+
+
 class Interrupted:
     """Does as another, but for one call that is interrupted: before it, or as it returns."""
 

@@ -39,8 +39,7 @@ class Residency:
         verify: Verify,
     ) -> None:
         """Out and without regions."""
-        self._name = name
-        self._session = session
+        self._name, self._session = name, session
         self.before_swap_out = before_swap_out
         self.saved = ModelMemory(session.driver, session.page_bytes, verify=verify)
         """Of regions that swaps save by themselves, and of workspaces."""
@@ -256,6 +255,7 @@ class Residency:
         # interrupted may have been told: then there is nothing to give back, which is refused.
         with contextlib.suppress(DaemonUnavailableError, *([UsageError] if again else [])):
             self._session.give_back(report, self.warm_pages)
+        self._warm.settled()
         self._parted = False
         return report
 

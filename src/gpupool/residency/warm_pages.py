@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from gpupool._core import ModelMemory
 from gpupool.errors import DaemonUnavailableError, GpupoolError
@@ -19,6 +19,7 @@ class WarmPages:
         self._session = session
         self._handles = handles
         self._giving = threading.Lock()
+        self._torn: set[int] = set()  # what was there as a failure tore it, until all of it goes
 
     def cool(self, memory: ModelMemory, pages: int) -> None:
         """Give so many back, or what there is of them, and say what became of it."""
@@ -37,21 +38,33 @@ class WarmPages:
             self._give(memory, memory.warm_pages)
             yield
 
+    def settled(self) -> None:
+        """All pages were given back in another way."""
+        self._torn.clear()
+
     def _give(self, memory: ModelMemory, pages: int) -> None:
         if pages == 0:
             return
+        had = set(self._handles())
         try:
-            gone = memory.cool(pages)
+            self._release(memory.cool(pages))
         except GpupoolError:
             if not memory.torn:
                 raise
+            self._torn |= had
             self._give_torn(memory)
-            return
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.release(gone, leaving=True)
+        except BaseException:  # interrupted, perhaps as they had gone
+            if not memory.torn:
+                self._release(had.difference(self._handles()))
+            raise
 
     def _give_torn(self, memory: ModelMemory) -> None:
-        handles = self._handles()
+        self._torn.update(self._handles())
         memory.swap_out()
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.release(handles, leaving=True)
+        self._release(self._torn)
+        self._torn.clear()
+
+    def _release(self, handles: Collection[int]) -> None:
+        if handles:
+            with contextlib.suppress(DaemonUnavailableError):
+                self._session.release(list(handles), leaving=True)
