@@ -10,7 +10,7 @@ from pool_bench import BUDGET_PAGES, PAGE_BYTES, memory_of, pool_of, resident_mo
 
 import gpupool.pool
 from gpupool import Model, Pool
-from gpupool._core import FaultPlan
+from gpupool._core import FaultPlan, PagePool
 from gpupool.errors import DoesNotFitError, DriverError, LeaseTimeoutError, UsageError
 from gpupool.regions import Regions
 
@@ -214,6 +214,34 @@ def test_an_interrupted_wait_leaves_no_request_behind(monkeypatch: pytest.Monkey
             pass
     pool.close()
     assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+
+
+def test_pages_that_come_as_their_model_is_interrupted_are_free_again() -> None:
+    pool = pool_of()
+    model = resident_model(pool, "a")
+    other = resident_model(pool, "b")
+    arbiter = model._session._arbiter._arbiter  # type: ignore[attr-defined]
+
+    class Interrupted:
+        def __init__(self, pages: PagePool) -> None:
+            self._pages = pages
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._pages, name)
+
+        def acquire(self, key: int, count: int) -> None:
+            arbiter._pages = self._pages
+            self._pages.acquire(key, count)
+            raise KeyboardInterrupt
+
+    arbiter._pages = Interrupted(arbiter._pages)
+    with pytest.raises(KeyboardInterrupt), model.resident():
+        pass
+    assert pool.free_bytes == BUDGET_PAGES * PAGE_BYTES
+    for each in (model, other):
+        with each.resident(timeout_s=5.0):
+            pass
+    pool.close()
 
 
 def test_a_revoke_of_a_lease_that_has_ended_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

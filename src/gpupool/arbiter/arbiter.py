@@ -230,10 +230,12 @@ class Arbiter(Distrust):
         try:
             if not lease.pinned:
                 self._take(key, shared)
-            pages = self._pages.acquire(key, until - lease.held - len(shared))
-        except (DriverError, UsageError) as error:
+            pages = self._get(key, until - lease.held - len(shared))
+        except BaseException as error:
             if not lease.pinned:
                 self._give_up_shared(key, shared)
+            if not isinstance(error, DriverError | UsageError):
+                raise
             if isinstance(error, DriverError):
                 self._unpin(lease)
                 self._enter(lease, self._without_grant(lease), now_s)

@@ -104,7 +104,7 @@ class Holdings:
                 f"model {lease.name!r} asked for {pages} pages more and {self._pages.free_pages} "
                 "are free: resize its regions while it is out, so that others make room"
             )
-        granted = self._pages.acquire(key, pages)
+        granted = self._get(key, pages)
         lease.pages += pages
         lease.held += pages
         return granted
@@ -162,6 +162,15 @@ class Holdings:
             raise UsageError(
                 f"model {self._leases[key].name!r} told of pages that it does not hold"
             )
+
+    def _get(self, key: int, count: int) -> list[int]:
+        """Free pages, which may take long where they must be created; none if it is interrupted."""
+        had = self._pages.owned(key)
+        try:
+            return self._pages.acquire(key, count)
+        except BaseException:
+            self._pages.give_back(key, list(set(self._pages.owned(key)).difference(had)))
+            raise
 
     def _take(self, key: int, shared: Mapping[int, int]) -> None:
         if shared:
