@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from gate_bench import FakeModel, gate_of, revoke_is_waiting, thread_running, wait_until
+from gate_bench import (
+    PATIENCE_S,
+    FakeModel,
+    gate_of,
+    revoke_is_waiting,
+    thread_running,
+    wait_until,
+)
 
 from gpupool.errors import DriverError
 from gpupool.gate import Gate
@@ -24,7 +31,7 @@ class Scripted(FakeModel):
 
     def is_stale(self) -> bool:
         self.looks += 1
-        return False
+        return self.resident  # as another lease than was revoked
 
     def bring_in(self, timeout_s: float, ahead: Ahead | None = None) -> None:
         self.attempts += 1
@@ -71,6 +78,32 @@ def test_who_waits_for_a_torn_model_waits_while_attempts_to_bring_it_in_fail(
             pass
     assert model.results == [gives_up]
     assert model.calls == calls
+
+
+def test_a_revoke_of_what_a_torn_model_comes_to_waits_for_its_step() -> None:
+    model, looks = FakeModel(), 0
+    gate = gate_of(model)
+    model.torn = True
+    gate._see_whether_torn()
+    model.may_finish.clear()
+
+    def is_stale() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    def step() -> None:
+        with gate.hold():
+            model.torn, looked = False, looks
+            wait_until(lambda: bool(results) or looks > looked + 1)
+
+    with thread_running(step):
+        assert model.inside.acquire(timeout=PATIENCE_S)
+        with thread_running(lambda: gate.give_up(None, is_stale)) as results:
+            wait_until(lambda: revoke_is_waiting(gate))
+            model.may_finish.set()
+    assert results == [True]
+    assert model.calls == ["in", "out"]
 
 
 def test_after_an_error_a_model_is_where_its_memory_is() -> None:

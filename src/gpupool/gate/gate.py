@@ -218,9 +218,11 @@ class Gate(Moves):
                 if self._ahead is not None:
                     self._ahead.stop()
                 while not self._may_leave():
-                    # Another thread may have given it up meanwhile, and brought it in anew.
                     gone = self._state in (State.OUT, State.CLOSED)
-                    if gone or self._arrivals != arrivals or stale():
+                    # Another thread may have given it up meanwhile, and brought it in anew, which
+                    # a revoke may also be about: that knows by itself when it is stale.
+                    anew = is_stale is None and self._arrivals != arrivals
+                    if gone or anew or stale():
                         return False
                     self._wait(left_s, polls=is_stale is not None)
             self._leave(leave, then)
