@@ -229,6 +229,19 @@ def leaves_interrupted(again: str, call: str, nth: int, *, done: bool) -> bool:
     return was_interrupted
 
 
+def test_a_swap_out_that_is_told_of_twice_counts_once() -> None:
+    pool = pool_of(4)
+    a = loaded(pool, "a", 4)
+    come(a)
+    session = a._session
+    session.give_back = Interrupted(session, "give_back", 1, done=True).give_back  # type: ignore
+    with pytest.raises(KeyboardInterrupt):
+        a.swap_out()
+    a.swap_out()
+    assert pool.statistics().models[0].swap_outs.swaps == 1
+    pool.close()
+
+
 @pytest.mark.parametrize("done", [False, True])
 def test_an_interrupt_as_what_came_in_vain_goes_back_keeps_the_account(done: bool) -> None:
     plan = FaultPlan()

@@ -274,9 +274,9 @@ class EmbeddedArbiter:
     def give_back(self, key: int, report: SwapReport | None, keeps: int) -> None:
         """No page of the lease is mapped any more, but for those that it keeps and are warm."""
         with self._changed:
-            if report is not None:
-                self._swaps.went(key, report)
             self._arbiter.yielded(key, time.monotonic(), keeps)
+            if report is not None:  # not before: what was told of twice is refused
+                self._swaps.went(key, report)
             self._came_back()
 
     def set_idle(self, key: int, idle: bool) -> None:
