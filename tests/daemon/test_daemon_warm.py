@@ -6,6 +6,7 @@ import ctypes
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from daemon_bench import PAGE_BYTES, Daemon, StartDaemon, until
@@ -91,6 +92,31 @@ def test_what_was_written_through_no_door_is_told_and_lost(
     told = [r.getMessage() for r in caplog.records if "though nobody said" in r.getMessage()]
     assert len(told) == 2
     assert f"model 'a': {PAGE_BYTES} bytes" in told[0]
+    a.close()
+
+
+def test_an_interrupt_as_a_model_has_left_does_not_end_its_session(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = client.DaemonSession(daemon.socket_path, "a")
+    a = Model("a", session)
+    a.region("weights", 2 * PAGE_BYTES)
+    with a.resident():
+        pass
+    give_back = session.give_back
+
+    def interrupted(*told: Any) -> None:
+        monkeypatch.undo()
+        give_back(*told)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "give_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        a.swap_out()
+    with a.resident():
+        assert held(daemon) == {"a": ("resident", 2)}
+    a.swap_out()
+    until(lambda: held(daemon) == {"a": ("out", 0)})
     a.close()
 
 

@@ -53,7 +53,7 @@ class DaemonSession:
         self.follows_requests = welcome.follows_requests
         """Whether the daemon's policy goes by what is told of requests."""
         self._asking = threading.Lock()
-        self._acquires = 0
+        self._acquires, self._emptied = 0, -1  # the latest, and of which nothing is held any more
         self._obeying = Obeying()
         self._link = Link(connection, self._obeying.order, self._obeying.wish)
         self._lasting = Lasting(self._link)
@@ -205,7 +205,12 @@ class DaemonSession:
 
         But for the ``keeps`` pages that are warm now, when all others have been released.
         """
+        lease = self._acquires
+        if keeps == 0 and self._emptied == lease:
+            return  # whoever told it was interrupted then, and to the daemon it would be a fault
         self._link.send(p.Yielded(None if report is None else p.SwapFigures.of(report), keeps))
+        if keeps == 0:
+            self._emptied = lease
 
     def damaged(self, message: str, handles: Sequence[int] = ()) -> None:
         """Memory was not what was saved, as ``Session.damaged``."""
