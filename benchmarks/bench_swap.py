@@ -194,13 +194,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
     copy = [1e3 * found["bytes"] / (1e9 * rate) for rate in found["gbps"].values()]
     copy += [found[f"verify_{how}"]["copy_ms"] for how in VERIFIES]
     mapped = [0.0] * len(found["gbps"]) + [found[f"verify_{how}"]["map_ms"] for how in VERIFIES]
-    figure, axes = pyplot.subplots(figsize=(7, 3))
+    figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     axes.barh(names, mapped, label="mapping")
     axes.barh(names, copy, left=mapped, label="copying")
     axes.set_xlabel(f"milliseconds for {found['bytes'] / MIB:.0f} MiB, device {found['device']}")
     axes.invert_yaxis()
-    axes.legend()
-    figure.tight_layout()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path)
 
 
