@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "swap/swap.h"
@@ -25,6 +26,14 @@ struct ImageBuffer {
   RegionPtr region;
   std::shared_ptr<HostMemory> image;
 };
+
+// What the driver calls these pages.
+inline std::vector<PageHandle> handles_of(const std::vector<PagePtr>& pages) {
+  std::vector<PageHandle> handles;
+  handles.reserve(pages.size());
+  for (const PagePtr& page : pages) handles.push_back(page->handle());
+  return handles;
+}
 
 // The rest of what a region has, for other libraries.
 void bind_views(py::class_<RegionHandle>& region);

@@ -1,7 +1,6 @@
 // The residency of one model: what its swaps are told, and what they say of themselves.
 #include <pybind11/native_enum.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -29,6 +28,10 @@ std::vector<SharedPage> given(const SharedPages& shared) {
   pages.reserve(shared.size());
   for (const auto& [index, page] : shared) pages.push_back({index, page});
   return pages;
+}
+
+std::stop_token token_of(const std::optional<std::stop_source>& cancellation) {
+  return cancellation ? cancellation->get_token() : std::stop_token();
 }
 
 }  // namespace
@@ -162,9 +165,8 @@ void bind_models(py::module_& m) {
           "swap_in",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
              const std::optional<std::stop_source>& cancellation, const SharedPages& shared) {
-            return self.memory->swap_in(
-                {pages.begin(), pages.end()}, clean,
-                cancellation ? cancellation->get_token() : std::stop_token(), given(shared));
+            return self.memory->swap_in({pages.begin(), pages.end()}, clean, token_of(cancellation),
+                                        given(shared));
           },
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
           py::arg("shared") = SharedPages(), NoGil(),
@@ -185,8 +187,7 @@ void bind_models(py::module_& m) {
           "warm",
           [](const Memory& self, const std::vector<std::shared_ptr<Page>>& pages, std::size_t clean,
              const std::optional<std::stop_source>& cancellation, const SharedPages& shared) {
-            return self.memory->warm({pages.begin(), pages.end()}, clean,
-                                     cancellation ? cancellation->get_token() : std::stop_token(),
+            return self.memory->warm({pages.begin(), pages.end()}, clean, token_of(cancellation),
                                      given(shared));
           },
           py::arg("pages"), py::arg("clean") = 0, py::arg("cancellation") = py::none(),
@@ -196,10 +197,7 @@ void bind_models(py::module_& m) {
       .def(
           "cool",
           [](const Memory& self, std::size_t count) {
-            std::vector<PageHandle> handles;
-            handles.reserve(std::min(count, self.memory->warm_pages()));
-            for (const PagePtr& page : self.memory->cool(count)) handles.push_back(page->handle());
-            return handles;
+            return handles_of(self.memory->cool(count));
           },
           py::arg("count"), NoGil(),
           "Unmaps the last so many warm pages; the handles of those that went.")
@@ -210,12 +208,7 @@ void bind_models(py::module_& m) {
           "Saves what the images lack and unmaps all but the first `keep` warmable pages.")
       .def(
           "drain",
-          [](const Memory& self, std::size_t keep) {
-            const std::vector<PagePtr> gone = self.memory->drain(keep);
-            std::vector<PageHandle> handles;
-            for (const PagePtr& page : gone) handles.push_back(page->handle());
-            return handles;
-          },
+          [](const Memory& self, std::size_t keep) { return handles_of(self.memory->drain(keep)); },
           py::arg("keep") = 0, NoGil(),
           "The next part of a swap-out: the handles of the pages that went, which swap_out "
           "ends.\n\n"

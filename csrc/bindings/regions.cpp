@@ -12,13 +12,6 @@
 namespace gpupool::bindings {
 namespace {
 
-std::vector<PageHandle> handles_of(const std::vector<PagePtr>& pages) {
-  std::vector<PageHandle> handles;
-  handles.reserve(pages.size());
-  for (const PagePtr& page : pages) handles.push_back(page->handle());
-  return handles;
-}
-
 std::vector<Run> to_runs(const std::vector<std::pair<std::size_t, std::size_t>>& pairs) {
   std::vector<Run> runs;
   runs.reserve(pairs.size());
