@@ -53,7 +53,8 @@ class DaemonSession:
         self.follows_requests = welcome.follows_requests
         """Whether the daemon's policy goes by what is told of requests."""
         self._asking = threading.Lock()
-        self._acquires, self._emptied = 0, -1  # the latest, and of which nothing is held any more
+        self._acquires = 0
+        self._emptied = -1  # the acquire of which nothing is held any more
         self._obeying = Obeying()
         self._link = Link(connection, self._obeying.order, self._obeying.wish)
         self._lasting = Lasting(self._link)

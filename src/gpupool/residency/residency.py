@@ -22,7 +22,7 @@ from gpupool.residency.early import EarlyArrival
 from gpupool.residency.figures import figures_of, figures_of_leaving, warn_of_unmarked
 from gpupool.residency.footprint import Footprint
 from gpupool.residency.parking import Parking
-from gpupool.residency.warm_pages import WarmPages
+from gpupool.residency.warm_pages import WarmPages, released
 from gpupool.session import PageGrant, Session
 from gpupool.sharing.images import SharedImages
 from gpupool.trace import Values, span
@@ -39,7 +39,8 @@ class Residency:
         verify: Verify,
     ) -> None:
         """Out and without regions."""
-        self._name, self._session = name, session
+        self._name = name
+        self._session = session
         self.before_swap_out = before_swap_out
         self.saved = ModelMemory(session.driver, session.page_bytes, verify=verify)
         """Of regions that swaps save by themselves, and of workspaces."""
@@ -268,13 +269,13 @@ class Residency:
         try:
             if self.saved.resident or self.saved.torn:
                 while drained := self.saved.drain(keep):
-                    self._release(drained)
+                    released(self._session, drained)
                 there = set(self._mapped(self.saved))
                 report += self.saved.swap_out(keep)
                 parted = True  # what is left cannot stay
                 warn_of_unmarked(self._name, report)
                 if keeps or self.warm_pages > 0:
-                    self._release(list(there.difference(self._mapped(self.saved))))
+                    released(self._session, there.difference(self._mapped(self.saved)))
             else:
                 self.saved.cool(self.warm_pages)
             if kept is not None and keeps:
@@ -283,18 +284,13 @@ class Residency:
                 had = self._mapped(kept)
                 report += kept.swap_out()
                 if self.warm_pages > 0:
-                    self._release(had)
+                    released(self._session, had)
         except GpupoolError:
             self._parted = parted
             raise
         for keeper in self.keepers:
             keeper.forsake() if for_good else keeper.left()
         return report
-
-    def _release(self, handles: list[int]) -> None:
-        """Ahead of the rest."""
-        with contextlib.suppress(DaemonUnavailableError):
-            self._session.release(handles, leaving=True)
 
     def _mapped(self, memory: ModelMemory) -> list[int]:
         return [p for r in self.regions if self.memory_of(r) is memory for p in r.page_handles]

@@ -11,6 +11,13 @@ from gpupool.errors import DaemonUnavailableError, GpupoolError
 from gpupool.session import Session
 
 
+def released(session: Session, handles: Collection[int]) -> None:
+    """Say that these pages of a model that leaves, or is out, are not mapped any more."""
+    if handles:
+        with contextlib.suppress(DaemonUnavailableError):  # which its pages are free of anyway
+            session.release(list(handles), leaving=True)
+
+
 class WarmPages:
     """Those of one model, which one thread at a time gives back."""
 
@@ -47,7 +54,7 @@ class WarmPages:
             return
         had = set(self._handles())
         try:
-            self._release(memory.cool(pages))
+            released(self._session, memory.cool(pages))
         except GpupoolError:
             if not memory.torn:
                 raise
@@ -55,16 +62,11 @@ class WarmPages:
             self._give_torn(memory)
         except BaseException:  # interrupted, perhaps as they had gone
             if not memory.torn:
-                self._release(had.difference(self._handles()))
+                released(self._session, had.difference(self._handles()))
             raise
 
     def _give_torn(self, memory: ModelMemory) -> None:
         self._torn.update(self._handles())
         memory.swap_out()
-        self._release(self._torn)
+        released(self._session, self._torn)
         self._torn.clear()
-
-    def _release(self, handles: Collection[int]) -> None:
-        if handles:
-            with contextlib.suppress(DaemonUnavailableError):
-                self._session.release(list(handles), leaving=True)
