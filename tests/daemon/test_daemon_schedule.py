@@ -108,6 +108,10 @@ class Schedule:
 
     def agrees(self) -> bool:
         status = self.daemon.status()
+        # Of several packets, between which one that a client has sent, or that a model gives warm
+        # pages back with, is heard; twice the same is what was true at one moment, after those.
+        if self.daemon.status() != status:
+            return False
         resident = {m.name for m in status.models if m.state == "resident"}
         if {m.name for m in status.models} != set(self.clients):
             return False

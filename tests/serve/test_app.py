@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import yaml
+from starlette.applications import Starlette
 from waiting import is_running, pid_in, until
 
 from gpupool.serve import app
 from gpupool.serve.failures import ServeError
-from gpupool.serve.http_server import listen, url_of
+from gpupool.serve.http_server import HttpServer, listen, url_of
 
 Make = Callable[[str], Path]
 HERE = Path(__file__).parent
@@ -243,6 +245,28 @@ def test_addresses_are_shown_with_their_real_port() -> None:
         port = listener.getsockname()[1]
         assert url_of(listener, "127.0.0.1") == f"http://127.0.0.1:{port}"
         assert url_of(listener, "::1") == f"http://[::1]:{port}"
+
+
+def test_a_server_can_be_reached_from_its_start_on() -> None:
+    async def reach(listener: socket.socket) -> None:
+        server = HttpServer(Starlette(), listener)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.getsockname(), timeout=20)
+        server.start()
+        with socket.create_connection(listener.getsockname(), timeout=20):
+            await server.stop(0)
+
+    with listen("127.0.0.1", 0) as listener:
+        anyio.run(reach, listener)
+
+
+def test_a_port_that_is_taken_before_the_start_is_told() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(listener.getsockname())
+        other.listen()
+        with pytest.raises(ServeError, match=r"taken by another program .* server\.port"):
+            HttpServer(Starlette(), listener).start()
 
 
 def test_a_taken_port_starts_nothing(

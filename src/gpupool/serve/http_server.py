@@ -63,8 +63,19 @@ class HttpServer:
         )
 
     def start(self) -> None:
-        """Begins to accept connections; without effect when it already does."""
+        """Begins to accept connections; without effect when it already does. Raises ServeError.
+
+        Whoever connects from now on is answered, though the task may begin later.
+        """
         if self._task is None:
+            try:
+                self._listener.listen(self._server.config.backlog)
+            except OSError as error:
+                raise ServeError(
+                    f"port {self._listener.getsockname()[1]} was taken by another program while"
+                    f" the models started ({os.strerror(error.errno or 0)}); choose another"
+                    " server.port"
+                ) from None
             self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]))
 
     async def wait(self) -> None:
