@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(FOLDER.glob("test_*.py"))
 LEAST_MOVES, LEAST_DIGESTS = 2000, 250
+TIMEOUT_S = 900
 
 
 def start(file: Path, folder: Path) -> subprocess.Popen[str]:
@@ -35,12 +36,13 @@ def start(file: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(TIMEOUT_S)
 def test_all_pass_and_compare_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside each other: most of the time is that of two of them."""
     children = {file: start(file, tmp_path) for file in FILES}
     try:
         for file, child in children.items():
-            output, _ = child.communicate(timeout=280)
+            output, _ = child.communicate(timeout=TIMEOUT_S - 20)
             assert child.returncode == 0, f"{file.name}:\n{output}"
     finally:
         for child in children.values():

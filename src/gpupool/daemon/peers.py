@@ -49,6 +49,7 @@ class Peer:
             connection.close()
             raise ProtocolError(str(error)) from None
         self.key: int | None = None  # its model's, once it has said Hello
+        self.heard = False  # it has said something
         self.lost = False  # nothing it says counts any more
         self.exited = False  # the process is gone, and with it every mapping it had
         self.send_failed = False

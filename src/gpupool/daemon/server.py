@@ -31,6 +31,7 @@ _CONNECTIONS_MAX = 1024
 _CONNECTIONS_MIN = 16
 _PAGE_BYTES_MAX = 1 << 30
 _FDS_OWN = 64  # descriptors of the daemon itself
+_TURNS_PUT_OFF_MAX = 300  # about as many packets as fit a socket
 _HELD_S = 0.02  # between looks whether descriptors were read: no event tells
 
 
@@ -77,6 +78,7 @@ class Server:
         )
         self._listener = Listener(socket_path)
         self._peers: dict[Peer, None] = {}  # in order of their coming
+        self._turns_put_off = 0
         self._stopping = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
@@ -121,13 +123,31 @@ class Server:
         timeout_s = None if wake_at_s is None else max(0.0, wake_at_s - time.monotonic())
         if any(peer.held for peer in self._peers):
             timeout_s = _HELD_S if timeout_s is None else min(timeout_s, _HELD_S)
-        for key, events in self._selector.select(timeout_s):
+        ready = self._selector.select(timeout_s)
+        put_off = self._put_off(ready)
+        for key, events in ready:
+            if key.data in put_off:
+                continue
             if key.fileobj is self._listener.socket:
                 self._accept()
             elif key.fileobj == self._wake_read:
                 os.read(self._wake_read, 64)
             elif key.data in self._peers:  # else forgotten earlier in this round
                 self._serve(key.data, key.fd, events)
+
+    def _put_off(self, ready: list[tuple[selectors.SelectorKey, int]]) -> set[Peer]:
+        """Newcomers whose first packet is left for later, as others have something to say.
+
+        A process that says something and then connects anew, to open a model that it has closed or
+        to ask for the status, is heard in that order, though a turn hears one packet of each.
+        """
+        peers = {key.data for key, _ in ready if isinstance(key.data, Peer)}
+        newcomers = {peer for peer in peers if not peer.heard}
+        if not newcomers or newcomers == peers or self._turns_put_off == _TURNS_PUT_OFF_MAX:
+            self._turns_put_off = 0
+            return set()
+        self._turns_put_off += 1
+        return newcomers
 
     def _accept(self) -> None:
         try:
@@ -161,6 +181,7 @@ class Server:
             self._read(peer)
 
     def _read(self, peer: Peer) -> None:
+        peer.heard = True
         try:
             packet, fds = wire.receive(peer.connection, 1)
             with _closed_at_the_end(fds):
