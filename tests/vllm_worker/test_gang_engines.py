@@ -17,7 +17,7 @@ from demo.checkpoints import write_llama
 _SCRIPT = Path(__file__).with_name("gang_run.py")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_two_engines_of_two_ranks_answer_as_undisturbed(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     for index in range(2):
@@ -26,7 +26,7 @@ def test_two_engines_of_two_ranks_answer_as_undisturbed(tmp_path: Path) -> None:
         [sys.executable, str(_SCRIPT), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=880,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

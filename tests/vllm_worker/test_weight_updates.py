@@ -16,7 +16,7 @@ from demo.checkpoints import write_llama
 
 _SCRIPT = Path(__file__).with_name("updates_run.py")
 SEED = 3
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 PIECE_BYTES = 2 << 20  # of an image, which has a digest of its own
 
 
