@@ -108,8 +108,8 @@ class Schedule:
 
     def agrees(self) -> bool:
         status = self.daemon.status()
-        # Of several packets, between which one that a client has sent, or that a model gives warm
-        # pages back with, is heard; twice the same is what was true at one moment, after those.
+        # It comes in several packets, and the daemon may hear a model between two of them. Two that
+        # are alike are what was true at one moment.
         if self.daemon.status() != status:
             return False
         resident = {m.name for m in status.models if m.state == "resident"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,20 +34,20 @@ class Heard:
 
         monkeypatch.setattr(self._server._desk, "handle", listen)
 
-    def start(self) -> None:
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
         self._thread.start()
-
-    def end(self) -> None:
-        self._server.stop()
-        self._thread.join(60.0)
-        assert not self._thread.is_alive()
+        try:
+            yield
+        finally:
+            self._server.stop()
+            self._thread.join(60.0)
+            assert not self._thread.is_alive()
 
 
 @pytest.fixture
-def daemon(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
-    heard = Heard(directory / "daemon.sock", monkeypatch)
-    yield heard
-    heard.end()
+def daemon(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Heard:
+    return Heard(directory / "daemon.sock", monkeypatch)
 
 
 def talkative(daemon: Heard) -> RawClient:
@@ -61,8 +62,8 @@ def talkative(daemon: Heard) -> RawClient:
 def test_who_leaves_and_comes_again_is_not_in_its_own_way(daemon: Heard) -> None:
     before, again = talkative(daemon), RawClient(daemon.path)
     again.send(p.Hello(p.PROTOCOL_VERSION, "a"))
-    daemon.start()
-    assert isinstance(again.receive(), p.Welcome)
+    with daemon.running():
+        assert isinstance(again.receive(), p.Welcome)
     assert daemon.words == ["Hello", *["Idle"] * IDLES, "Goodbye", "Hello"]
     before.close()
     again.close()
@@ -71,8 +72,8 @@ def test_who_leaves_and_comes_again_is_not_in_its_own_way(daemon: Heard) -> None
 def test_who_asks_hears_what_follows_from_all_that_was_said(daemon: Heard) -> None:
     before, asks = talkative(daemon), RawClient(daemon.path)
     asks.send(p.StatusQuery(0))
-    daemon.start()
-    reply = asks.receive()
+    with daemon.running():
+        reply = asks.receive()
     assert isinstance(reply, p.StatusReply)
     assert reply.status.models == []
     before.close()
@@ -85,8 +86,8 @@ def test_who_never_stops_talking_keeps_nobody_from_being_heard(
     monkeypatch.setattr(server_module, "_TURNS_PUT_OFF_MAX", 3)
     before, other = talkative(daemon), RawClient(daemon.path)
     other.send(p.Hello(p.PROTOCOL_VERSION, "b"))
-    daemon.start()
-    assert isinstance(other.receive(), p.Welcome)
+    with daemon.running():
+        assert isinstance(other.receive(), p.Welcome)
     assert 4 <= daemon.words.index("Hello", 1) <= 5 < IDLES
     before.close()
     other.close()
